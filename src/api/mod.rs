@@ -1,0 +1,2 @@
+//! The generated traits' thin implementations: convert, call, map.
+pub mod codec;

@@ -1,0 +1,116 @@
+//! What can go wrong, in the words of the domain. `api::status` alone turns it into a gRPC status.
+
+use std::{error::Error as StdError, sync::Arc};
+
+use crate::model::LocationId;
+
+/// A result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// The cause of an error, for the log and never for a client.
+pub type Cause = Arc<dyn StdError + Send + Sync>;
+
+/// Why a call failed. Cheap to clone, because callers who share one database read share its error.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// Fields of the request are bad; all of them are here.
+    #[error("{}", describe(.0))]
+    InvalidArgument(Vec<Violation>),
+
+    /// No location with this id, or none that the caller may see.
+    #[error("location {0} was not found")]
+    NotFound(LocationId),
+
+    /// The id is used. `indexes` are the colliding requests of a batch.
+    #[error("location {id} already exists")]
+    AlreadyExists {
+        /// The first id that is used.
+        id: LocationId,
+        /// Which requests of the batch collide.
+        indexes: Vec<usize>,
+    },
+
+    /// The caller used this request id for another body.
+    #[error("request_id {0} was used with another body: use a new one")]
+    RequestIdReused(uuid::Uuid),
+
+    /// The etag that a write is conditional on isn't current.
+    #[error("location {0} has changed: read it again and retry with its current etag")]
+    EtagMismatch(LocationId),
+
+    /// The caller isn't known.
+    #[error("{0}")]
+    Unauthenticated(String),
+
+    /// The caller may not do this.
+    #[error("{0}")]
+    PermissionDenied(String),
+
+    /// The answer is larger than clients accept.
+    #[error("the answer has {bytes} bytes, over the limit of {limit_bytes}: ask for fewer ids")]
+    ResponseTooLarge {
+        /// The size of the answer.
+        bytes: usize,
+        /// The largest size.
+        limit_bytes: usize,
+    },
+
+    /// The database has no room left.
+    #[error("the database has no room left to write to: nothing was changed")]
+    StorageFull(#[source] Cause),
+
+    /// The database doesn't answer.
+    #[error("the database is unavailable")]
+    DatabaseUnavailable(#[source] Cause),
+
+    /// The cache doesn't answer, so that a write can't invalidate it.
+    #[error("the cache is unavailable: nothing was changed")]
+    CacheUnavailable(#[source] Cause),
+
+    /// A write may or may not have been done.
+    #[error("the outcome of the write is unknown: read before you retry, or retry with the same request_id")]
+    OutcomeUnknown(#[source] Cause),
+
+    /// The service is stopping.
+    #[error("the service is stopping")]
+    Stopping,
+
+    /// A fault of the service.
+    #[error("internal error")]
+    Internal(#[source] Cause),
+}
+
+/// What is wrong with a field of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// The path of the field, such as `location.address.region_code`.
+    pub field: String,
+    /// What is wrong, the limit, and how to mend it.
+    pub description: String,
+}
+
+impl Error {
+    /// One bad field.
+    pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
+        Self::InvalidArgument(vec![Violation {
+            field: field.into(),
+            description: description.into(),
+        }])
+    }
+
+    /// A fault of the service, with its cause.
+    pub fn internal(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Internal(cause.into().into())
+    }
+}
+
+fn describe(violations: &[Violation]) -> String {
+    let [first, rest @ ..] = violations else {
+        return "the request is invalid".to_owned();
+    };
+    let mut text = format!("{} {}", first.field, first.description);
+    if !rest.is_empty() {
+        text.push_str(&format!(" (and {} more)", rest.len()));
+    }
+    text
+}
