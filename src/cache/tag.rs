@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
-use crate::model::{Location, LocationId, LocationType, OwnerId, Predicate, ProductionRunId};
+use crate::model::{Image, LocationId, LocationType, OwnerId, Predicate, ProductionRunId};
 
 /// What a cached answer depends on, as text: `id,<uuid>` for one location, or
 /// `<type>,<production run>,<owner>` for a predicate, each a value or `*`.
@@ -24,15 +24,15 @@ impl Tag {
         Self::build(*kind, run.as_ref(), owner.as_ref())
     }
 
-    /// The tags that a write touches, given the location before and after it: those of the
-    /// location itself, and of every predicate that one of the two images satisfies. Any other
-    /// answer is the same before and after.
-    pub fn touched_by<'a>(images: impl IntoIterator<Item = &'a Location>) -> BTreeSet<Self> {
+    /// The tags that a write touches, given the images of locations before and after it: those of
+    /// the locations themselves, and of every predicate that an image satisfies. Any other answer
+    /// is the same before and after.
+    pub fn touched_by(images: &[Image]) -> BTreeSet<Self> {
         let mut tags = BTreeSet::new();
         for image in images {
             tags.insert(Self::of_location(image.id));
             for kind in [None, Some(image.kind)] {
-                for run in [None, Some(&image.details.production_run_id)] {
+                for run in [None, Some(&image.run)] {
                     for owner in [None, Some(&image.owner)] {
                         tags.insert(Self::build(kind, run, owner));
                     }

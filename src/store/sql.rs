@@ -411,7 +411,7 @@ pub(super) struct SqlStore<DB: Database> {
     pub(super) readers: Pool<DB>,
     pub(super) writers: Pool<DB>,
     /// A locked file to keep open for as long as the pools are.
-    pub(super) lock: Option<File>,
+    pub(super) _lock: Option<File>,
 }
 
 impl<DB: Dialect> SqlStore<DB> {

@@ -137,7 +137,7 @@ pub async fn open(path: &Path) -> Result<Arc<dyn Store>, OpenError> {
     Ok(Arc::new(SqlStore {
         readers,
         writers,
-        lock: Some(lock),
+        _lock: Some(lock),
     }))
 }
 
