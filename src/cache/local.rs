@@ -91,6 +91,11 @@ impl Entries {
             .collect()
     }
 
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.cache.is_empty()
+    }
+
     /// Drops a key's entry, if it was filled under this version.
     pub(super) fn remove(&self, key: &Key, version: Version) {
         self.cache

@@ -4,11 +4,12 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{
     Cache, CacheError, Key, Lookup, Tag, Tier, Version, WRITE_DEADLINE, WriteId,
@@ -249,5 +250,117 @@ fn drop_entries(cache: &Arc<Shared>, dead: Vec<(Version, HashSet<Key>)>) {
     } else {
         let cache = Arc::clone(cache);
         tokio::task::spawn_blocking(move || drop_all(&cache, dead));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{LocationId, Predicate};
+
+    fn cache(max_bytes: u64) -> MemoryCache {
+        MemoryCache::new(max_bytes, Duration::from_secs(300))
+    }
+
+    fn key(number: usize) -> Key {
+        Key::new("List", None, &number.to_string())
+    }
+
+    async fn fill(cache: &MemoryCache, tag: &Tag, key: &Key, bytes: usize) -> bool {
+        let version = cache.open(tag).await.expect("in memory").expect("open");
+        let answer = Bytes::from(vec![0; bytes]);
+        cache
+            .fill(tag, key, version, answer)
+            .await
+            .expect("in memory")
+    }
+
+    async fn is_hit(cache: &MemoryCache, tag: &Tag, key: &Key) -> bool {
+        matches!(cache.lookup(tag, key).await, Ok(Lookup::Hit(..)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_writer_that_never_reports_back_keeps_its_tags_closed_until_its_deadline() {
+        let cache = cache(1 << 20);
+        let tag = Tag::of_predicate(&Predicate::default());
+        let tags = BTreeSet::from([tag.clone()]);
+        cache
+            .close(&tags, WriteId::generate())
+            .await
+            .expect("in memory");
+        tokio::time::advance(WRITE_DEADLINE - Duration::from_millis(1)).await;
+        assert_eq!(cache.open(&tag).await.expect("in memory"), None);
+        tokio::time::advance(Duration::from_millis(2)).await;
+        assert!(cache.open(&tag).await.expect("in memory").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_lost_version_never_comes_back() {
+        let cache = cache(1 << 20);
+        let tag = Tag::of_predicate(&Predicate::default());
+        let tags = BTreeSet::from([tag.clone()]);
+        let before = cache.open(&tag).await.expect("in memory").expect("open");
+        let write = WriteId::generate();
+        cache.close(&tags, write).await.expect("in memory");
+        let late = cache.fill(&tag, &key(0), before, Bytes::new()).await;
+        assert!(!late.expect("in memory"), "filled while closed");
+        cache.reopen(&tags, write).await.expect("in memory");
+        let late = cache.fill(&tag, &key(0), before, Bytes::new()).await;
+        assert!(!late.expect("in memory"), "filled with an old version");
+        let after = cache.open(&tag).await.expect("in memory").expect("open");
+        assert_ne!(before, after);
+    }
+
+    #[tokio::test]
+    async fn entries_and_what_indexes_them_stay_within_the_bound() {
+        let max_bytes = 1 << 20;
+        let cache = cache(max_bytes);
+        let tag = Tag::of_predicate(&Predicate::default());
+        for number in 0..10_000 {
+            assert!(fill(&cache, &tag, &key(number), 1_000).await);
+        }
+        let held = cache.0.tags().states[&tag].keys.len();
+        assert!((100..=max_bytes as usize / 1_000).contains(&held), "{held}");
+        let hits = (0..10_000).filter(|number| {
+            let Some(version) = cache.0.tags().states[&tag].version else {
+                return false;
+            };
+            cache.0.entries.get(&key(*number), version).is_some()
+        });
+        assert_eq!(hits.count(), held, "the index holds just the entries");
+        assert!(
+            !fill(&cache, &tag, &key(0), 2 << 20).await,
+            "larger than all"
+        );
+    }
+
+    #[tokio::test]
+    async fn tags_without_entries_are_forgotten() {
+        let cache = cache(1 << 20);
+        for _ in 0..2 * MAX_BARE_TAGS {
+            let tag = Tag::of_location(LocationId::generate());
+            cache.open(&tag).await.expect("in memory");
+        }
+        assert_eq!(cache.0.tags().states.len(), MAX_BARE_TAGS);
+    }
+
+    #[tokio::test]
+    async fn a_tag_with_very_many_entries_closes_at_once() {
+        let cache = cache(64 << 20);
+        let tag = Tag::of_predicate(&Predicate::default());
+        for number in 0..20_000 {
+            assert!(fill(&cache, &tag, &key(number), 1).await);
+        }
+        let tags = BTreeSet::from([tag.clone()]);
+        cache
+            .close(&tags, WriteId::generate())
+            .await
+            .expect("in memory");
+        for number in [0, 10_000, 19_999] {
+            assert!(!is_hit(&cache, &tag, &key(number)).await);
+        }
+        while !cache.0.entries.is_empty() {
+            tokio::task::yield_now().await;
+        }
     }
 }

@@ -1,4 +1,6 @@
 //! The integration tests: the service over real TCP, put together by its own composition root.
 
 mod conformance;
+mod gates;
 mod harness;
+mod races;
