@@ -68,7 +68,9 @@ pub enum Error {
     CacheUnavailable(#[source] Cause),
 
     /// A write may or may not have been done.
-    #[error("the outcome of the write is unknown: read before you retry, or retry with the same request_id")]
+    #[error(
+        "the outcome of the write is unknown: read before you retry, or retry with the same request_id"
+    )]
     OutcomeUnknown(#[source] Cause),
 
     /// The service is stopping.

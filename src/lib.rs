@@ -1,6 +1,7 @@
 //! `location-service`: delivery and storage locations over gRPC, listed from a cache that is never
 //! stale.
 pub mod api;
+pub mod auth;
 pub mod config;
 pub mod error;
 pub mod model;

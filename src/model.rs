@@ -126,9 +126,7 @@ pub fn parse_uuid(text: &str) -> Result<Uuid, String> {
     Some(text)
         .filter(|text| text.len() == uuid::fmt::Hyphenated::LENGTH)
         .and_then(|text| Uuid::try_parse(text).ok())
-        .ok_or_else(|| {
-            "must be a UUID such as 0190a5e2-7c1b-7e3a-9f3d-2b8c4d5e6f70".to_owned()
-        })
+        .ok_or_else(|| "must be a UUID such as 0190a5e2-7c1b-7e3a-9f3d-2b8c4d5e6f70".to_owned())
 }
 
 /// What a location is for. The number is the one in the proto and in the database.
@@ -222,7 +220,10 @@ impl Coordinates {
             if value.abs() <= limit {
                 Ok(())
             } else {
-                Err((field, format!("must be -{limit} to {limit} degrees, is {value}")))
+                Err((
+                    field,
+                    format!("must be -{limit} to {limit} degrees, is {value}"),
+                ))
             }
         };
         check("latitude", latitude, 90.0)?;
