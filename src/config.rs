@@ -44,9 +44,9 @@ pub struct ServeConfig {
 /// Where locations are stored.
 #[derive(Clone, PartialEq, Eq)]
 pub enum DatabaseUrl {
-    /// A SQLite database in this file, which is created if it isn't there.
+    /// A `SQLite` database in this file, which is created if it isn't there.
     Sqlite(PathBuf),
-    /// A PostgreSQL database with this URL.
+    /// A `PostgreSQL` database with this URL.
     Postgres(String),
 }
 
@@ -174,7 +174,8 @@ pub struct ServeArgs {
     #[arg(help_heading = "Server")]
     shutdown_grace_secs: Duration,
 
-    /// Where locations are stored: sqlite:FILE (created if missing) or postgres://USER@HOST/NAME
+    /// Where locations are stored: `sqlite:FILE` (created if missing) or
+    /// `postgres://USER@HOST/NAME`
     #[arg(
         long,
         value_name = "URL",
@@ -237,7 +238,7 @@ pub struct ServeArgs {
     #[arg(default_value = "text", help_heading = "Logging")]
     log_format: LogFormat,
 
-    /// What is logged: a level, or levels by module, such as info,location_service=debug
+    /// What is logged: a level, or levels by module, such as `info,location_service=debug`
     #[arg(long, value_name = "FILTER", env = "LOCATION_SERVICE_LOG_FILTER")]
     #[arg(default_value = "info", value_parser = log_filter)]
     #[arg(help_heading = "Logging")]
@@ -442,12 +443,15 @@ fn problem(error: &clap::Error) -> String {
     cause.unwrap_or_else(|| "has no value".to_owned())
 }
 
-/// Takes URLs, which may hold passwords, out of an error.
+/// Takes what follows the scheme of a URL, which may be a password, out of an error.
 fn mask(mut error: clap::Error) -> clap::Error {
-    if let Some(ContextValue::String(value)) = error.get(ContextKind::InvalidValue)
-        && let Some((scheme, _)) = value.split_once("://")
+    if let (Some(ContextValue::String(arg)), Some(ContextValue::String(value))) = (
+        error.get(ContextKind::InvalidArg),
+        error.get(ContextKind::InvalidValue),
+    ) && arg.contains("-url ")
+        && let Some((scheme, _)) = value.split_once(':')
     {
-        let masked = ContextValue::String(format!("{scheme}://..."));
+        let masked = ContextValue::String(format!("{scheme}:..."));
         error.insert(ContextKind::InvalidValue, masked);
     }
     error
@@ -601,7 +605,7 @@ mod tests {
         assert_eq!(config.listen.to_string(), "127.0.0.1:50051");
         assert!(config.database == DatabaseUrl::Sqlite("locations.db".into()));
         assert_eq!(config.redis_url, None);
-        assert_eq!(config.cache.ttl, Duration::from_secs(300));
+        assert_eq!(config.cache.ttl, Duration::from_mins(5));
         assert_eq!(config.cache.max_bytes, 64 * 1024 * 1024);
         assert_eq!(config.auth.keys, None);
         assert_eq!(config.shutdown_grace, Duration::from_secs(10));
@@ -689,7 +693,7 @@ mod tests {
         };
         assert_eq!(args.jwt_secret_file, PathBuf::from(secret));
         assert_eq!(args.claims.jwt_issuer.as_deref(), Some("me"));
-        assert_eq!(args.ttl_secs, Duration::from_secs(3600));
+        assert_eq!(args.ttl_secs, Duration::from_hours(1));
         assert!(!args.admin);
 
         let error = refusal(parse::<Cli>(words(&["token", "--subject", "ann"])));
@@ -812,9 +816,11 @@ mod tests {
     #[test]
     fn no_password_is_shown() {
         for flag in ["--database-url", "--redis-url"] {
-            let error = refusal(serve(&[flag, "postgress://ann:hunter2@db"]));
-            assert!(error.contains("postgress://..."), "{error}");
-            assert!(!error.contains("hunter2"), "{error}");
+            for url in ["postgress://ann:hunter2@db", "rediss:hunter2@db"] {
+                let error = refusal(serve(&[flag, url]));
+                assert!(error.contains("ss:..."), "{error}");
+                assert!(!error.contains("hunter2"), "{error}");
+            }
         }
     }
 
