@@ -1,7 +1,7 @@
 //! Who calls: checks the JWT in `authorization: Bearer <JWT>` against the configured key.
 //!
 //! Which algorithm a token may be signed with follows from the key alone: HS256 for a secret, RS256
-//! for an RSA key, ES256 for one on P-256, EdDSA for Ed25519. What the token's header says only
+//! for an RSA key, ES256 for one on P-256, `EdDSA` for Ed25519. What the token's header says only
 //! narrows the keys that are tried, so no token can choose how it is checked (RFC 8725, 3.1).
 
 use std::{
@@ -853,7 +853,7 @@ mod tests {
         }
         let good = Signer::secret(SECRET).sign(None, &ann());
         let (message, signature) = good.rsplit_once('.').unwrap();
-        let not_base64 = format!("{message}.{}=", signature);
+        let not_base64 = format!("{message}.{signature}=");
         assert_eq!(fixture.verify(&not_base64), Err(Refusal::Malformed));
     }
 
@@ -1230,7 +1230,7 @@ mod tests {
     fn a_minted_token_is_good_until_it_expires() {
         let fixture = Fixture::with(KeyFile::Secret, SECRET, Some("me"), Some("you")).unwrap();
         let subject = OwnerId::parse("ann".to_owned()).unwrap();
-        let ttl = Duration::from_secs(60);
+        let ttl = Duration::from_mins(1);
         let mint = |issuer| mint(SECRET, &subject, true, ttl, issuer, Some("you")).unwrap();
         let now = unix_now();
         let token = mint(Some("me"));

@@ -11,3 +11,4 @@ pub mod page_token;
 pub mod proto;
 pub mod service;
 pub mod store;
+pub mod telemetry;

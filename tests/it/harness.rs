@@ -19,6 +19,7 @@ use tonic::{
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
+use tracing_subscriber::EnvFilter;
 
 /// A client that sends a caller's token.
 pub type Client = LocationServiceClient<InterceptedService<Channel, Bearer>>;
@@ -168,7 +169,7 @@ pub fn config(dir: &TempDir) -> ServeConfig {
         shutdown_grace: Duration::from_secs(5),
         log: LogConfig {
             format: LogFormat::Text,
-            filter: "off".to_owned(),
+            filter: EnvFilter::new("off"),
         },
     }
 }
