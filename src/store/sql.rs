@@ -86,8 +86,8 @@ where
 
 /// A statement under construction: text with `$1`, `$2`, ... and the values that they stand for.
 #[derive(Debug, Default)]
-struct Statement {
-    sql: String,
+pub(super) struct Statement {
+    pub(super) sql: String,
     values: Vec<Value>,
 }
 
@@ -174,7 +174,7 @@ fn like_pattern(text: &str) -> String {
     pattern
 }
 
-fn list_statement(query: &ListQuery, after: Option<&Cursor>) -> Statement {
+pub(super) fn list_statement(query: &ListQuery, after: Option<&Cursor>) -> Statement {
     let Order { field, descending } = query.order;
     let column = match field {
         OrderField::CreateTime => "create_time",
@@ -213,7 +213,7 @@ fn list_statement(query: &ListQuery, after: Option<&Cursor>) -> Statement {
 }
 
 /// Capacities are summed in halves, because their sum may exceed 64 bits.
-fn report_statement(query: &ReportQuery, after: Option<&ReportCursor>) -> Statement {
+pub(super) fn report_statement(query: &ReportQuery, after: Option<&ReportCursor>) -> Statement {
     let mut statement = Statement::new(
         "SELECT type, production_run_id, count(*) AS locations, \
          CAST(sum(CASE WHEN state = 1 THEN 1 ELSE 0 END) AS BIGINT) AS active, \

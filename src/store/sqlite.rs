@@ -212,3 +212,122 @@ impl Drop for Interrupt {
         self.0.store(true, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{AssertSqlSafe, Row as _, SqlitePool};
+
+    use super::*;
+    use crate::{
+        model::{
+            Cursor, ListQuery, LocationId, LocationType, Order, OrderField, Predicate, ReportQuery,
+            SortValue, Text,
+        },
+        store::sql::{Statement, list_statement, report_statement},
+    };
+
+    async fn plan(pool: &SqlitePool, statement: Statement) -> Vec<String> {
+        let sql = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", statement.sql));
+        let rows = sqlx::query(sql).fetch_all(pool).await.expect("it explains");
+        rows.iter().map(|row| row.get("detail")).collect()
+    }
+
+    #[tokio::test]
+    async fn lists_neither_scan_the_table_nor_sort() {
+        let dir = tempfile::TempDir::new().expect("a temporary folder");
+        let path = dir.path().join("plans.db");
+        drop(open(&path).await.expect("a new database"));
+        let options = SqliteConnectOptions::new().filename(&path);
+        let pool = SqlitePool::connect_with(options).await.expect("it opens");
+
+        let run = || Some(Text::stored("run".to_owned()));
+        let predicates = [
+            (Predicate::default(), "locations_by_create_time"),
+            (
+                Predicate {
+                    run: run(),
+                    ..Predicate::default()
+                },
+                "locations_by_run",
+            ),
+            (
+                Predicate {
+                    owner: Some(Text::stored("ann".to_owned())),
+                    ..Predicate::default()
+                },
+                "locations_by_owner",
+            ),
+            (
+                Predicate {
+                    kind: Some(LocationType::Storage),
+                    ..Predicate::default()
+                },
+                "locations_by_type",
+            ),
+        ];
+        let mut lists: Vec<_> = predicates
+            .into_iter()
+            .map(|(predicate, index)| {
+                let query = ListQuery {
+                    predicate,
+                    limit: 50,
+                    ..ListQuery::default()
+                };
+                (query, SortValue::Number(1), index)
+            })
+            .collect();
+        for (field, index) in [
+            (OrderField::UpdateTime, "locations_by_update_time"),
+            (OrderField::DisplayName, "locations_by_display_name"),
+            (OrderField::Capacity, "locations_by_capacity"),
+        ] {
+            for descending in [false, true] {
+                let order = Order { field, descending };
+                let value = SortValue::Number(1);
+                lists.push((
+                    ListQuery {
+                        order,
+                        limit: 50,
+                        ..ListQuery::default()
+                    },
+                    value,
+                    index,
+                ));
+            }
+        }
+        for (query, value, index) in lists {
+            let id = LocationId::generate();
+            for after in [
+                None,
+                Some(Cursor {
+                    value: value.clone(),
+                    id,
+                }),
+            ] {
+                let plan = plan(&pool, list_statement(&query, after.as_ref())).await;
+                let [step] = plan.as_slice() else {
+                    panic!("more than one step: {plan:?}");
+                };
+                assert!(step.contains(&format!("USING INDEX {index}")), "{step}");
+                // From where the page before ended, not from the start.
+                assert!(after.is_none() || step.starts_with("SEARCH"), "{step}");
+            }
+        }
+
+        let reports = ReportQuery {
+            predicate: Predicate::default(),
+            limit: 50,
+        };
+        for after in [None, Some((LocationType::Delivery, Text::default()))] {
+            let plan = plan(&pool, report_statement(&reports, after.as_ref())).await;
+            let [step, distinct] = plan.as_slice() else {
+                panic!("more than two steps: {plan:?}");
+            };
+            assert!(
+                step.contains("USING COVERING INDEX locations_for_reports"),
+                "{step}"
+            );
+            assert_eq!(distinct, "USE TEMP B-TREE FOR count(DISTINCT)");
+        }
+    }
+}

@@ -4,3 +4,4 @@ mod conformance;
 mod gates;
 mod harness;
 mod races;
+mod tags;

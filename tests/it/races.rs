@@ -155,11 +155,7 @@ async fn a_writer_dies_before_reopen(without: Without) -> (Vec<String>, Vec<Stri
     let died = start_create(&client, "new", "run").await.expect("no panic");
     assert_eq!(died.expect_err("it died").code(), Code::Internal);
     let cached = list(&client, "run").await;
-    let mut past = Request::new(of_run("run"));
-    past.metadata_mut()
-        .insert("cache-control", "no-cache".parse().expect("ASCII"));
-    let stored = client.clone().list_locations(past).await.expect("listed");
-    let stored = names(&stored).into_iter().map(str::to_owned).collect();
+    let stored = list_from_database(&client, "run").await;
     app.stop().await;
     (stored, cached)
 }
@@ -194,43 +190,135 @@ async fn a_writer_that_dies_between_close_and_commit_leaves_its_tags_closed() {
     app.stop().await;
 }
 
-/// Two writers on one tag. The first is held between its commit and `reopen`, the second is
-/// acknowledged meanwhile; what a list says, after another reader has seen the first one's write.
-async fn two_writers(without: Without) -> (Vec<String>, Vec<String>) {
+/// A write held between its commit and `reopen`, seen by one reader; what it and a later one see.
+async fn a_write_is_seen_before_its_acknowledgement(
+    without: Without,
+) -> (Vec<String>, Vec<String>) {
     let (app, gates, client) = gated(without).await;
     gates.closed.arm();
     gates.committed.arm();
-    let first = start_create(&client, "first", "run");
+    let writer = start_create(&client, "new", "run");
     gates.closed.held().await;
-    // The tag is closed, and a reader comes.
-    assert!(list(&client, "run").await.is_empty());
+    assert!(
+        list(&client, "run").await.is_empty(),
+        "nothing is committed"
+    );
     gates.closed.release();
     gates.committed.held().await;
-    let mut past = Request::new(of_run("run"));
-    past.metadata_mut()
-        .insert("cache-control", "no-cache".parse().expect("ASCII"));
-    let mut elsewhere = of_run("run");
-    elsewhere.page_size = 7;
-    let seen = client
-        .clone()
-        .list_locations(elsewhere)
-        .await
-        .expect("listed");
-    let seen = names(&seen).into_iter().map(str::to_owned).collect();
+    let seen = list_from_database(&client, "run").await;
     let then = list(&client, "run").await;
     gates.committed.release();
-    first.await.expect("no panic").expect("created");
-    assert_eq!(list(&client, "run").await, ["first"], "acknowledged");
+    writer.await.expect("no panic").expect("created");
+    assert_eq!(list(&client, "run").await, ["new"], "acknowledged");
     app.stop().await;
     (seen, then)
 }
 
 #[tokio::test]
 async fn what_a_reader_has_seen_is_seen_by_later_ones() {
-    let (seen, then) = two_writers(Without::Nothing).await;
-    assert_eq!(seen, ["first"]);
+    let (seen, then) = a_write_is_seen_before_its_acknowledgement(Without::Nothing).await;
+    assert_eq!(seen, ["new"]);
     assert_eq!(then, seen);
-    let (seen, then) = two_writers(Without::Writers).await;
-    assert_eq!(seen, ["first"]);
+    let (seen, then) = a_write_is_seen_before_its_acknowledgement(Without::Writers).await;
+    assert_eq!(seen, ["new"]);
     assert!(then.is_empty(), "control");
+}
+
+/// Two writes on one tag, the second acknowledged while the first is between `close` and its
+/// acknowledgement; and whether the tag is open then.
+async fn two_writers(without: Without) -> String {
+    let (app, gates, client) = gated(without).await;
+    gates.committed.arm();
+    let first = start_create(&client, "first", "run");
+    gates.committed.held().await;
+    created(&client, "second", "run").await;
+    assert_eq!(list(&client, "run").await, ["second", "first"]);
+    let meanwhile = status(&client, "run").await;
+    gates.committed.release();
+    first.await.expect("no panic").expect("created");
+    list(&client, "run").await;
+    assert_eq!(status(&client, "run").await, "hit; detail=local");
+    app.stop().await;
+    meanwhile
+}
+
+#[tokio::test]
+async fn a_tag_stays_closed_until_the_last_of_its_writers_is_done() {
+    let status = two_writers(Without::Nothing).await;
+    assert_eq!(status, "fwd=bypass; detail=write-in-flight");
+    assert_eq!(
+        two_writers(Without::Writers).await,
+        "hit; detail=local",
+        "control"
+    );
+}
+
+/// A list of the old run that is read before a location moves to another run, and fills the cache
+/// after; and what both runs' lists say then.
+async fn a_location_moves(without: Without) -> (Vec<String>, Vec<String>) {
+    let (app, gates, mut client) = gated(without).await;
+    let location = created(&client, "mover", "old").await;
+    list(&client, "new").await;
+    gates.list_read.arm();
+    let reader = start_list(&client, "old");
+    gates.list_read.held().await;
+    let moved = v1::UpdateLocationRequest {
+        location: Some(v1::Location {
+            id: location.id,
+            production_run_id: "new".to_owned(),
+            ..v1::Location::default()
+        }),
+        ..v1::UpdateLocationRequest::default()
+    };
+    client.update_location(moved).await.expect("moved");
+    gates.list_read.release();
+    reader.await.expect("no panic").expect("listed");
+    let lists = (list(&client, "old").await, list(&client, "new").await);
+    app.stop().await;
+    lists
+}
+
+#[tokio::test]
+async fn a_location_that_moves_is_in_one_run_only() {
+    let (old, new) = a_location_moves(Without::Nothing).await;
+    assert!(old.is_empty());
+    assert_eq!(new, ["mover"]);
+    let (old, new) = a_location_moves(Without::VersionCheck).await;
+    assert_eq!(old, ["mover"], "control");
+    assert_eq!(new, ["mover"]);
+}
+
+/// The unit tests of `NextFlight` show that ordinary single-flight fails this.
+#[tokio::test]
+async fn who_lists_after_a_write_was_acknowledged_joins_no_read_from_before_it() {
+    let (app, gates, client) = gated(Without::Nothing).await;
+    gates.list_read.arm();
+    let early = start_list(&client, "run");
+    gates.list_read.held().await;
+    created(&client, "new", "run").await;
+    let late: Vec<_> = (0..20).map(|_| start_list(&client, "run")).collect();
+    gates.list_read.release();
+    let early = early.await.expect("no panic").expect("listed");
+    assert!(names(&early).is_empty(), "it began before the write");
+    for late in late {
+        let late = late.await.expect("no panic").expect("listed");
+        assert_eq!(names(&late), ["new"]);
+    }
+    app.stop().await;
+}
+
+/// What the database has, asked with another page size so that the list's entry stays as it is.
+async fn list_from_database(client: &Client, run: &str) -> Vec<String> {
+    let mut request = Request::new(v1::ListLocationsRequest {
+        page_size: 1_000,
+        ..of_run(run)
+    });
+    let no_cache = "no-cache".parse().expect("ASCII");
+    request.metadata_mut().insert("cache-control", no_cache);
+    let list = client
+        .clone()
+        .list_locations(request)
+        .await
+        .expect("listed");
+    names(&list).into_iter().map(str::to_owned).collect()
 }
