@@ -210,7 +210,7 @@ pub struct ServeArgs {
     #[arg(help_heading = "Cache")]
     cache_max_bytes: u64,
 
-    /// Secret that tokens are signed with (HS256): 32 bytes or more, such as
+    /// Secret that tokens are signed with (HS256), better of 32 bytes or more, such as
     /// `openssl rand -hex 32` makes [default with no key file: development mode]
     #[arg(long, value_name = "FILE", env = "LOCATION_SERVICE_JWT_SECRET_FILE")]
     #[arg(value_parser = existing_file, help_heading = "Authentication")]
@@ -390,7 +390,7 @@ fn read_file(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
     table
         .into_iter()
         .map(|(key, value)| match check_key(&key, value) {
-            Ok(value) => Ok((key, value)),
+            Ok((flag, value)) => Ok((flag, value)),
             Err(problem) => Err(ConfigError::Key {
                 path: path.to_owned(),
                 key,
@@ -400,8 +400,10 @@ fn read_file(path: &Path) -> Result<Vec<(String, String)>, ConfigError> {
         .collect()
 }
 
-/// The value as text, if `serve` has a flag with this name that takes it.
-fn check_key(key: &str, value: toml::Value) -> Result<String, String> {
+/// The flag and its value as text, if `serve` has a flag with this name that takes it. `cache_ttl`
+/// is as good as `cache-ttl`: many a TOML file spells keys that way.
+fn check_key(key: &str, value: toml::Value) -> Result<(String, String), String> {
+    let key = key.replace('_', "-");
     let value = match value {
         toml::Value::String(text) => text,
         toml::Value::Integer(number) => number.to_string(),
@@ -418,7 +420,7 @@ fn check_key(key: &str, value: toml::Value) -> Result<String, String> {
         .mut_args(|arg| arg.env(None::<&str>))
         .mut_arg(CONFIG, |arg| arg.long(None::<&str>));
     match command.try_get_matches_from([format!("--{key}={value}")]) {
-        Ok(_) => Ok(value),
+        Ok(_) => Ok((key, value)),
         Err(error) if error.kind() == ErrorKind::UnknownArgument => {
             Err(match error.get(ContextKind::SuggestedArg) {
                 Some(ContextValue::String(flag)) => {
@@ -727,7 +729,7 @@ mod tests {
     fn an_unknown_key_is_named_with_its_file_and_the_nearest_known_one() {
         for (line, nearest) in [
             ("cache-tll = 1", "cache-ttl"),
-            ("cache_ttl = 1", "cache-ttl"),
+            ("cache_tll = 1", "cache-ttl"),
             ("databse-url = 'x'", "database-url"),
         ] {
             let error = refusal(from_file(line));
