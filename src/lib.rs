@@ -4,3 +4,4 @@ pub mod api;
 pub mod error;
 pub mod model;
 pub mod proto;
+pub mod transfer;
