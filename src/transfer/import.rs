@@ -118,8 +118,10 @@ fn parse_constant(text: &str) -> Result<(Field, String), String> {
 /// What an import did.
 #[derive(Debug)]
 pub struct ImportSummary {
-    /// Rows that became locations, including those without an id that an earlier run created.
+    /// Rows that became locations.
     pub created: u64,
+    /// How many of them have no id: an earlier run, up to 24 hours ago, may have created them.
+    pub without_id: u64,
     /// Rows whose id was used already.
     pub already_there: u64,
     /// Rows that can't become locations.
@@ -151,13 +153,24 @@ impl fmt::Display for ImportSummary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} in {:.1?}: {} created, {} already there, {} rejected",
+            "{} in {:.1?}: {} created",
             describe_rate(
                 self.created + self.already_there + self.rejected,
                 self.elapsed
             ),
             self.elapsed,
             HumanCount(self.created),
+        )?;
+        if self.without_id > 0 {
+            write!(
+                f,
+                " ({} without an id, perhaps by an earlier run)",
+                HumanCount(self.without_id)
+            )?;
+        }
+        write!(
+            f,
+            ", {} already there, {} rejected",
             HumanCount(self.already_there),
             HumanCount(self.rejected),
         )?;
@@ -194,7 +207,7 @@ pub async fn import(args: ImportArgs) -> Result<ImportSummary, TransferError> {
     let (sender, batches) = mpsc::channel(WAITING_BATCHES);
     let batch_size = usize::from(args.batch_size);
     // Not a task of the runtime, which waits for those: a read of standard input may never end.
-    thread::Builder::new()
+    let reader = thread::Builder::new()
         .name("import-reader".to_owned())
         .spawn(move || read_batches(rows, batch_size, &sender))
         .map_err(|cause| TransferError::Internal(format!("cannot start a thread: {cause}")))?;
@@ -203,12 +216,18 @@ pub async fn import(args: ImportArgs) -> Result<ImportSummary, TransferError> {
         progress: Progress::start(size),
         rejects,
         created: 0,
+        without_id: 0,
         already_there: 0,
         interrupted: false,
         failure: None,
     };
     run.send_all(&client, batches, usize::from(args.in_flight), interrupts)
         .await;
+    // Otherwise the reader may still wait for input. A panic in it must not pass for the end.
+    let is_complete = !run.interrupted && run.failure.is_none();
+    if is_complete && reader.join().is_err() {
+        run.failure = Some(TransferError::Internal("the reader failed".to_owned()));
+    }
     Ok(run.finish())
 }
 
@@ -217,6 +236,7 @@ struct Run {
     progress: Progress,
     rejects: Rejects,
     created: u64,
+    without_id: u64,
     already_there: u64,
     interrupted: bool,
     failure: Option<TransferError>,
@@ -265,6 +285,7 @@ impl Run {
     fn tally(&mut self, outcome: Outcome) -> bool {
         let rejected = outcome.rejects.len() as u64;
         self.created += outcome.created;
+        self.without_id += outcome.without_id;
         self.already_there += outcome.already_there;
         let written = self.rejects.write(&outcome.rejects);
         self.progress.advance(
@@ -280,6 +301,7 @@ impl Run {
     fn finish(self) -> ImportSummary {
         ImportSummary {
             created: self.created,
+            without_id: self.without_id,
             already_there: self.already_there,
             rejected: self.rejects.count,
             rejects: self.rejects.path,
@@ -305,6 +327,10 @@ struct Row {
 }
 
 impl Row {
+    fn has_id(&self) -> bool {
+        !self.request.location_id.is_empty()
+    }
+
     fn reject(self, reason: String) -> Reject {
         Reject {
             line: self.line,
@@ -354,6 +380,7 @@ struct Batch {
 #[derive(Debug, Default)]
 struct Outcome {
     created: u64,
+    without_id: u64,
     already_there: u64,
     rejects: Vec<Reject>,
     bytes: u64,
@@ -381,7 +408,11 @@ async fn create(client: &Client, batch: Batch) -> Outcome {
             })
             .await;
         match answer {
-            Ok(_) => outcome.created += rows.len() as u64,
+            Ok(_) => {
+                let without_id = rows.iter().filter(|row| !row.has_id()).count();
+                outcome.created += rows.len() as u64;
+                outcome.without_id += without_id as u64;
+            }
             Err(status) if is_about_rows(status.code()) => {
                 sort_out(&status, rows, &mut outcome, &mut pending);
             }
@@ -427,9 +458,7 @@ fn sort_out(
         match refused.remove(&index) {
             None => rest.push(row),
             // A request id that is used with another body isn't a row that is there.
-            Some(_)
-                if status.code() == Code::AlreadyExists && !row.request.location_id.is_empty() =>
-            {
+            Some(_) if status.code() == Code::AlreadyExists && row.has_id() => {
                 outcome.already_there += 1;
             }
             Some(reason) => outcome.rejects.push(row.reject(reason)),
@@ -561,6 +590,7 @@ struct Rows {
     position: u64,
 }
 
+#[allow(clippy::large_enum_variant, reason = "there is only one")]
 enum Source {
     Csv {
         reader: csv::Reader<Lines<File>>,
@@ -1160,6 +1190,7 @@ mod tests {
     fn a_summary_says_what_became_of_the_rows_and_what_to_do() {
         let mut summary = ImportSummary {
             created: 1234,
+            without_id: 0,
             already_there: 5,
             rejected: 0,
             rejects: "x.rejects.csv".into(),
@@ -1172,6 +1203,12 @@ mod tests {
             "1,239 rows, 1,239/s in 1.0s: 1,234 created, 5 already there, 0 rejected"
         );
         assert_eq!(summary.exit_code(), 0);
+        summary.without_id = 3;
+        assert!(
+            summary
+                .to_string()
+                .contains("created (3 without an id, perhaps by an earlier run), 5")
+        );
         summary.rejected = 1;
         assert!(
             summary
