@@ -17,12 +17,12 @@ pub enum Error {
     #[error("{}", describe(.0))]
     InvalidArgument(Vec<Violation>),
 
-    /// No location with this id, or none that the caller may see.
-    #[error("location {0} was not found")]
-    NotFound(LocationId),
+    /// No locations with these ids, or none that the caller may see.
+    #[error("location {} was not found{}", .0[0], and_more(.0.len()))]
+    NotFound(Vec<LocationId>),
 
     /// The id is used. `indexes` are the colliding requests of a batch.
-    #[error("location {id} already exists")]
+    #[error("location {id} already exists{}", and_more(indexes.len()))]
     AlreadyExists {
         /// The first id that is used.
         id: LocationId,
@@ -38,6 +38,10 @@ pub enum Error {
     #[error("location {0} has changed: read it again and retry with its current etag")]
     EtagMismatch(LocationId),
 
+    /// The write met another one and was undone.
+    #[error("the write met another one and was undone: try again")]
+    Conflict(#[source] Cause),
+
     /// The caller isn't known.
     #[error("{0}")]
     Unauthenticated(String),
@@ -45,15 +49,6 @@ pub enum Error {
     /// The caller may not do this.
     #[error("{0}")]
     PermissionDenied(String),
-
-    /// The answer is larger than clients accept.
-    #[error("the answer has {bytes} bytes, over the limit of {limit_bytes}: ask for fewer ids")]
-    ResponseTooLarge {
-        /// The size of the answer.
-        bytes: usize,
-        /// The largest size.
-        limit_bytes: usize,
-    },
 
     /// The database has no room left.
     #[error("the database has no room left to write to: nothing was changed")]
@@ -68,8 +63,14 @@ pub enum Error {
     CacheUnavailable(#[source] Cause),
 
     /// A write may or may not have been done.
-    #[error("the outcome of the write is unknown: read before you retry, or retry with the same request_id")]
+    #[error(
+        "the outcome of the write is unknown: read before you retry, or retry with the same request_id"
+    )]
     OutcomeUnknown(#[source] Cause),
+
+    /// The caller went away before the write was committed.
+    #[error("cancelled by the caller: nothing was changed")]
+    Cancelled,
 
     /// The service is stopping.
     #[error("the service is stopping")]
@@ -102,15 +103,24 @@ impl Error {
     pub fn internal(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Internal(cause.into().into())
     }
+
+    /// A write that met another one.
+    pub fn conflict(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::Conflict(cause.into().into())
+    }
 }
 
 fn describe(violations: &[Violation]) -> String {
-    let [first, rest @ ..] = violations else {
+    let Some(first) = violations.first() else {
         return "the request is invalid".to_owned();
     };
-    let mut text = format!("{} {}", first.field, first.description);
-    if !rest.is_empty() {
-        text.push_str(&format!(" (and {} more)", rest.len()));
+    let more = and_more(violations.len());
+    format!("{} {}{more}", first.field, first.description)
+}
+
+fn and_more(count: usize) -> String {
+    match count {
+        0 | 1 => String::new(),
+        count => format!(" (and {} more)", count - 1),
     }
-    text
 }

@@ -26,6 +26,9 @@ pub const MAX_ADDRESS_LINES: usize = 10;
 pub struct Text<const MIN: usize, const MAX: usize>(String);
 
 impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
+    /// The most characters.
+    pub const MAX: usize = MAX;
+
     /// Parses the text; the error says what is wrong and what the limit is.
     pub fn parse(text: String) -> Result<Self, String> {
         // Counting is only needed where bytes alone don't settle it.
@@ -126,9 +129,7 @@ pub fn parse_uuid(text: &str) -> Result<Uuid, String> {
     Some(text)
         .filter(|text| text.len() == uuid::fmt::Hyphenated::LENGTH)
         .and_then(|text| Uuid::try_parse(text).ok())
-        .ok_or_else(|| {
-            "must be a UUID such as 0190a5e2-7c1b-7e3a-9f3d-2b8c4d5e6f70".to_owned()
-        })
+        .ok_or_else(|| "must be a UUID such as 0190a5e2-7c1b-7e3a-9f3d-2b8c4d5e6f70".to_owned())
 }
 
 /// What a location is for. The number is the one in the proto and in the database.
@@ -222,11 +223,14 @@ impl Coordinates {
             if value.abs() <= limit {
                 Ok(())
             } else {
-                Err((field, format!("must be -{limit} to {limit} degrees, is {value}")))
+                Err((
+                    field,
+                    format!("must be -{limit} to {limit} degrees, is {value}"),
+                ))
             }
         };
-        check("latitude", latitude, 90.0)?;
-        check("longitude", longitude, 180.0)?;
+        check("coordinates.latitude", latitude, 90.0)?;
+        check("coordinates.longitude", longitude, 180.0)?;
         Ok(Self {
             latitude,
             longitude,
@@ -313,6 +317,121 @@ pub struct Location {
     pub update_time: Micros,
     /// Another one with every change.
     pub etag: Etag,
+}
+
+impl Location {
+    /// What its lists depend on.
+    pub fn image(&self) -> Image {
+        Image {
+            id: self.id,
+            kind: self.kind,
+            run: self.details.production_run_id.clone(),
+            owner: self.owner.clone(),
+        }
+    }
+}
+
+/// What decides in which lists a location stands, before or after a write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Its id.
+    pub id: LocationId,
+    /// Its type.
+    pub kind: LocationType,
+    /// Its run.
+    pub run: ProductionRunId,
+    /// Its owner.
+    pub owner: OwnerId,
+}
+
+/// A location to be.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewLocation {
+    /// Its id, if the client chose one.
+    pub id: Option<LocationId>,
+    /// What it is for.
+    pub kind: LocationType,
+    /// Whom it belongs to.
+    pub owner: OwnerId,
+    /// What its writers choose.
+    pub details: Details,
+}
+
+/// A change of one field, as an update mask names it.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(missing_docs, reason = "each is the field of that name")]
+pub enum Change {
+    /// Refused unless it is what the location has.
+    Type(LocationType),
+    DisplayName(DisplayName),
+    ProductionRunId(ProductionRunId),
+    Address(Address),
+    AddressLines(Vec<AddressText>),
+    Locality(AddressText),
+    AdministrativeArea(AddressText),
+    PostalCode(PostalCode),
+    RegionCode(RegionCode),
+    Coordinates(Option<Coordinates>),
+    Latitude(f64),
+    Longitude(f64),
+    Capacity(Capacity),
+    State(LocationState),
+    Description(Description),
+    Labels(BTreeMap<LabelKey, LabelValue>),
+    /// One label, which `None` takes away.
+    Label(LabelKey, Option<LabelValue>),
+}
+
+impl Location {
+    /// Makes a change; the error names the field that it can't be made to.
+    pub fn apply(&mut self, change: Change) -> Result<(), (&'static str, String)> {
+        let details = &mut self.details;
+        let position = details.coordinates;
+        match change {
+            Change::Type(kind) if kind == self.kind => {}
+            Change::Type(_) => {
+                return Err((
+                    "type",
+                    "is immutable: leave it out, or create another location".to_owned(),
+                ));
+            }
+            Change::DisplayName(value) => details.display_name = value,
+            Change::ProductionRunId(value) => details.production_run_id = value,
+            Change::Address(value) => details.address = value,
+            Change::AddressLines(value) => details.address.lines = value,
+            Change::Locality(value) => details.address.locality = value,
+            Change::AdministrativeArea(value) => details.address.administrative_area = value,
+            Change::PostalCode(value) => details.address.postal_code = value,
+            Change::RegionCode(value) => details.address.region_code = value,
+            Change::Coordinates(value) => details.coordinates = value,
+            Change::Latitude(latitude) => {
+                let longitude = position.map_or(0.0, Coordinates::longitude);
+                details.coordinates = Some(Coordinates::new(latitude, longitude)?);
+            }
+            Change::Longitude(longitude) => {
+                let latitude = position.map_or(0.0, Coordinates::latitude);
+                details.coordinates = Some(Coordinates::new(latitude, longitude)?);
+            }
+            Change::Capacity(value) => details.capacity = value,
+            Change::State(value) => details.state = value,
+            Change::Description(value) => details.description = value,
+            Change::Labels(value) => details.labels = value,
+            Change::Label(key, Some(value)) => {
+                details.labels.insert(key, value);
+                let count = details.labels.len();
+                if count > MAX_LABELS {
+                    return Err((
+                        "labels",
+                        format!("may have up to {MAX_LABELS}, would have {count}"),
+                    ));
+                }
+            }
+            Change::Label(key, None) => {
+                details.labels.remove(&key);
+            }
+        }
+        Ok(())
+    }
 }
 
 /// A strong entity tag, without its quotes.

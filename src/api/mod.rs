@@ -1,2 +1,188 @@
 //! The generated traits' thin implementations: convert, call, map.
+
 pub mod codec;
+mod convert;
+mod status;
+
+use tonic::{
+    Request, Response, Status,
+    metadata::{MetadataMap, MetadataValue},
+};
+
+use self::codec::Encoded;
+use crate::{
+    cache::Tier,
+    error::Error,
+    model::Principal,
+    proto::location::v1::{self, location_service_server::LocationService},
+    service::{Because, Freshness, Origin, Served, Service, Write},
+};
+
+/// `location.v1.LocationService`.
+#[derive(Clone)]
+pub struct LocationApi {
+    service: Service,
+}
+
+impl LocationApi {
+    /// The API of a service. Requests carry their [`Principal`] as an extension.
+    pub fn new(service: Service) -> Self {
+        Self { service }
+    }
+
+    async fn write(
+        &self,
+        caller: Principal,
+        (write, validate_only): (Write, bool),
+    ) -> Result<Vec<v1::Location>, Status> {
+        Ok(self.service.write(caller, write, validate_only).await?)
+    }
+}
+
+#[tonic::async_trait]
+impl LocationService for LocationApi {
+    async fn list_locations(
+        &self,
+        request: Request<v1::ListLocationsRequest>,
+    ) -> Result<Response<Encoded>, Status> {
+        let caller = caller(&request)?;
+        let freshness = freshness(request.metadata());
+        let (query, page_token) = convert::list(request.into_inner())?;
+        let served = self.service.list(&caller, query, &page_token, freshness);
+        Ok(respond(served.await?))
+    }
+
+    async fn get_location(
+        &self,
+        request: Request<v1::GetLocationRequest>,
+    ) -> Result<Response<Encoded>, Status> {
+        let caller = caller(&request)?;
+        let id = convert::get(request.get_ref())?;
+        let served = self.service.get(&caller, id, freshness(request.metadata()));
+        Ok(respond(served.await?))
+    }
+
+    async fn batch_get_locations(
+        &self,
+        request: Request<v1::BatchGetLocationsRequest>,
+    ) -> Result<Response<v1::BatchGetLocationsResponse>, Status> {
+        let caller = caller(&request)?;
+        let ids = convert::batch_get(request.get_ref())?;
+        let locations = self.service.batch_get(&caller, &ids).await?;
+        Ok(Response::new(v1::BatchGetLocationsResponse { locations }))
+    }
+
+    async fn create_location(
+        &self,
+        request: Request<v1::CreateLocationRequest>,
+    ) -> Result<Response<v1::Location>, Status> {
+        let caller = caller(&request)?;
+        let write = convert::create(request.into_inner(), &caller)?;
+        Ok(Response::new(one(self.write(caller, write).await?)?))
+    }
+
+    async fn batch_create_locations(
+        &self,
+        request: Request<v1::BatchCreateLocationsRequest>,
+    ) -> Result<Response<v1::BatchCreateLocationsResponse>, Status> {
+        let caller = caller(&request)?;
+        let write = convert::batch_create(request.into_inner(), &caller)?;
+        let locations = self.write(caller, write).await?;
+        Ok(Response::new(v1::BatchCreateLocationsResponse {
+            locations,
+        }))
+    }
+
+    async fn update_location(
+        &self,
+        request: Request<v1::UpdateLocationRequest>,
+    ) -> Result<Response<v1::Location>, Status> {
+        let caller = caller(&request)?;
+        let write = convert::update(request.into_inner())?;
+        Ok(Response::new(one(self.write(caller, write).await?)?))
+    }
+
+    async fn delete_location(
+        &self,
+        request: Request<v1::DeleteLocationRequest>,
+    ) -> Result<Response<()>, Status> {
+        let caller = caller(&request)?;
+        let write = convert::delete(request.get_ref())?;
+        self.write(caller, write).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn list_location_reports(
+        &self,
+        request: Request<v1::ListLocationReportsRequest>,
+    ) -> Result<Response<Encoded>, Status> {
+        let caller = caller(&request)?;
+        let freshness = freshness(request.metadata());
+        let (query, page_token) = convert::reports(request.into_inner())?;
+        let served = self.service.reports(&caller, query, &page_token, freshness);
+        Ok(respond(served.await?))
+    }
+}
+
+/// Who calls, as the interceptor found out.
+fn caller<T>(request: &Request<T>) -> Result<Principal, Error> {
+    request
+        .extensions()
+        .get()
+        .cloned()
+        .ok_or_else(|| Error::internal("the request was let in without a principal"))
+}
+
+fn one(locations: Vec<v1::Location>) -> Result<v1::Location, Error> {
+    locations
+        .into_iter()
+        .next()
+        .ok_or_else(|| Error::internal("a write of one location answered none"))
+}
+
+/// RFC 9111, section 5.2.1.4.
+fn freshness(metadata: &MetadataMap) -> Freshness {
+    let no_cache = metadata
+        .get_all("cache-control")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"));
+    if no_cache {
+        Freshness::Reread
+    } else {
+        Freshness::Current
+    }
+}
+
+fn respond(served: Served) -> Response<Encoded> {
+    let mut response = Response::new(Encoded(served.bytes));
+    response.metadata_mut().insert(
+        "cache-status",
+        MetadataValue::from_static(cache_status(served.origin)),
+    );
+    response
+}
+
+/// RFC 9211.
+fn cache_status(origin: Origin) -> &'static str {
+    match origin {
+        Origin::Cache(Tier::Local) => "location-service; hit; detail=local",
+        Origin::Database {
+            because,
+            stored,
+            collapsed,
+        } => match (because, stored, collapsed) {
+            (Because::Miss, true, false) => "location-service; fwd=miss; stored",
+            (Because::Miss, true, true) => "location-service; fwd=miss; stored; collapsed",
+            (Because::Miss, false, false) => "location-service; fwd=miss",
+            (Because::Miss, false, true) => "location-service; fwd=miss; collapsed",
+            (Because::Request, true, false) => "location-service; fwd=request; stored",
+            (Because::Request, true, true) => "location-service; fwd=request; stored; collapsed",
+            (Because::Request, false, false) => "location-service; fwd=request",
+            (Because::Request, false, true) => "location-service; fwd=request; collapsed",
+            (Because::Closed, ..) => "location-service; fwd=bypass; detail=write-in-flight",
+            (Because::Unavailable, ..) => "location-service; fwd=bypass; detail=cache-unavailable",
+        },
+    }
+}

@@ -1,0 +1,173 @@
+//! The one place that turns an error into a gRPC status, and that logs it.
+
+use std::{error::Error as _, fmt::Write as _, time::Duration};
+
+use tonic::{Code, Status};
+use tonic_types::{
+    BadRequest, ErrorDetail, ErrorInfo, FieldViolation, ResourceInfo, RetryInfo, StatusExt as _,
+};
+
+use crate::error::{Error, Violation};
+
+const DOMAIN: &str = "location.v1";
+const LOCATION: &str = "location.v1.Location";
+
+/// When a call that failed for want of a server may be tried again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How much text the details of a status hold: clients take 8 KiB of trailers, in which the details
+/// are encoded as base64.
+const MAX_DETAIL_BYTES: usize = 3_000;
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        let (code, reason) = classify(&error);
+        log(&error, code, reason);
+        let mut info = ErrorInfo::new(reason, DOMAIN, []);
+        let mut details = Vec::new();
+        match &error {
+            Error::InvalidArgument(violations) => {
+                details.push(BadRequest::new(field_violations(violations)).into());
+            }
+            Error::NotFound(ids) => {
+                let mut room = MAX_DETAIL_BYTES;
+                details.extend(
+                    ids.iter()
+                        .map_while(|id| resource(&id.to_string(), "wasn't found", &mut room)),
+                );
+            }
+            Error::AlreadyExists { id, indexes } => {
+                info.metadata.insert("indexes".to_owned(), ranges(indexes));
+                let mut room = MAX_DETAIL_BYTES;
+                details.extend(resource(&id.to_string(), "already exists", &mut room));
+            }
+            Error::RequestIdReused(id) => {
+                let violation = FieldViolation::new("request_id", error.to_string());
+                info.metadata
+                    .insert("request_id".to_owned(), id.to_string());
+                details.push(BadRequest::new([violation]).into());
+            }
+            Error::EtagMismatch(id) => {
+                let mut room = MAX_DETAIL_BYTES;
+                details.extend(resource(&id.to_string(), "has changed", &mut room));
+            }
+            _ => {}
+        }
+        if matches!(code, Code::Unavailable | Code::ResourceExhausted) {
+            details.push(RetryInfo::new(Some(RETRY_AFTER)).into());
+        }
+        details.insert(0, info.into());
+        Status::with_error_details_vec(code, error.to_string(), details)
+    }
+}
+
+/// The canonical code of an error, and its stable reason.
+fn classify(error: &Error) -> (Code, &'static str) {
+    match error {
+        Error::InvalidArgument(_) => (Code::InvalidArgument, "INVALID_FIELD"),
+        Error::NotFound(_) => (Code::NotFound, "LOCATION_NOT_FOUND"),
+        Error::AlreadyExists { .. } => (Code::AlreadyExists, "LOCATION_EXISTS"),
+        Error::RequestIdReused(_) => (Code::AlreadyExists, "REQUEST_ID_REUSED"),
+        Error::EtagMismatch(_) => (Code::Aborted, "ETAG_MISMATCH"),
+        Error::Conflict(_) => (Code::Aborted, "WRITE_CONFLICT"),
+        Error::Unauthenticated(_) => (Code::Unauthenticated, "CREDENTIALS_INVALID"),
+        Error::PermissionDenied(_) => (Code::PermissionDenied, "NOT_ALLOWED"),
+        Error::StorageFull(_) => (Code::ResourceExhausted, "STORAGE_FULL"),
+        Error::DatabaseUnavailable(_) => (Code::Unavailable, "DATABASE_UNAVAILABLE"),
+        Error::CacheUnavailable(_) => (Code::Unavailable, "CACHE_UNAVAILABLE"),
+        Error::OutcomeUnknown(_) => (Code::Unavailable, "OUTCOME_UNKNOWN"),
+        Error::Cancelled => (Code::Cancelled, "CANCELLED"),
+        Error::Stopping => (Code::Unavailable, "STOPPING"),
+        Error::Internal(_) => (Code::Internal, "INTERNAL"),
+    }
+}
+
+fn log(error: &Error, code: Code, reason: &str) {
+    let mut cause = String::new();
+    let mut source = error.source();
+    while let Some(error) = source {
+        let _ = write!(cause, ": {error}");
+        source = error.source();
+    }
+    match code {
+        Code::Internal => {
+            tracing::error!(error.code = ?code, error.reason = reason, "{error}{cause}");
+        }
+        Code::Unavailable | Code::ResourceExhausted => {
+            tracing::warn!(error.code = ?code, error.reason = reason, "{error}{cause}");
+        }
+        _ => tracing::debug!(error.code = ?code, error.reason = reason, "{error}{cause}"),
+    }
+}
+
+/// As many of the violations as a status holds, and how many more there are.
+fn field_violations(violations: &[Violation]) -> Vec<FieldViolation> {
+    let mut room = MAX_DETAIL_BYTES;
+    let mut shown: Vec<_> = violations
+        .iter()
+        .map_while(|Violation { field, description }| {
+            room = room.checked_sub(field.len() + description.len())?;
+            Some(FieldViolation::new(field, description))
+        })
+        .collect();
+    let more = violations.len() - shown.len();
+    if more > 0 {
+        shown.push(FieldViolation::new("", format!("and {more} more")));
+    }
+    shown
+}
+
+fn resource(name: &str, description: &str, room: &mut usize) -> Option<ErrorDetail> {
+    *room = room.checked_sub(LOCATION.len() + name.len() + description.len())?;
+    Some(ResourceInfo::new(LOCATION, name, "", description).into())
+}
+
+/// Ascending indexes as ranges, `0-11,17`, as many as a status holds.
+fn ranges(indexes: &[usize]) -> String {
+    let mut text = String::new();
+    for run in indexes.chunk_by(|a, b| a + 1 == *b) {
+        let (Some(first), Some(last)) = (run.first(), run.last()) else {
+            continue;
+        };
+        if text.len() > MAX_DETAIL_BYTES / 2 {
+            break;
+        }
+        if !text.is_empty() {
+            text.push(',');
+        }
+        let _ = if first == last {
+            write!(text, "{first}")
+        } else {
+            write!(text, "{first}-{last}")
+        };
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn indexes_are_told_as_ranges() {
+        assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "0-2,5,7-8");
+        assert_eq!(ranges(&[]), "");
+        let every_other: Vec<_> = (0..1_000).map(|index| index * 2).collect();
+        assert!(ranges(&every_other).len() < MAX_DETAIL_BYTES);
+    }
+
+    #[test]
+    fn no_status_outgrows_the_trailers_that_clients_take() {
+        let violations = (0..10_000)
+            .map(|index| Violation {
+                field: format!("requests[{index}].location.display_name"),
+                description: "is required".to_owned(),
+            })
+            .collect();
+        let status = Status::from(Error::InvalidArgument(violations));
+        assert!(status.details().len() * 4 / 3 + status.message().len() < 8_192);
+        let details = status.get_details_bad_request().expect("given");
+        let last = details.field_violations.last().expect("some");
+        assert!(last.description.starts_with("and "));
+    }
+}

@@ -1,0 +1,252 @@
+//! The composition root: engines, service and servers, put together and taken apart.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::net::TcpListener;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{
+    Request, Status,
+    codec::CompressionEncoding,
+    server::NamedService,
+    service::InterceptorLayer,
+    transport::{Server, server::TcpIncoming},
+};
+use tonic_health::{ServingStatus, server::HealthReporter};
+use tower::{Layer as _, util::MapRequestLayer};
+
+use crate::{
+    api::LocationApi,
+    auth::{Authenticator, KeyError},
+    cache::{Cache, MemoryCache},
+    config::{DatabaseUrl, ServeConfig},
+    error::Error,
+    model::Micros,
+    proto::{DESCRIPTORS, location::v1::location_service_server::LocationServiceServer},
+    service::Service,
+    store::{Store, sqlite},
+};
+
+/// The largest request. What it creates fits an answer, which has ids, times and etags as well.
+pub const MAX_REQUEST_BYTES: usize = 7 << 19;
+
+/// How long a call may take that names no deadline.
+const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
+
+const MAX_STREAMS_PER_CONNECTION: u32 = 256;
+
+/// A connection whose other end doesn't answer for this long is closed.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// How often the database is asked whether it answers, and how long it has to.
+const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
+const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the answers to creations with a request id are kept, and how often old ones go.
+const ANSWERS_KEPT: Duration = Duration::from_hours(24);
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_mins(10);
+
+/// Why the service can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The database can't be opened.
+    #[error(transparent)]
+    Database(#[from] sqlite::OpenError),
+    /// The database was opened but doesn't answer.
+    #[error("can't read the database")]
+    Read(#[from] Error),
+    /// The key that tokens are checked with can't be used.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// This build doesn't have the engine.
+    #[error("{0} isn't supported yet")]
+    Unsupported(&'static str),
+}
+
+/// Why the service stopped.
+#[derive(Debug, thiserror::Error)]
+#[error("the server failed")]
+pub struct ServeError(#[from] tonic::transport::Error);
+
+/// The service with its engines, ready to serve.
+pub struct App {
+    service: Service,
+    store: Arc<dyn Store>,
+    authenticator: Arc<Authenticator>,
+    shutdown_grace: Duration,
+}
+
+impl App {
+    /// Opens the engines that the configuration names.
+    pub async fn build(config: &ServeConfig) -> Result<Self, StartError> {
+        let store = match &config.database {
+            DatabaseUrl::Sqlite(path) => sqlite::open(path).await?,
+            DatabaseUrl::Postgres(_) => return Err(StartError::Unsupported("PostgreSQL")),
+        };
+        if config.redis_url.is_some() {
+            return Err(StartError::Unsupported("Redis"));
+        }
+        let cache = Arc::new(MemoryCache::new(config.cache.max_bytes, config.cache.ttl));
+        Self::assemble(config, store, cache).await
+    }
+
+    /// The service over these engines.
+    pub async fn assemble(
+        config: &ServeConfig,
+        store: Arc<dyn Store>,
+        cache: Arc<dyn Cache>,
+    ) -> Result<Self, StartError> {
+        Ok(Self {
+            service: Service::new(Arc::clone(&store), cache).await?,
+            store,
+            authenticator: Arc::new(Authenticator::new(&config.auth)?),
+            shutdown_grace: config.shutdown_grace,
+        })
+    }
+
+    /// Serves until `shutdown` is done; then stops accepting, finishes what is in flight within the
+    /// grace period, and closes the database.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), ServeError> {
+        let (health, health_server) = tonic_health::server::health_reporter();
+        set_health(&health, ServingStatus::NotServing).await;
+        let watch = spawn(watch_health(health.clone(), Arc::clone(&self.store)));
+        let _housekeeping = spawn(keep_house(Arc::clone(&self.store)));
+
+        let (stop, mut stopping) = tokio::sync::watch::channel(false);
+        let stopped = async move {
+            // A sender that is gone stops the server as well.
+            let _ = stopping.wait_for(|stop| *stop).await;
+        };
+        let server = Server::builder()
+            .timeout(DEFAULT_DEADLINE)
+            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .layer(MapRequestLayer::new(prefer_encoding))
+            .add_service(health_server)
+            .add_service(reflection().build_v1().unwrap_or_else(|error| {
+                unreachable!("the descriptors were made by the build: {error}")
+            }))
+            .add_service(reflection().build_v1alpha().unwrap_or_else(|error| {
+                unreachable!("the descriptors were made by the build: {error}")
+            }))
+            .add_service(self.location_server())
+            .serve_with_incoming_shutdown(
+                TcpIncoming::from(listener).with_nodelay(Some(true)),
+                stopped,
+            );
+        tokio::pin!(server);
+        let mut served = tokio::select! {
+            served = &mut server => Some(served),
+            () = shutdown => None,
+        };
+        drop(watch);
+        set_health(&health, ServingStatus::NotServing).await;
+        let grace = tokio::time::Instant::now() + self.shutdown_grace;
+        if served.is_none() {
+            tracing::info!("stopping: calls in flight have {:?}", self.shutdown_grace);
+            stop.send_replace(true);
+            served = tokio::time::timeout_at(grace, &mut server).await.ok();
+        }
+        if tokio::time::timeout_at(grace, self.service.finish_writes())
+            .await
+            .is_err()
+            || served.is_none()
+        {
+            tracing::warn!("calls still in flight after the grace period were cut off");
+        }
+        self.store.close().await;
+        Ok(served.unwrap_or(Ok(()))?)
+    }
+
+    /// `LocationService`, which lets in only who is known, and answers compressed to who asks.
+    fn location_server(
+        &self,
+    ) -> tonic::service::interceptor::InterceptedService<
+        LocationServiceServer<LocationApi>,
+        impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + use<>,
+    > {
+        let authenticator = Arc::clone(&self.authenticator);
+        let admit = move |mut request: Request<()>| {
+            let principal = authenticator.authenticate(request.metadata())?;
+            request.extensions_mut().insert(principal);
+            Ok(request)
+        };
+        let mut server = LocationServiceServer::new(LocationApi::new(self.service.clone()))
+            .max_decoding_message_size(MAX_REQUEST_BYTES);
+        for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Zstd] {
+            server = server.accept_compressed(encoding).send_compressed(encoding);
+        }
+        InterceptorLayer::new(admit).layer(server)
+    }
+}
+
+fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(task))
+}
+
+fn reflection() -> tonic_reflection::server::Builder<'static> {
+    tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+        // Lets grpcurl show the details of errors.
+        .register_encoded_file_descriptor_set(tonic_types::pb::FILE_DESCRIPTOR_SET)
+}
+
+/// Answers are compressed only for who asks: with the encoding of the request's message, or one
+/// that the client prefers to `identity`, that is, names before it. Most clients name every encoding
+/// that they can read, after `identity`.
+fn prefer_encoding<B>(mut request: http::Request<B>) -> http::Request<B> {
+    const ACCEPT: &str = "grpc-accept-encoding";
+    let headers = request.headers_mut();
+    if let Some(encoding) = headers.get("grpc-encoding").cloned() {
+        headers.insert(ACCEPT, encoding);
+    } else if headers
+        .get(ACCEPT)
+        .is_some_and(|accepted| accepted.as_bytes().starts_with(b"identity"))
+    {
+        headers.remove(ACCEPT);
+    }
+    request
+}
+
+async fn set_health(health: &HealthReporter, status: ServingStatus) {
+    for service in ["", LocationServiceServer::<LocationApi>::NAME] {
+        health.set_service_status(service, status).await;
+    }
+}
+
+/// Keeps the health service truthful: the database decides.
+async fn watch_health(health: HealthReporter, store: Arc<dyn Store>) {
+    let mut serving = None;
+    let mut ticks = tokio::time::interval(HEALTH_INTERVAL);
+    loop {
+        ticks.tick().await;
+        let ping = tokio::time::timeout(HEALTH_TIMEOUT, store.ping()).await;
+        let answers = matches!(ping, Ok(Ok(())));
+        if serving.replace(answers) == Some(answers) {
+            continue;
+        }
+        if answers {
+            tracing::info!("the database answers: serving");
+            set_health(&health, ServingStatus::Serving).await;
+        } else {
+            tracing::error!(?ping, "the database doesn't answer: not serving");
+            set_health(&health, ServingStatus::NotServing).await;
+        }
+    }
+}
+
+/// Forgets what is kept for a time only.
+async fn keep_house(store: Arc<dyn Store>) {
+    let kept = i64::try_from(ANSWERS_KEPT.as_micros()).unwrap_or(i64::MAX);
+    let mut ticks = tokio::time::interval(HOUSEKEEPING_INTERVAL);
+    loop {
+        ticks.tick().await;
+        if let Err(error) = store.forget_answers(Micros(Micros::now().0 - kept)).await {
+            tracing::warn!(%error, "old answers to creations couldn't be deleted");
+        }
+    }
+}

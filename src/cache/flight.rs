@@ -1,0 +1,230 @@
+//! [`NextFlight`]: sharing work without sharing the past.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    hash::Hash,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use futures_util::{FutureExt as _, future::BoxFuture};
+use tokio::sync::watch;
+use tracing::Instrument as _;
+
+/// Runs one execution at a time for a key. A caller joins the *next* one, which starts after it
+/// arrived, so that what it is answered was read after it asked; all who arrive while an execution
+/// runs share the one after it.
+///
+/// Ordinary single-flight lets a caller join an execution that started before it arrived, whose
+/// answer can be from before a write that was acknowledged before the caller asked.
+///
+/// An execution is dropped, and what it awaits cancelled, when all who wait for it have gone.
+#[derive(Debug)]
+pub struct NextFlight<K, V> {
+    /// The keys for which an execution runs, each with the one that comes after it.
+    running: Arc<Mutex<HashMap<K, Option<Flight<V>>>>>,
+}
+
+struct Flight<V> {
+    run: BoxFuture<'static, V>,
+    answer: watch::Sender<Option<V>>,
+}
+
+impl<V> std::fmt::Debug for Flight<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Flight").finish_non_exhaustive()
+    }
+}
+
+/// An answer, and whether another caller's work brought it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Landed<V> {
+    /// The answer.
+    pub value: V,
+    /// Whether this caller joined an execution that another had asked for.
+    pub collapsed: bool,
+}
+
+/// The execution panicked.
+#[derive(Debug, thiserror::Error)]
+#[error("the shared execution panicked")]
+pub struct Crashed;
+
+impl<K, V> Default for NextFlight<K, V> {
+    fn default() -> Self {
+        Self {
+            running: Arc::default(),
+        }
+    }
+}
+
+impl<K, V> NextFlight<K, V>
+where
+    K: Clone + Eq + Hash + Send + 'static,
+    V: Clone + Send + Sync + 'static,
+{
+    /// Joins the key's next execution, which is `run` unless another caller has already brought
+    /// one. `run` isn't polled before the execution starts.
+    pub async fn join<F>(&self, key: K, run: F) -> Result<Landed<V>, Crashed>
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let (mut answer, collapsed) = self.board(key, run);
+        let value = answer
+            .wait_for(Option::is_some)
+            .await
+            .ok()
+            .and_then(|value| value.clone())
+            .ok_or(Crashed)?;
+        Ok(Landed { value, collapsed })
+    }
+
+    fn board<F>(&self, key: K, run: F) -> (watch::Receiver<Option<V>>, bool)
+    where
+        F: Future<Output = V> + Send + 'static,
+    {
+        let mut running = lock(&self.running);
+        if let Some(Some(next)) = running.get(&key) {
+            return (next.answer.subscribe(), true);
+        }
+        let (sender, receiver) = watch::channel(None);
+        let flight = Flight {
+            run: run.in_current_span().boxed(),
+            answer: sender,
+        };
+        match running.entry(key) {
+            Entry::Occupied(mut current) => {
+                current.insert(Some(flight));
+            }
+            Entry::Vacant(vacant) => {
+                let key = vacant.key().clone();
+                vacant.insert(None);
+                tokio::spawn(fly(Arc::clone(&self.running), key, flight));
+            }
+        }
+        (receiver, false)
+    }
+}
+
+/// Runs a key's executions, one after the other, until nobody waits for another.
+async fn fly<K, V>(running: Arc<Mutex<HashMap<K, Option<Flight<V>>>>>, key: K, first: Flight<V>)
+where
+    K: Eq + Hash,
+{
+    let mut next = Some(first);
+    while let Some(Flight { run, answer }) = next {
+        tokio::select! {
+            value = AssertUnwindSafe(run).catch_unwind() => {
+                // A panic drops the sender, which the waiters see.
+                if let Ok(value) = value {
+                    answer.send_replace(Some(value));
+                }
+            }
+            () = answer.closed() => {}
+        }
+        let mut running = lock(&running);
+        next = running.get_mut(&key).and_then(Option::take);
+        if next.is_none() {
+            running.remove(&key);
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::sync::{Semaphore, mpsc};
+
+    use super::*;
+
+    /// Executions that read `value` when they start, as a query reads a snapshot, tell of it, and
+    /// then wait to be let through.
+    struct Source {
+        value: AtomicUsize,
+        reads: AtomicUsize,
+        started: mpsc::UnboundedSender<()>,
+        gate: Semaphore,
+    }
+
+    impl Source {
+        fn new() -> (Arc<Self>, mpsc::UnboundedReceiver<()>) {
+            let (started, reading) = mpsc::unbounded_channel();
+            let source = Self {
+                value: AtomicUsize::new(0),
+                reads: AtomicUsize::new(0),
+                started,
+                gate: Semaphore::new(0),
+            };
+            (Arc::new(source), reading)
+        }
+
+        async fn read(self: Arc<Self>) -> usize {
+            let value = self.value.load(Ordering::SeqCst);
+            self.reads.fetch_add(1, Ordering::SeqCst);
+            self.started.send(()).expect("the test is there");
+            self.gate.acquire().await.expect("never closed").forget();
+            value
+        }
+    }
+
+    #[tokio::test]
+    async fn a_joiner_gets_what_was_read_after_it_arrived() {
+        let (source, mut reading) = Source::new();
+        let flights = Arc::new(NextFlight::default());
+        let join = || {
+            let (flights, source) = (Arc::clone(&flights), Arc::clone(&source));
+            async move { flights.join((), source.read()).await.expect("no panic") }
+        };
+        let first = tokio::spawn(join());
+        reading.recv().await;
+        source.value.store(1, Ordering::SeqCst);
+        let joiners: Vec<_> = (0..100).map(|_| tokio::spawn(join())).collect();
+        while !matches!(lock(&flights.running).get(&()), Some(Some(next)) if next.answer.receiver_count() == 100)
+        {
+            tokio::task::yield_now().await;
+        }
+        source.gate.add_permits(2);
+        assert_eq!(first.await.expect("no panic").value, 0);
+        let mut alone = 0;
+        for joiner in joiners {
+            let landed = joiner.await.expect("no panic");
+            assert_eq!(landed.value, 1, "stale: read before the joiner arrived");
+            alone += usize::from(!landed.collapsed);
+        }
+        assert_eq!(alone, 1);
+        assert_eq!(source.reads.load(Ordering::SeqCst), 2);
+        assert!(lock(&flights.running).is_empty());
+    }
+
+    #[tokio::test]
+    async fn an_execution_ends_when_nobody_waits_for_it() {
+        let (source, mut reading) = Source::new();
+        let flights = Arc::new(NextFlight::default());
+        let caller = tokio::spawn({
+            let (flights, source) = (Arc::clone(&flights), Arc::clone(&source));
+            async move { flights.join((), source.read()).await }
+        });
+        reading.recv().await;
+        caller.abort();
+        while !lock(&flights.running).is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(Arc::strong_count(&source), 1, "the execution was dropped");
+    }
+
+    #[tokio::test]
+    async fn a_panic_reaches_the_waiters_and_no_one_else() {
+        let flights = NextFlight::<_, ()>::default();
+        let crashed = flights.join((), async { panic!("on purpose") }).await;
+        assert!(crashed.is_err());
+        flights
+            .join((), async {})
+            .await
+            .expect("the key is free again");
+    }
+}

@@ -1,0 +1,139 @@
+//! Cached answers in the process, bounded by bytes.
+
+use std::{
+    cell::RefCell,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
+
+use super::{Key, Tag, Version};
+
+/// What an entry takes beyond its answer and its tag: its own fields, its place in the map, and
+/// its key in the tag's index.
+const ENTRY_OVERHEAD_BYTES: u64 = 256;
+
+/// The map is split so that threads rarely meet, but into parts that hold the largest answers.
+const MIN_SHARD_BYTES: u64 = 8 << 20;
+
+/// A cached answer.
+#[derive(Debug, Clone)]
+pub(super) struct Entry {
+    pub(super) tag: Tag,
+    /// The tag's version from before the database was read.
+    pub(super) version: Version,
+    pub(super) answer: Bytes,
+}
+
+/// Cached answers by key, within a bound of bytes. What is asked for least is evicted first.
+#[derive(Debug)]
+pub(super) struct Entries {
+    cache: Cache<Key, Arc<Slot>, ByBytes, DefaultHashBuilder, Evictions>,
+    ttl: Duration,
+    started: Instant,
+}
+
+#[derive(Debug)]
+struct Slot {
+    entry: Entry,
+    /// Seconds since `Entries::started` when it was last read.
+    read_at_secs: AtomicU64,
+}
+
+impl Entries {
+    /// Entries that take at most `max_bytes`, each at most `ttl` after it was last read.
+    pub(super) fn new(max_bytes: u64, ttl: Duration) -> Self {
+        let shards = usize::try_from(max_bytes / MIN_SHARD_BYTES).unwrap_or(usize::MAX);
+        let options = OptionsBuilder::new()
+            .estimated_items_capacity(usize::try_from(max_bytes / 4096).unwrap_or(usize::MAX))
+            .weight_capacity(max_bytes)
+            .shards(shards.clamp(1, 64))
+            .build()
+            .unwrap_or_else(|_| unreachable!("both capacities are given"));
+        Self {
+            cache: Cache::with_options(options, ByBytes, DefaultHashBuilder::default(), Evictions),
+            ttl,
+            started: Instant::now(),
+        }
+    }
+
+    /// The answer under a key, if it was filled under this version of its tag.
+    pub(super) fn get(&self, key: &Key, version: Version) -> Option<Bytes> {
+        let slot = self.cache.get(key)?;
+        if slot.entry.version != version {
+            return None;
+        }
+        let now = self.now_secs();
+        // A store on every hit would move the cache line between cores.
+        if slot.read_at_secs.load(Ordering::Relaxed) != now {
+            slot.read_at_secs.store(now, Ordering::Relaxed);
+        }
+        Some(slot.entry.answer.clone())
+    }
+
+    /// Stores an entry and returns what had to go for it, which may be the entry itself.
+    pub(super) fn insert(&self, key: Key, entry: Entry) -> Vec<(Key, Entry)> {
+        let slot = Slot {
+            entry,
+            read_at_secs: AtomicU64::new(self.now_secs()),
+        };
+        let mut evicted = Vec::new();
+        self.cache
+            .insert_with_lifecycle(key, slot.into(), &mut evicted);
+        evicted
+            .into_iter()
+            .map(|(key, slot)| (key, slot.entry.clone()))
+            .collect()
+    }
+
+    /// Drops a key's entry, if it was filled under this version.
+    pub(super) fn remove(&self, key: &Key, version: Version) {
+        self.cache
+            .remove_if(key, |slot| slot.entry.version == version);
+    }
+
+    /// Drops what nobody has read for the time to live, and returns it.
+    pub(super) fn sweep(&self) -> Vec<(Key, Entry)> {
+        let oldest = self.now_secs().saturating_sub(self.ttl.as_secs());
+        let dropped = RefCell::new(Vec::new());
+        self.cache.retain(|key, slot| {
+            let keep = slot.read_at_secs.load(Ordering::Relaxed) >= oldest;
+            if !keep {
+                dropped.borrow_mut().push((*key, slot.entry.clone()));
+            }
+            keep
+        });
+        dropped.into_inner()
+    }
+
+    fn now_secs(&self) -> u64 {
+        self.started.elapsed().as_secs()
+    }
+}
+
+#[derive(Debug, Clone)]
+struct ByBytes;
+
+impl Weighter<Key, Arc<Slot>> for ByBytes {
+    fn weight(&self, _: &Key, slot: &Arc<Slot>) -> u64 {
+        let Entry { tag, answer, .. } = &slot.entry;
+        (answer.len() + tag.as_str().len()) as u64 + ENTRY_OVERHEAD_BYTES
+    }
+}
+
+/// Hands evicted entries back to who inserted.
+#[derive(Debug, Clone)]
+struct Evictions;
+
+impl Lifecycle<Key, Arc<Slot>> for Evictions {
+    type RequestState = Vec<(Key, Arc<Slot>)>;
+
+    fn on_evict(&self, evicted: &mut Self::RequestState, key: Key, slot: Arc<Slot>) {
+        evicted.push((key, slot));
+    }
+}

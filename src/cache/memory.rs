@@ -1,0 +1,253 @@
+//! The engine for one process: tags and entries in memory.
+
+use std::{
+    collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    mem,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{
+    Cache, CacheError, Key, Lookup, Tag, Tier, Version, WRITE_DEADLINE, WriteId,
+    local::{Entries, Entry},
+};
+
+/// How many entries `close` drops before it returns; the rest is dropped in the background.
+const DROP_AT_ONCE: usize = 1_000;
+
+/// How many tags may be known without an entry. Beyond it the oldest are forgotten, which costs
+/// speed only.
+const MAX_BARE_TAGS: usize = 16_384;
+
+/// How often entries are checked for having outlived their time.
+const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// The in-process engine. Its bound of bytes covers the answers with all that indexes them.
+#[derive(Debug)]
+pub struct MemoryCache(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    tags: Mutex<Tags>,
+    entries: Entries,
+}
+
+#[derive(Debug, Default)]
+struct Tags {
+    /// Tags that have an entry or a write in flight, and some that have neither.
+    states: HashMap<Tag, TagState>,
+    /// Tags in the order in which they may have become bare.
+    bare: VecDeque<Tag>,
+}
+
+#[derive(Debug, Default)]
+struct TagState {
+    version: Option<Version>,
+    /// Writes in flight, each with the moment after which it is dead.
+    writers: Vec<(WriteId, Instant)>,
+    /// The index: the keys of the entries that were filled under `version`.
+    keys: HashSet<Key>,
+}
+
+impl MemoryCache {
+    /// A cache that takes at most `max_bytes`, and keeps an entry for `ttl` after it was last read.
+    /// Must be called within a tokio runtime.
+    pub fn new(max_bytes: u64, ttl: Duration) -> Self {
+        let shared = Arc::new(Shared {
+            tags: Mutex::default(),
+            entries: Entries::new(max_bytes, ttl),
+        });
+        tokio::spawn(sweep(Arc::downgrade(&shared)));
+        Self(shared)
+    }
+}
+
+/// Drops entries that have outlived their time, for as long as the cache is there.
+async fn sweep(cache: Weak<Shared>) {
+    let mut ticks = tokio::time::interval(SWEEP_EVERY);
+    loop {
+        ticks.tick().await;
+        let Some(cache) = cache.upgrade() else {
+            return;
+        };
+        let dropped = cache.entries.sweep();
+        let mut tags = cache.tags();
+        for (key, entry) in dropped {
+            tags.forget(&key, &entry);
+        }
+    }
+}
+
+impl Shared {
+    fn tags(&self) -> MutexGuard<'_, Tags> {
+        self.tags.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tags {
+    /// Takes an entry that is gone out of its tag's index.
+    fn forget(&mut self, key: &Key, entry: &Entry) {
+        let Some(state) = self.states.get_mut(&entry.tag) else {
+            return;
+        };
+        if state.version == Some(entry.version) {
+            state.keys.remove(key);
+            if state.is_bare() {
+                self.states.remove(&entry.tag);
+            }
+        }
+    }
+
+    /// Notes that a tag may be bare, and forgets the oldest such one if there are too many.
+    fn bound(&mut self, tag: &Tag) {
+        self.bare.push_back(tag.clone());
+        if self.bare.len() <= MAX_BARE_TAGS {
+            return;
+        }
+        let Some(oldest) = self.bare.pop_front() else {
+            return;
+        };
+        let Some(state) = self.states.get_mut(&oldest) else {
+            return;
+        };
+        state.bury_dead_writers();
+        if state.is_bare() {
+            self.states.remove(&oldest);
+        } else if !state.writers.is_empty() {
+            self.bare.push_back(oldest);
+        }
+    }
+}
+
+impl TagState {
+    fn is_bare(&self) -> bool {
+        self.keys.is_empty() && self.writers.is_empty()
+    }
+
+    fn bury_dead_writers(&mut self) {
+        let now = Instant::now();
+        self.writers.retain(|(_, deadline)| *deadline > now);
+    }
+
+    /// Drops the version; the entries under it are dead from here on.
+    fn invalidate(&mut self) -> Option<(Version, HashSet<Key>)> {
+        let version = self.version.take()?;
+        Some((version, mem::take(&mut self.keys)))
+    }
+}
+
+#[async_trait]
+impl Cache for MemoryCache {
+    async fn lookup(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
+        let version = self
+            .0
+            .tags()
+            .states
+            .get(tag)
+            .and_then(|state| state.version);
+        let answer = version.and_then(|version| self.0.entries.get(key, version));
+        Ok(match answer {
+            Some(answer) => Lookup::Hit(answer, Tier::Local),
+            None => Lookup::Miss(version),
+        })
+    }
+
+    async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
+        let mut tags = self.0.tags();
+        let state = tags.states.entry(tag.clone()).or_default();
+        state.bury_dead_writers();
+        if !state.writers.is_empty() {
+            return Ok(None);
+        }
+        let fresh = state.version.is_none();
+        let version = *state.version.get_or_insert_with(Version::generate);
+        if fresh {
+            tags.bound(tag);
+        }
+        Ok(Some(version))
+    }
+
+    async fn fill(
+        &self,
+        tag: &Tag,
+        key: &Key,
+        version: Version,
+        answer: Bytes,
+    ) -> Result<bool, CacheError> {
+        let mut tags = self.0.tags();
+        let Some(state) = tags.states.get_mut(tag) else {
+            return Ok(false);
+        };
+        if state.version != Some(version) {
+            return Ok(false);
+        }
+        state.keys.insert(*key);
+        let entry = Entry {
+            tag: tag.clone(),
+            version,
+            answer,
+        };
+        let mut stored = true;
+        for (evicted, entry) in self.0.entries.insert(*key, entry) {
+            stored &= evicted != *key;
+            tags.forget(&evicted, &entry);
+        }
+        Ok(stored)
+    }
+
+    async fn close(&self, touched: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+        let deadline = Instant::now() + WRITE_DEADLINE;
+        let mut dead = Vec::new();
+        {
+            let mut tags = self.0.tags();
+            for tag in touched {
+                let state = tags.states.entry(tag.clone()).or_default();
+                state.writers.push((write, deadline));
+                dead.extend(state.invalidate());
+                tags.bound(tag);
+            }
+        }
+        drop_entries(&self.0, dead);
+        Ok(())
+    }
+
+    async fn reopen(&self, touched: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+        let mut dead = Vec::new();
+        {
+            let mut tags = self.0.tags();
+            for tag in touched {
+                let Some(state) = tags.states.get_mut(tag) else {
+                    continue;
+                };
+                state.writers.retain(|(id, _)| *id != write);
+                dead.extend(state.invalidate());
+                if state.is_bare() {
+                    tags.states.remove(tag);
+                }
+            }
+        }
+        drop_entries(&self.0, dead);
+        Ok(())
+    }
+}
+
+/// Frees entries that no version leads to any more: some now, many in the background, so that the
+/// time to invalidate doesn't grow with their number.
+fn drop_entries(cache: &Arc<Shared>, dead: Vec<(Version, HashSet<Key>)>) {
+    let drop_all = |cache: &Shared, dead: Vec<(Version, HashSet<Key>)>| {
+        for (version, keys) in dead {
+            for key in keys {
+                cache.entries.remove(&key, version);
+            }
+        }
+    };
+    if dead.iter().map(|(_, keys)| keys.len()).sum::<usize>() <= DROP_AT_ONCE {
+        drop_all(cache, dead);
+    } else {
+        let cache = Arc::clone(cache);
+        tokio::task::spawn_blocking(move || drop_all(&cache, dead));
+    }
+}

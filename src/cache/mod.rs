@@ -1,0 +1,115 @@
+//! The consistency protocol, and the trait that an engine implements.
+//!
+//! **Promise.** An answer to a read that starts after a write was acknowledged reflects that write.
+//! The cache changes how fast an answer comes, never what it says; time to live frees memory and
+//! makes nothing right.
+//!
+//! Every cached answer has one [`Tag`]: the predicate that its request states. A tag that has a
+//! [`Version`] is *open*; without one it is *closed*, and nothing is served or filled under it.
+//!
+//! | step | when | what it does, atomically on a tag |
+//! | --- | --- | --- |
+//! | [`lookup`](Cache::lookup) | a read begins | the version, and the entry if it was filled under it |
+//! | [`open`](Cache::open) | a miss found no version | sets a fresh version, unless a write is in flight |
+//! | [`fill`](Cache::fill) | the database was read | stores the answer, if the version is still the one from before the read |
+//! | [`close`](Cache::close) | before a commit | notes the write as in flight, drops version and entries |
+//! | [`reopen`](Cache::reopen) | after the commit, before the acknowledgement | takes the note away, drops the version again |
+//!
+//! Between `close` and `reopen` nothing is served or filled. A fill that read the database before
+//! the commit carries a version that is gone for ever. Whoever opens the tag later reads the
+//! database after the commit. A writer that dies leaves its tags closed until [`WRITE_DEADLINE`]:
+//! there is nothing to repair. `reopen` drops the version too because an engine may lose its notes
+//! (eviction, a flush), whereupon a reader may open the tag before the commit.
+
+mod flight;
+mod key;
+mod local;
+mod memory;
+mod tag;
+
+use std::{collections::BTreeSet, time::Duration};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use uuid::Uuid;
+
+pub use self::{
+    flight::{Crashed, Landed, NextFlight},
+    key::Key,
+    memory::MemoryCache,
+    tag::Tag,
+};
+
+/// How long a write that doesn't report back keeps its tags closed. Longer, by a wide margin, than
+/// any write can live.
+pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A tag's version: random, so that one that was lost never comes back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Version(u128);
+
+impl Version {
+    /// A fresh one.
+    pub fn generate() -> Self {
+        Self(rand::random())
+    }
+}
+
+/// One write, for as long as it is in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct WriteId(Uuid);
+
+impl WriteId {
+    /// A new one.
+    pub fn generate() -> Self {
+        Self(Uuid::new_v4())
+    }
+}
+
+/// What the cache knows of a tag and a key at one moment.
+#[derive(Debug, Clone)]
+pub enum Lookup {
+    /// The serialized answer, which is current.
+    Hit(Bytes, Tier),
+    /// No current entry. The tag's version, if it is open.
+    Miss(Option<Version>),
+}
+
+/// Where a hit came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// The process.
+    Local,
+}
+
+/// The cache doesn't answer, or not in time.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the cache is unavailable: {0}")]
+pub struct CacheError(pub String);
+
+/// The steps of the protocol. Each is atomic on a tag.
+#[async_trait]
+pub trait Cache: Send + Sync + 'static {
+    /// Reads a tag's version and a key's entry together; a hit only if they belong together.
+    async fn lookup(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError>;
+
+    /// Opens a tag that has no version, unless a write is in flight on it: then `None`.
+    async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError>;
+
+    /// Stores an answer that was read from the database after `version` was. False if the version
+    /// has changed since, or if the answer doesn't fit.
+    async fn fill(
+        &self,
+        tag: &Tag,
+        key: &Key,
+        version: Version,
+        answer: Bytes,
+    ) -> Result<bool, CacheError>;
+
+    /// Closes the tags that a write is about to change, until its [`reopen`](Self::reopen), or
+    /// [`WRITE_DEADLINE`] if that never comes.
+    async fn close(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError>;
+
+    /// Lets the tags be opened again, after the write has been committed or undone.
+    async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError>;
+}

@@ -1,0 +1,90 @@
+//! Tags: the predicate that a cached answer depends on, and the predicates that a write touches.
+
+use std::{collections::BTreeSet, fmt, sync::Arc};
+
+use crate::model::{Image, LocationId, LocationType, OwnerId, Predicate, ProductionRunId};
+
+/// What a cached answer depends on, as text: `id,<uuid>` for one location, or
+/// `<type>,<production run>,<owner>` for a predicate, each a value or `*`.
+///
+/// Values are percent-encoded, so that no text of a user's can pass for another tag, for a pattern
+/// or for a Redis hash tag.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tag(Arc<str>);
+
+impl Tag {
+    /// The tag of all that depends on one location alone.
+    pub fn of_location(id: LocationId) -> Self {
+        Self(format!("id,{id}").into())
+    }
+
+    /// The tag of an answer to a request that states this predicate.
+    pub fn of_predicate(predicate: &Predicate) -> Self {
+        let Predicate { kind, run, owner } = predicate;
+        Self::build(*kind, run.as_ref(), owner.as_ref())
+    }
+
+    /// The tags that a write touches, given the images of locations before and after it: those of
+    /// the locations themselves, and of every predicate that an image satisfies. Any other answer
+    /// is the same before and after.
+    pub fn touched_by(images: &[Image]) -> BTreeSet<Self> {
+        let mut tags = BTreeSet::new();
+        for image in images {
+            tags.insert(Self::of_location(image.id));
+            for kind in [None, Some(image.kind)] {
+                for run in [None, Some(&image.run)] {
+                    for owner in [None, Some(&image.owner)] {
+                        tags.insert(Self::build(kind, run, owner));
+                    }
+                }
+            }
+        }
+        tags
+    }
+
+    fn build(
+        kind: Option<LocationType>,
+        run: Option<&ProductionRunId>,
+        owner: Option<&OwnerId>,
+    ) -> Self {
+        let mut text = String::with_capacity(64);
+        text.push_str(match kind {
+            None => "*",
+            Some(LocationType::Delivery) => "delivery",
+            Some(LocationType::Storage) => "storage",
+        });
+        for value in [run.map(ProductionRunId::as_str), owner.map(OwnerId::as_str)] {
+            text.push(',');
+            match value {
+                None => text.push('*'),
+                Some(value) => percent_encode(value, &mut text),
+            }
+        }
+        Self(text.into())
+    }
+
+    /// The tag's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Tag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Appends `value` with everything but RFC 3986's unreserved characters and `/` percent-encoded.
+fn percent_encode(value: &str, text: &mut String) {
+    const HEX: &[u8; 16] = b"0123456789ABCDEF";
+    for byte in value.bytes() {
+        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push('%');
+            text.push(char::from(HEX[usize::from(byte >> 4)]));
+            text.push(char::from(HEX[usize::from(byte & 15)]));
+        }
+    }
+}

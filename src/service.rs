@@ -1,0 +1,649 @@
+//! The use cases: who may do what, reading through the cache, and close-commit-reopen.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use prost::Message as _;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::{
+    cache::{Cache, Key, Lookup, NextFlight, Tag, Tier, WriteId},
+    error::{Error, Result},
+    model::{
+        Change, Cursor, Etag, Image, ListQuery, Location, LocationId, LocationType, Micros,
+        NewLocation, Order, OrderField, Predicate, Principal, ProductionRunId, ReportCursor,
+        ReportQuery, Text,
+    },
+    page_token::{Binding, PageTokens},
+    proto::location::v1,
+    store::{Answer, Store, Transaction},
+};
+
+/// The largest answer: clients refuse more.
+pub const MAX_ANSWER_BYTES: usize = 4 << 20;
+
+/// What a list takes for an item beside the item.
+const ITEM_BYTES: usize = 5;
+
+/// How long a write may take until its commit. Well under `cache::WRITE_DEADLINE`.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How often a write that met another is begun.
+const MAX_WRITE_ATTEMPTS: usize = 5;
+
+const LIST: &str = "ListLocations";
+const GET: &str = "GetLocation";
+const REPORTS: &str = "ListLocationReports";
+
+/// How fresh an answer the caller wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Freshness {
+    /// A current one, from the cache or not.
+    Current,
+    /// One that was read from the database for this call (RFC 9111 `no-cache`).
+    Reread,
+}
+
+/// A serialized answer, and where it came from.
+#[derive(Debug, Clone)]
+pub struct Served {
+    /// The serialized response message.
+    pub bytes: Bytes,
+    /// Where it came from.
+    pub origin: Origin,
+}
+
+/// Where an answer came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The cache.
+    Cache(Tier),
+    /// The database.
+    Database {
+        /// Why the cache didn't answer.
+        because: Because,
+        /// Whether the cache has it now.
+        stored: bool,
+        /// Whether another call's read brought it.
+        collapsed: bool,
+    },
+}
+
+/// Why the cache didn't answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Because {
+    /// It didn't have the answer.
+    Miss,
+    /// The caller asked for the database.
+    Request,
+    /// A write is in flight on what the answer depends on.
+    Closed,
+    /// It didn't answer.
+    Unavailable,
+}
+
+/// A write.
+#[derive(Debug)]
+pub enum Write {
+    /// Creates locations, all or none.
+    Create(Vec<Creation>),
+    /// Changes a location.
+    Update {
+        /// Which.
+        id: LocationId,
+        /// Only if this is current.
+        etag: Option<Etag>,
+        /// The changes, one after the other.
+        changes: Vec<Change>,
+    },
+    /// Deletes a location.
+    Delete {
+        /// Which.
+        id: LocationId,
+        /// Only if this is current.
+        etag: Option<Etag>,
+        /// Whether it may be missing.
+        allow_missing: bool,
+    },
+}
+
+/// A location to create.
+#[derive(Debug)]
+pub struct Creation {
+    /// What to create.
+    pub location: NewLocation,
+    /// What makes it safe to retry.
+    pub request_id: Option<Uuid>,
+    /// A digest of what was asked.
+    pub fingerprint: [u8; 32],
+}
+
+/// The use cases, over any store and any cache. Cheap to clone.
+#[derive(Clone)]
+pub struct Service {
+    store: Arc<dyn Store>,
+    cache: Arc<dyn Cache>,
+    page_tokens: PageTokens,
+    reads: Arc<NextFlight<(Key, Freshness), Result<Served>>>,
+    writes: TaskTracker,
+}
+
+impl Service {
+    /// A service over a store and a cache.
+    pub async fn new(store: Arc<dyn Store>, cache: Arc<dyn Cache>) -> Result<Self> {
+        let page_tokens = PageTokens::new(store.page_token_key().await?);
+        Ok(Self {
+            store,
+            cache,
+            page_tokens,
+            reads: Arc::default(),
+            writes: TaskTracker::new(),
+        })
+    }
+
+    /// Waits for the writes that are under way. Ones that begin later are refused.
+    pub async fn finish_writes(&self) {
+        self.writes.close();
+        self.writes.wait().await;
+    }
+
+    /// A page of locations: a `ListLocationsResponse`.
+    pub async fn list(
+        &self,
+        caller: &Principal,
+        mut query: ListQuery,
+        page_token: &str,
+        freshness: Freshness,
+    ) -> Result<Served> {
+        apply_scope(caller, &mut query.predicate)?;
+        let mut canonical = canonical_list(&query);
+        let unpaged = v1::ListLocationsRequest {
+            page_size: 0,
+            skip: 0,
+            ..canonical.clone()
+        };
+        let after: Option<Cursor> =
+            self.page_tokens
+                .decode(Binding::new(LIST, &unpaged), page_token, query.order.field)?;
+        // A token that was accepted is the only one for its position.
+        page_token.clone_into(&mut canonical.page_token);
+        let key = Key::new(LIST, None, &canonical);
+        let tag = Tag::of_predicate(&query.predicate);
+        let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
+        self.read_through(key, tag, freshness, async move {
+            let page = store.list(&query, after.as_ref()).await?;
+            let response = v1::ListLocationsResponse {
+                next_page_token: page
+                    .next
+                    .map(|next| page_tokens.encode(Binding::new(LIST, &unpaged), &next))
+                    .unwrap_or_default(),
+                locations: page.items.into_iter().map(Into::into).collect(),
+                total_size: page
+                    .total
+                    .map_or(0, |total| i32::try_from(total).unwrap_or(i32::MAX)),
+            };
+            Ok(response.encode_to_vec().into())
+        })
+        .await
+    }
+
+    /// A page of reports: a `ListLocationReportsResponse`.
+    pub async fn reports(
+        &self,
+        caller: &Principal,
+        mut query: ReportQuery,
+        page_token: &str,
+        freshness: Freshness,
+    ) -> Result<Served> {
+        apply_scope(caller, &mut query.predicate)?;
+        let mut canonical = canonical_reports(&query);
+        let unpaged = v1::ListLocationReportsRequest {
+            page_size: 0,
+            ..canonical.clone()
+        };
+        let after: Option<ReportCursor> =
+            self.page_tokens
+                .decode(Binding::new(REPORTS, &unpaged), page_token, ())?;
+        page_token.clone_into(&mut canonical.page_token);
+        let key = Key::new(REPORTS, None, &canonical);
+        let tag = Tag::of_predicate(&query.predicate);
+        let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
+        self.read_through(key, tag, freshness, async move {
+            let page = store.reports(&query, after.as_ref()).await?;
+            let response = v1::ListLocationReportsResponse {
+                next_page_token: page
+                    .next
+                    .map(|next| page_tokens.encode(Binding::new(REPORTS, &unpaged), &next))
+                    .unwrap_or_default(),
+                reports: page.items.into_iter().map(Into::into).collect(),
+            };
+            Ok(response.encode_to_vec().into())
+        })
+        .await
+    }
+
+    /// One location: a `Location`.
+    pub async fn get(
+        &self,
+        caller: &Principal,
+        id: LocationId,
+        freshness: Freshness,
+    ) -> Result<Served> {
+        let canonical = v1::GetLocationRequest { id: id.to_string() };
+        let key = Key::new(GET, caller.scope(), &canonical);
+        let (store, owner) = (Arc::clone(&self.store), caller.scope().cloned());
+        self.read_through(key, Tag::of_location(id), freshness, async move {
+            let found = store.get(&[id], owner.as_ref()).await?;
+            let location = found
+                .into_iter()
+                .next()
+                .ok_or_else(|| Error::NotFound(vec![id]))?;
+            Ok(v1::Location::from(location).encode_to_vec().into())
+        })
+        .await
+    }
+
+    /// Locations by id, in the order of the ids, which may repeat.
+    pub async fn batch_get(
+        &self,
+        caller: &Principal,
+        ids: &[LocationId],
+    ) -> Result<Vec<v1::Location>> {
+        let found: HashMap<LocationId, v1::Location> = self
+            .store
+            .get(ids, caller.scope())
+            .await?
+            .into_iter()
+            .map(|location| (location.id, location.into()))
+            .collect();
+        let missing: Vec<_> = ids
+            .iter()
+            .filter(|id| !found.contains_key(id))
+            .copied()
+            .collect();
+        if !missing.is_empty() {
+            return Err(Error::NotFound(missing));
+        }
+        let bytes: usize = ids
+            .iter()
+            .map(|id| found[id].encoded_len() + ITEM_BYTES)
+            .sum();
+        if bytes > MAX_ANSWER_BYTES {
+            return Err(Error::invalid(
+                "ids",
+                format!(
+                    "are of locations of {bytes} bytes together, over the limit of \
+                     {MAX_ANSWER_BYTES}: ask for fewer"
+                ),
+            ));
+        }
+        Ok(ids.iter().map(|id| found[id].clone()).collect())
+    }
+
+    /// Answers from the cache, or else from the database by way of the key's next flight.
+    async fn read_through(
+        &self,
+        key: Key,
+        tag: Tag,
+        freshness: Freshness,
+        load: impl Future<Output = Result<Bytes>> + Send + 'static,
+    ) -> Result<Served> {
+        if freshness == Freshness::Current
+            && let Ok(Lookup::Hit(bytes, tier)) = self.cache.lookup(&tag, &key).await
+        {
+            let origin = Origin::Cache(tier);
+            return Ok(Served { bytes, origin });
+        }
+        let cache = Arc::clone(&self.cache);
+        let read = async move {
+            let (version, because) = match cache.lookup(&tag, &key).await {
+                Ok(Lookup::Hit(bytes, tier)) if freshness == Freshness::Current => {
+                    let origin = Origin::Cache(tier);
+                    return Ok(Served { bytes, origin });
+                }
+                Ok(Lookup::Hit(..)) | Ok(Lookup::Miss(None)) => match cache.open(&tag).await {
+                    Ok(None) => (None, Because::Closed),
+                    Ok(version) => (version, Because::Miss),
+                    Err(_) => (None, Because::Unavailable),
+                },
+                Ok(Lookup::Miss(version)) => (version, Because::Miss),
+                Err(_) => (None, Because::Unavailable),
+            };
+            let bytes = load.await?;
+            let stored = match version {
+                Some(version) => cache
+                    .fill(&tag, &key, version, bytes.clone())
+                    .await
+                    .unwrap_or(false),
+                None => false,
+            };
+            let because = match freshness {
+                Freshness::Current => because,
+                Freshness::Reread => Because::Request,
+            };
+            let origin = Origin::Database {
+                because,
+                stored,
+                collapsed: false,
+            };
+            Ok(Served { bytes, origin })
+        };
+        let landed = self
+            .reads
+            .join((key, freshness), read)
+            .await
+            .map_err(Error::internal)?;
+        let mut served = landed.value?;
+        if let Origin::Database { collapsed, .. } = &mut served.origin {
+            *collapsed = landed.collapsed;
+        }
+        Ok(served)
+    }
+
+    /// Writes, and acknowledges the locations that it wrote, or would write with `validate_only`.
+    ///
+    /// A caller who goes away before the commit undoes the write. From then on it runs to its end.
+    pub async fn write(
+        &self,
+        caller: Principal,
+        write: Write,
+        validate_only: bool,
+    ) -> Result<Vec<v1::Location>> {
+        if self.writes.is_closed() {
+            return Err(Error::Stopping);
+        }
+        let caller_left = CancellationToken::new();
+        let _leave = caller_left.clone().drop_guard();
+        let task = Writer {
+            store: Arc::clone(&self.store),
+            cache: Arc::clone(&self.cache),
+            caller,
+            write,
+            validate_only,
+            caller_left,
+        };
+        self.writes
+            .spawn(task.run().in_current_span())
+            .await
+            .map_err(Error::internal)?
+    }
+}
+
+/// A write under way.
+struct Writer {
+    store: Arc<dyn Store>,
+    cache: Arc<dyn Cache>,
+    caller: Principal,
+    write: Write,
+    validate_only: bool,
+    caller_left: CancellationToken,
+}
+
+/// What a write did within its transaction.
+struct Applied {
+    answer: Vec<v1::Location>,
+    /// The locations before and after it.
+    images: Vec<Image>,
+}
+
+impl Writer {
+    async fn run(self) -> Result<Vec<v1::Location>> {
+        let mut attempts = 1..MAX_WRITE_ATTEMPTS;
+        loop {
+            match self.attempt().await {
+                Err(Error::Conflict(_)) if attempts.next().is_some() => {}
+                done => return done,
+            }
+        }
+    }
+
+    async fn attempt(&self) -> Result<Vec<v1::Location>> {
+        let prepare = async {
+            let mut transaction = self.store.begin().await?;
+            let applied = self.apply(&mut *transaction).await;
+            Ok((transaction, applied))
+        };
+        // Dropping the transaction undoes it.
+        let (transaction, applied) = tokio::select! {
+            prepared = tokio::time::timeout(WRITE_TIMEOUT, prepare) => prepared
+                .unwrap_or_else(|elapsed| Err(Error::DatabaseUnavailable(Arc::new(elapsed))))?,
+            () = self.caller_left.cancelled() => return Err(Error::Cancelled),
+        };
+        let applied = match applied {
+            Ok(applied) if !self.validate_only => applied,
+            undone => {
+                transaction.rollback().await;
+                return undone.map(|applied| applied.answer);
+            }
+        };
+        self.commit(transaction, &applied.images).await?;
+        Ok(applied.answer)
+    }
+
+    /// Closes what the write touches, commits, and reopens it.
+    async fn commit(&self, transaction: Box<dyn Transaction>, images: &[Image]) -> Result<()> {
+        let tags = Tag::touched_by(images);
+        let write = WriteId::generate();
+        if let Err(error) = self.cache.close(&tags, write).await {
+            transaction.rollback().await;
+            // What was closed may open again at once; if this fails too, it does at the deadline.
+            let _ = self.cache.reopen(&tags, write).await;
+            return Err(Error::CacheUnavailable(Arc::new(error)));
+        }
+        let committed = transaction.commit().await;
+        if let Err(Error::OutcomeUnknown(_)) = committed {
+            // The tags stay closed until the deadline, by when it is settled.
+            return committed;
+        }
+        let reopened = self.cache.reopen(&tags, write).await;
+        committed?;
+        reopened.map_err(|error| Error::OutcomeUnknown(Arc::new(error)))
+    }
+
+    async fn apply(&self, transaction: &mut dyn Transaction) -> Result<Applied> {
+        match &self.write {
+            Write::Create(creations) => self.create(transaction, creations).await,
+            Write::Update { id, etag, changes } => {
+                let before = self.locked(transaction, *id, etag.as_ref()).await?;
+                let mut after = before.clone();
+                for change in changes {
+                    after
+                        .apply(change.clone())
+                        .map_err(|(field, why)| Error::invalid(format!("location.{field}"), why))?;
+                }
+                after.update_time = Micros::now().max(Micros(before.update_time.0 + 1));
+                after.etag = Etag::generate();
+                transaction.update(&after).await?;
+                Ok(Applied {
+                    images: vec![before.image(), after.image()],
+                    answer: vec![after.into()],
+                })
+            }
+            Write::Delete {
+                id,
+                etag,
+                allow_missing,
+            } => match self.locked(transaction, *id, etag.as_ref()).await {
+                Ok(before) => {
+                    transaction.delete(*id).await?;
+                    Ok(Applied {
+                        answer: Vec::new(),
+                        images: vec![before.image()],
+                    })
+                }
+                Err(Error::NotFound(_)) if *allow_missing => Ok(Applied {
+                    answer: Vec::new(),
+                    images: Vec::new(),
+                }),
+                Err(error) => Err(error),
+            },
+        }
+    }
+
+    /// Locks a location that the caller may change.
+    async fn locked(
+        &self,
+        transaction: &mut dyn Transaction,
+        id: LocationId,
+        etag: Option<&Etag>,
+    ) -> Result<Location> {
+        let location = transaction
+            .lock(id)
+            .await?
+            .filter(|location| {
+                self.caller
+                    .scope()
+                    .is_none_or(|owner| *owner == location.owner)
+            })
+            .ok_or_else(|| Error::NotFound(vec![id]))?;
+        if etag.is_some_and(|etag| *etag != location.etag) {
+            return Err(Error::EtagMismatch(id));
+        }
+        Ok(location)
+    }
+
+    async fn create(
+        &self,
+        transaction: &mut dyn Transaction,
+        creations: &[Creation],
+    ) -> Result<Applied> {
+        let caller = &self.caller.subject;
+        let request_ids: Vec<Uuid> = creations.iter().filter_map(|new| new.request_id).collect();
+        // What was asked and answered under each request id, in earlier calls and in this one.
+        let mut answered: HashMap<Uuid, ([u8; 32], v1::Location)> = HashMap::new();
+        if !request_ids.is_empty() {
+            for answer in transaction.answers(caller, &request_ids).await? {
+                let location =
+                    v1::Location::decode(answer.location.as_slice()).map_err(Error::internal)?;
+                answered.insert(answer.request_id, (answer.fingerprint, location));
+            }
+        }
+        let now = Micros::now();
+        let mut locations = Vec::new();
+        let mut indexes = Vec::new();
+        let mut answers = Vec::new();
+        let mut applied = Applied {
+            answer: Vec::new(),
+            images: Vec::new(),
+        };
+        for (index, creation) in creations.iter().enumerate() {
+            if let Some(request_id) = creation.request_id
+                && let Some((fingerprint, location)) = answered.get(&request_id)
+            {
+                if *fingerprint != creation.fingerprint {
+                    return Err(Error::RequestIdReused(request_id));
+                }
+                // The first call may have died before it reopened what this one acknowledges.
+                applied.images.push(image_of(location)?);
+                applied.answer.push(location.clone());
+                continue;
+            }
+            let new = creation.location.clone();
+            let location = Location {
+                id: new.id.unwrap_or_else(LocationId::generate),
+                kind: new.kind,
+                owner: new.owner,
+                details: new.details,
+                create_time: now,
+                update_time: now,
+                etag: Etag::generate(),
+            };
+            applied.images.push(location.image());
+            let answer = v1::Location::from(location.clone());
+            locations.push(location);
+            indexes.push(index);
+            if let Some(request_id) = creation.request_id {
+                answers.push(Answer {
+                    request_id,
+                    fingerprint: creation.fingerprint,
+                    location: answer.encode_to_vec(),
+                });
+                answered.insert(request_id, (creation.fingerprint, answer.clone()));
+            }
+            applied.answer.push(answer);
+        }
+        if !locations.is_empty() {
+            let inserted = transaction.insert(&locations).await;
+            inserted.map_err(|error| in_batch(error, &indexes))?;
+        }
+        if !answers.is_empty() && !transaction.keep_answers(caller, &answers, now).await? {
+            return Err(Error::conflict("a request_id is used by two calls at once"));
+        }
+        Ok(applied)
+    }
+}
+
+/// Writes the caller's scope into a predicate.
+fn apply_scope(caller: &Principal, predicate: &mut Predicate) -> Result<()> {
+    let Some(own) = caller.scope() else {
+        return Ok(());
+    };
+    match &predicate.owner {
+        Some(owner) if owner != own => Err(Error::PermissionDenied(
+            "owner_id names somebody else, which only an admin may do: leave it empty".to_owned(),
+        )),
+        _ => {
+            predicate.owner = Some(own.clone());
+            Ok(())
+        }
+    }
+}
+
+/// The request whose answer the query is, in its one canonical form, but for the page token.
+fn canonical_list(query: &ListQuery) -> v1::ListLocationsRequest {
+    let Predicate { kind, run, owner } = &query.predicate;
+    let Order { field, descending } = query.order;
+    let order_by = match field {
+        OrderField::CreateTime => "create_time",
+        OrderField::UpdateTime => "update_time",
+        OrderField::DisplayName => "display_name",
+        OrderField::Capacity => "capacity",
+    };
+    v1::ListLocationsRequest {
+        page_size: i32::try_from(query.limit).unwrap_or(i32::MAX),
+        page_token: String::new(),
+        skip: i32::try_from(query.skip).unwrap_or(i32::MAX),
+        r#type: kind.map_or(0, |kind| kind as i32),
+        production_run_id: run.clone().map(ProductionRunId::into_string),
+        owner_id: owner.clone().map(Text::into_string).unwrap_or_default(),
+        state: query.state.map_or(0, |state| state as i32),
+        query: query.text.clone(),
+        order_by: format!("{order_by}{}", if descending { " desc" } else { "" }),
+        include_total_size: query.count,
+    }
+}
+
+fn canonical_reports(query: &ReportQuery) -> v1::ListLocationReportsRequest {
+    let Predicate { kind, run, owner } = &query.predicate;
+    v1::ListLocationReportsRequest {
+        r#type: kind.map_or(0, |kind| kind as i32),
+        production_run_id: run.clone().map(ProductionRunId::into_string),
+        owner_id: owner.clone().map(Text::into_string).unwrap_or_default(),
+        page_size: i32::try_from(query.limit).unwrap_or(i32::MAX),
+        page_token: String::new(),
+    }
+}
+
+/// The image of a location that was answered earlier.
+fn image_of(location: &v1::Location) -> Result<Image> {
+    let corrupt = || Error::internal("a kept answer isn't a location");
+    Ok(Image {
+        id: LocationId::parse(&location.id).map_err(|_| corrupt())?,
+        kind: LocationType::from_number(location.r#type.into()).ok_or_else(corrupt)?,
+        run: Text::stored(location.production_run_id.clone()),
+        owner: Text::stored(location.owner_id.clone()),
+    })
+}
+
+/// An error about the locations that were inserted, as one about the requests for them.
+fn in_batch(error: Error, requests: &[usize]) -> Error {
+    match error {
+        Error::AlreadyExists { id, indexes } => Error::AlreadyExists {
+            id,
+            indexes: indexes.into_iter().map(|index| requests[index]).collect(),
+        },
+        error => error,
+    }
+}

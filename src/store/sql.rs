@@ -1,0 +1,748 @@
+//! The SQL that both dialects take, and the store over any of them.
+
+use std::{collections::HashSet, fmt::Write as _, fs::File};
+
+use async_trait::async_trait;
+use futures_util::TryStreamExt as _;
+use sqlx::{
+    AssertSqlSafe, Database, Encode, Executor, FromRow, IntoArguments, Pool, Type,
+    database::HasStatementCache, pool::PoolConnection,
+};
+use uuid::Uuid;
+
+use super::{Answer, MAX_PAGE_BYTES, Store, Transaction};
+use crate::{
+    error::{Error, Result},
+    model::{
+        Address, Capacity, Coordinates, Cursor, Details, Etag, ListQuery, Location, LocationId,
+        LocationState, LocationType, Micros, Order, OrderField, OwnerId, Page, Predicate,
+        RegionCode, Report, ReportCursor, ReportQuery, SortValue, Text,
+    },
+};
+
+const COLUMNS: &str = "id, type, display_name, display_name_lower, production_run_id, owner_id, \
+    address_lines, locality, administrative_area, postal_code, region_code, latitude, longitude, \
+    capacity, state, description, labels, create_time, update_time, etag";
+
+/// What differs between the databases.
+#[async_trait]
+pub(super) trait Dialect: Database + HasStatementCache {
+    /// Begins a transaction that will write.
+    const BEGIN: &'static str;
+
+    /// Ends a SELECT whose rows are to be locked.
+    const FOR_UPDATE: &'static str;
+
+    /// Stops the connection's query when it is dropped.
+    type Interrupt: Send;
+
+    /// Makes the queries of a connection end when the guard is dropped.
+    async fn interruptible(connection: &mut Self::Connection) -> sqlx::Result<Self::Interrupt>;
+
+    /// Says what an error of the driver means.
+    fn explain(error: sqlx::Error) -> Error;
+
+    /// Says what an error of a commit means: `Error::OutcomeUnknown` unless it is sure that nothing
+    /// was written.
+    fn explain_commit(error: sqlx::Error) -> Error;
+
+    /// Binds values.
+    fn arguments(values: Vec<Value>) -> Self::Arguments;
+}
+
+/// A value to bind.
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    Int(i64),
+    Real(Option<f64>),
+    Text(String),
+    Bytes(Vec<u8>),
+    Id(Uuid),
+}
+
+/// Binds values, for [`Dialect::arguments`].
+pub(super) fn bind<DB: Database>(values: Vec<Value>) -> DB::Arguments
+where
+    for<'q> i64: Encode<'q, DB> + Type<DB>,
+    for<'q> Option<f64>: Encode<'q, DB> + Type<DB>,
+    for<'q> String: Encode<'q, DB> + Type<DB>,
+    for<'q> Vec<u8>: Encode<'q, DB> + Type<DB>,
+    for<'q> Uuid: Encode<'q, DB> + Type<DB>,
+{
+    use sqlx::Arguments as _;
+    let mut arguments = DB::Arguments::default();
+    for value in values {
+        let added = match value {
+            Value::Int(value) => arguments.add(value),
+            Value::Real(value) => arguments.add(value),
+            Value::Text(value) => arguments.add(value),
+            Value::Bytes(value) => arguments.add(value),
+            Value::Id(value) => arguments.add(value),
+        };
+        added.unwrap_or_else(|_| unreachable!("plain values always encode"));
+    }
+    arguments
+}
+
+/// A statement under construction: text with `$1`, `$2`, ... and the values that they stand for.
+#[derive(Debug, Default)]
+struct Statement {
+    sql: String,
+    values: Vec<Value>,
+}
+
+impl Statement {
+    fn new(sql: &str) -> Self {
+        Self {
+            sql: sql.to_owned(),
+            values: Vec::new(),
+        }
+    }
+
+    fn push(&mut self, sql: &str) -> &mut Self {
+        self.sql.push_str(sql);
+        self
+    }
+
+    fn bind(&mut self, value: Value) -> &mut Self {
+        self.values.push(value);
+        let _ = write!(self.sql, "${}", self.values.len());
+        self
+    }
+
+    /// `prefix` between the values, which stand in parentheses: `(a, b), (c, d)`.
+    fn tuples(&mut self, tuples: impl IntoIterator<Item = Vec<Value>>) -> &mut Self {
+        for (index, tuple) in tuples.into_iter().enumerate() {
+            self.push(if index == 0 { "(" } else { ", (" });
+            self.list(tuple).push(")");
+        }
+        self
+    }
+
+    fn list(&mut self, values: impl IntoIterator<Item = Value>) -> &mut Self {
+        for (index, value) in values.into_iter().enumerate() {
+            if index > 0 {
+                self.push(", ");
+            }
+            self.bind(value);
+        }
+        self
+    }
+
+    /// A WHERE clause of the conditions that a list states.
+    fn filter(&mut self, predicate: &Predicate) -> &mut Self {
+        let Predicate { kind, run, owner } = predicate;
+        self.push(" WHERE 1 = 1");
+        if let Some(kind) = kind {
+            self.push(" AND type = ").bind(Value::Int(*kind as i64));
+        }
+        if let Some(run) = run {
+            self.push(" AND production_run_id = ")
+                .bind(Value::Text(run.as_str().to_owned()));
+        }
+        if let Some(owner) = owner {
+            self.push(" AND owner_id = ")
+                .bind(Value::Text(owner.as_str().to_owned()));
+        }
+        self
+    }
+
+    fn filter_list(&mut self, query: &ListQuery) -> &mut Self {
+        self.filter(&query.predicate);
+        if let Some(state) = query.state {
+            self.push(" AND state = ").bind(Value::Int(state as i64));
+        }
+        if !query.text.is_empty() {
+            self.push(" AND display_name_lower LIKE ")
+                .bind(Value::Text(like_pattern(&query.text)))
+                .push(" ESCAPE '\\'");
+        }
+        self
+    }
+}
+
+/// A pattern that matches this text anywhere.
+fn like_pattern(text: &str) -> String {
+    let mut pattern = String::from("%");
+    for char in text.chars() {
+        if matches!(char, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(char);
+    }
+    pattern.push('%');
+    pattern
+}
+
+fn list_statement(query: &ListQuery, after: Option<&Cursor>) -> Statement {
+    let Order { field, descending } = query.order;
+    let column = match field {
+        OrderField::CreateTime => "create_time",
+        OrderField::UpdateTime => "update_time",
+        OrderField::DisplayName => "display_name",
+        OrderField::Capacity => "capacity",
+    };
+    let (compare, direction) = if descending {
+        ("<", " DESC")
+    } else {
+        (">", "")
+    };
+    let mut statement = Statement::new("SELECT ");
+    statement
+        .push(COLUMNS)
+        .push(" FROM locations")
+        .filter_list(query);
+    if let Some(Cursor { value, id }) = after {
+        let _ = write!(statement.sql, " AND ({column}, id) {compare} (");
+        let value = match value {
+            SortValue::Number(number) => Value::Int(*number),
+            SortValue::Text(text) => Value::Text(text.clone()),
+        };
+        statement.list([value, Value::Id(id.0)]).push(")");
+    }
+    let _ = write!(
+        statement.sql,
+        " ORDER BY {column}{direction}, id{direction} LIMIT "
+    );
+    // One more than asked tells whether another page follows.
+    statement
+        .bind(Value::Int(i64::from(query.limit) + 1))
+        .push(" OFFSET ")
+        .bind(Value::Int(i64::from(query.skip)));
+    statement
+}
+
+/// Capacities are summed in halves, because their sum may exceed 64 bits.
+fn report_statement(query: &ReportQuery, after: Option<&ReportCursor>) -> Statement {
+    let mut statement = Statement::new(
+        "SELECT type, production_run_id, count(*) AS locations, \
+         CAST(sum(CASE WHEN state = 1 THEN 1 ELSE 0 END) AS BIGINT) AS active, \
+         CAST(sum(capacity >> 32) AS BIGINT) AS capacity_high, \
+         CAST(sum(capacity & 4294967295) AS BIGINT) AS capacity_low, \
+         count(DISTINCT nullif(region_code, '')) AS regions, \
+         max(update_time) AS latest_update \
+         FROM locations",
+    );
+    statement.filter(&query.predicate);
+    if let Some((kind, run)) = after {
+        statement.push(" AND (type, production_run_id) > (").list([
+            Value::Int(*kind as i64),
+            Value::Text(run.as_str().to_owned()),
+        ]);
+        statement.push(")");
+    }
+    statement
+        .push(" GROUP BY type, production_run_id ORDER BY type, production_run_id LIMIT ")
+        .bind(Value::Int(i64::from(query.limit) + 1));
+    statement
+}
+
+#[derive(FromRow)]
+struct LocationRow {
+    id: Uuid,
+    r#type: i64,
+    display_name: String,
+    production_run_id: String,
+    owner_id: String,
+    address_lines: String,
+    locality: String,
+    administrative_area: String,
+    postal_code: String,
+    region_code: String,
+    latitude: Option<f64>,
+    longitude: Option<f64>,
+    capacity: i64,
+    state: i64,
+    description: String,
+    labels: String,
+    create_time: i64,
+    update_time: i64,
+    etag: String,
+}
+
+impl LocationRow {
+    /// About what the location takes in an answer.
+    fn bytes(&self) -> usize {
+        const NUMBERS: usize = 256;
+        // A label takes a few bytes more in an answer than in JSON.
+        NUMBERS
+            + self.display_name.len()
+            + self.production_run_id.len()
+            + self.owner_id.len()
+            + self.address_lines.len()
+            + self.locality.len()
+            + self.administrative_area.len()
+            + self.description.len()
+            + 2 * self.labels.len()
+    }
+}
+
+impl TryFrom<LocationRow> for Location {
+    type Error = Error;
+
+    fn try_from(row: LocationRow) -> Result<Self> {
+        let corrupt = |column: &str| Error::internal(format!("location {}: bad {column}", row.id));
+        let lines: Vec<String> = match row.address_lines.as_str() {
+            "[]" => Vec::new(),
+            json => serde_json::from_str(json).map_err(|_| corrupt("address_lines"))?,
+        };
+        let labels: std::collections::BTreeMap<String, String> = match row.labels.as_str() {
+            "{}" => std::collections::BTreeMap::new(),
+            json => serde_json::from_str(json).map_err(|_| corrupt("labels"))?,
+        };
+        let coordinates = match (row.latitude, row.longitude) {
+            (Some(latitude), Some(longitude)) => {
+                Some(Coordinates::new(latitude, longitude).map_err(|_| corrupt("coordinates"))?)
+            }
+            _ => None,
+        };
+        Ok(Self {
+            id: LocationId(row.id),
+            kind: LocationType::from_number(row.r#type).ok_or_else(|| corrupt("type"))?,
+            owner: Text::stored(row.owner_id),
+            details: Details {
+                display_name: Text::stored(row.display_name),
+                production_run_id: Text::stored(row.production_run_id),
+                address: Address {
+                    lines: lines.into_iter().map(Text::stored).collect(),
+                    locality: Text::stored(row.locality),
+                    administrative_area: Text::stored(row.administrative_area),
+                    postal_code: Text::stored(row.postal_code),
+                    region_code: RegionCode::stored(row.region_code),
+                },
+                coordinates,
+                capacity: Capacity::new(row.capacity).map_err(|_| corrupt("capacity"))?,
+                state: LocationState::from_number(row.state).ok_or_else(|| corrupt("state"))?,
+                description: Text::stored(row.description),
+                labels: labels
+                    .into_iter()
+                    .map(|(key, value)| (Text::stored(key), Text::stored(value)))
+                    .collect(),
+            },
+            create_time: Micros(row.create_time),
+            update_time: Micros(row.update_time),
+            etag: Etag::stored(row.etag),
+        })
+    }
+}
+
+/// A location's values, in the order of [`COLUMNS`].
+fn location_values(location: &Location) -> Vec<Value> {
+    let Details {
+        display_name,
+        production_run_id,
+        address,
+        coordinates,
+        capacity,
+        state,
+        description,
+        labels,
+    } = &location.details;
+    let text = |text: &str| Value::Text(text.to_owned());
+    let lines: Vec<_> = address.lines.iter().map(Text::as_str).collect();
+    let labels: serde_json::Map<_, _> = labels
+        .iter()
+        .map(|(key, value)| (key.as_str().to_owned(), value.as_str().into()))
+        .collect();
+    vec![
+        Value::Id(location.id.0),
+        Value::Int(location.kind as i64),
+        text(display_name.as_str()),
+        Value::Text(display_name.as_str().to_lowercase()),
+        text(production_run_id.as_str()),
+        text(location.owner.as_str()),
+        Value::Text(serde_json::Value::from(lines).to_string()),
+        text(address.locality.as_str()),
+        text(address.administrative_area.as_str()),
+        text(address.postal_code.as_str()),
+        text(address.region_code.as_str()),
+        Value::Real(coordinates.map(Coordinates::latitude)),
+        Value::Real(coordinates.map(Coordinates::longitude)),
+        Value::Int(capacity.get()),
+        Value::Int(*state as i64),
+        text(description.as_str()),
+        Value::Text(serde_json::Value::from(labels).to_string()),
+        Value::Int(location.create_time.0),
+        Value::Int(location.update_time.0),
+        text(location.etag.as_str()),
+    ]
+}
+
+#[derive(FromRow)]
+struct ReportRow {
+    r#type: i64,
+    production_run_id: String,
+    locations: i64,
+    active: i64,
+    capacity_high: i64,
+    capacity_low: i64,
+    regions: i64,
+    latest_update: i64,
+}
+
+impl TryFrom<ReportRow> for Report {
+    type Error = Error;
+
+    fn try_from(row: ReportRow) -> Result<Self> {
+        let capacity = (i128::from(row.capacity_high) << 32) + i128::from(row.capacity_low);
+        Ok(Self {
+            kind: LocationType::from_number(row.r#type)
+                .ok_or_else(|| Error::internal("a report's type is unknown"))?,
+            run: Text::stored(row.production_run_id),
+            locations: row.locations,
+            active: row.active,
+            capacity: i64::try_from(capacity).unwrap_or(i64::MAX),
+            regions: row.regions,
+            latest_update: Micros(row.latest_update),
+        })
+    }
+}
+
+#[derive(FromRow)]
+struct AnswerRow {
+    request_id: Uuid,
+    fingerprint: Vec<u8>,
+    answer: Vec<u8>,
+}
+
+/// A store over a database: reads from one pool, writes through another, which may be the same.
+#[derive(Debug)]
+pub(super) struct SqlStore<DB: Database> {
+    pub(super) readers: Pool<DB>,
+    pub(super) writers: Pool<DB>,
+    /// A locked file to keep open for as long as the pools are.
+    pub(super) _lock: Option<File>,
+}
+
+impl<DB: Dialect> SqlStore<DB> {
+    /// A connection to read from, and the guard that stops its query: drop the guard first.
+    async fn reader(&self) -> Result<(PoolConnection<DB>, DB::Interrupt)> {
+        let mut connection = self.readers.acquire().await.map_err(DB::explain)?;
+        let interrupt = DB::interruptible(&mut connection)
+            .await
+            .map_err(DB::explain)?;
+        Ok((connection, interrupt))
+    }
+}
+
+/// Runs statements on a connection.
+struct Session<'c, DB: Database>(&'c mut DB::Connection);
+
+impl<DB: Dialect> Session<'_, DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+{
+    async fn rows<T>(&mut self, statement: Statement) -> Result<Vec<T>>
+    where
+        T: for<'r> FromRow<'r, DB::Row> + Send + Unpin,
+    {
+        let Statement { sql, values } = statement;
+        sqlx::query_as_with(AssertSqlSafe(sql), DB::arguments(values))
+            .fetch_all(&mut *self.0)
+            .await
+            .map_err(DB::explain)
+    }
+
+    /// The rows as locations, until `MAX_PAGE_BYTES`, and whether that cut them short.
+    async fn locations(&mut self, statement: Statement) -> Result<(Vec<Location>, bool)>
+    where
+        LocationRow: for<'r> FromRow<'r, DB::Row>,
+    {
+        let Statement { sql, values } = statement;
+        let mut rows =
+            sqlx::query_as_with::<_, LocationRow, _>(AssertSqlSafe(sql), DB::arguments(values))
+                .fetch(&mut *self.0);
+        let mut locations = Vec::new();
+        let mut bytes = 0;
+        while let Some(row) = rows.try_next().await.map_err(DB::explain)? {
+            bytes += row.bytes();
+            if bytes > MAX_PAGE_BYTES && !locations.is_empty() {
+                return Ok((locations, true));
+            }
+            locations.push(row.try_into()?);
+        }
+        Ok((locations, false))
+    }
+
+    /// Runs a statement. Long ones that hardly come twice aren't worth keeping prepared.
+    async fn execute(&mut self, statement: Statement, keep_prepared: bool) -> Result<()> {
+        let Statement { sql, values } = statement;
+        sqlx::query_with(AssertSqlSafe(sql), DB::arguments(values))
+            .persistent(keep_prepared)
+            .execute(&mut *self.0)
+            .await
+            .map_err(DB::explain)?;
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl<DB: Dialect> Store for SqlStore<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+    LocationRow: for<'r> FromRow<'r, DB::Row>,
+    ReportRow: for<'r> FromRow<'r, DB::Row>,
+    AnswerRow: for<'r> FromRow<'r, DB::Row>,
+    (Uuid,): for<'r> FromRow<'r, DB::Row>,
+    (i64,): for<'r> FromRow<'r, DB::Row>,
+    (Vec<u8>,): for<'r> FromRow<'r, DB::Row>,
+{
+    async fn list(
+        &self,
+        query: &ListQuery,
+        after: Option<&Cursor>,
+    ) -> Result<Page<Location, Cursor>> {
+        let (mut connection, _interrupt) = self.reader().await?;
+        let mut session = Session::<DB>(&mut connection);
+        let (mut items, cut) = session.locations(list_statement(query, after)).await?;
+        let total = if query.count {
+            let mut statement = Statement::new("SELECT count(*) FROM locations");
+            statement.filter_list(query);
+            session
+                .rows(statement)
+                .await?
+                .first()
+                .map(|(total,)| *total)
+        } else {
+            None
+        };
+        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
+        let more = cut || items.len() > limit;
+        items.truncate(limit);
+        let next = items.last().filter(|_| more).map(|last| Cursor {
+            value: match query.order.field {
+                OrderField::CreateTime => SortValue::Number(last.create_time.0),
+                OrderField::UpdateTime => SortValue::Number(last.update_time.0),
+                OrderField::DisplayName => {
+                    SortValue::Text(last.details.display_name.as_str().to_owned())
+                }
+                OrderField::Capacity => SortValue::Number(last.details.capacity.get()),
+            },
+            id: last.id,
+        });
+        Ok(Page { items, next, total })
+    }
+
+    async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> Result<Vec<Location>> {
+        let mut statement = Statement::new("SELECT ");
+        statement
+            .push(COLUMNS)
+            .push(" FROM locations WHERE id IN (")
+            .list(ids.iter().map(|id| Value::Id(id.0)))
+            .push(")");
+        if let Some(owner) = owner {
+            statement
+                .push(" AND owner_id = ")
+                .bind(Value::Text(owner.as_str().to_owned()));
+        }
+        let (mut connection, _interrupt) = self.reader().await?;
+        let rows = Session::<DB>(&mut connection)
+            .rows::<LocationRow>(statement)
+            .await?;
+        rows.into_iter().map(Location::try_from).collect()
+    }
+
+    async fn reports(
+        &self,
+        query: &ReportQuery,
+        after: Option<&ReportCursor>,
+    ) -> Result<Page<Report, ReportCursor>> {
+        let (mut connection, _interrupt) = self.reader().await?;
+        let rows = Session::<DB>(&mut connection)
+            .rows::<ReportRow>(report_statement(query, after))
+            .await?;
+        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
+        let more = rows.len() > limit;
+        let items: Vec<Report> = rows
+            .into_iter()
+            .take(limit)
+            .map(Report::try_from)
+            .collect::<Result<_>>()?;
+        let next = items
+            .last()
+            .filter(|_| more)
+            .map(|last| (last.kind, last.run.clone()));
+        Ok(Page {
+            items,
+            next,
+            total: None,
+        })
+    }
+
+    async fn begin(&self) -> Result<Box<dyn Transaction>> {
+        let transaction = self
+            .writers
+            .begin_with(DB::BEGIN)
+            .await
+            .map_err(DB::explain)?;
+        Ok(Box::new(SqlTransaction(transaction)))
+    }
+
+    async fn forget_answers(&self, before: Micros) -> Result<()> {
+        let mut statement = Statement::new("DELETE FROM create_requests WHERE create_time < ");
+        statement.bind(Value::Int(before.0));
+        let mut connection = self.writers.acquire().await.map_err(DB::explain)?;
+        Session::<DB>(&mut connection)
+            .execute(statement, true)
+            .await
+    }
+
+    async fn page_token_key(&self) -> Result<[u8; 32]> {
+        let (mut connection, _interrupt) = self.reader().await?;
+        let statement = Statement::new("SELECT value FROM secrets WHERE name = 'page_token_key'");
+        let rows: Vec<(Vec<u8>,)> = Session::<DB>(&mut connection).rows(statement).await?;
+        rows.into_iter()
+            .next()
+            .and_then(|(key,)| key.try_into().ok())
+            .ok_or_else(|| Error::internal("the database has no page_token_key of 32 bytes"))
+    }
+
+    async fn ping(&self) -> Result<()> {
+        let (mut connection, _interrupt) = self.reader().await?;
+        let statement = Statement::new("SELECT id FROM locations LIMIT 1");
+        let _: Vec<(Uuid,)> = Session::<DB>(&mut connection).rows(statement).await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writers.close().await;
+    }
+}
+
+struct SqlTransaction<DB: Database>(sqlx::Transaction<'static, DB>);
+
+#[async_trait]
+impl<DB: Dialect> Transaction for SqlTransaction<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+    LocationRow: for<'r> FromRow<'r, DB::Row>,
+    AnswerRow: for<'r> FromRow<'r, DB::Row>,
+    (Uuid,): for<'r> FromRow<'r, DB::Row>,
+{
+    async fn lock(&mut self, id: LocationId) -> Result<Option<Location>> {
+        let mut statement = Statement::new("SELECT ");
+        statement
+            .push(COLUMNS)
+            .push(" FROM locations WHERE id = ")
+            .bind(Value::Id(id.0))
+            .push(DB::FOR_UPDATE);
+        let rows = self.session().rows::<LocationRow>(statement).await?;
+        rows.into_iter().next().map(Location::try_from).transpose()
+    }
+
+    async fn insert(&mut self, locations: &[Location]) -> Result<()> {
+        let mut statement = Statement::new("INSERT INTO locations (");
+        statement
+            .push(COLUMNS)
+            .push(") VALUES ")
+            .tuples(locations.iter().map(location_values))
+            .push(" ON CONFLICT (id) DO NOTHING RETURNING id");
+        let rows: Vec<(Uuid,)> = self.session().rows(statement).await?;
+        if rows.len() == locations.len() {
+            return Ok(());
+        }
+        let mut inserted: HashSet<Uuid> = rows.into_iter().map(|(id,)| id).collect();
+        // An id that comes twice was inserted once: its first one is no collision.
+        let indexes: Vec<usize> = (0..locations.len())
+            .filter(|index| !inserted.remove(&locations[*index].id.0))
+            .collect();
+        let first = *indexes.first().unwrap_or(&0);
+        Err(Error::AlreadyExists {
+            id: locations[first].id,
+            indexes,
+        })
+    }
+
+    async fn update(&mut self, location: &Location) -> Result<()> {
+        let mut statement = Statement::new("UPDATE locations SET ");
+        let id = Value::Id(location.id.0);
+        for (index, (column, value)) in COLUMNS
+            .split(", ")
+            .zip(location_values(location))
+            .skip(1)
+            .enumerate()
+        {
+            statement.push(if index == 0 { "" } else { ", " });
+            statement.push(column).push(" = ").bind(value);
+        }
+        statement.push(" WHERE id = ").bind(id);
+        self.session().execute(statement, true).await
+    }
+
+    async fn delete(&mut self, id: LocationId) -> Result<()> {
+        let mut statement = Statement::new("DELETE FROM locations WHERE id = ");
+        statement.bind(Value::Id(id.0));
+        self.session().execute(statement, true).await
+    }
+
+    async fn answers(&mut self, caller: &OwnerId, ids: &[Uuid]) -> Result<Vec<Answer>> {
+        let mut statement = Statement::new(
+            "SELECT request_id, fingerprint, answer FROM create_requests WHERE caller = ",
+        );
+        statement
+            .bind(Value::Text(caller.as_str().to_owned()))
+            .push(" AND request_id IN (")
+            .list(ids.iter().copied().map(Value::Id))
+            .push(")");
+        let rows = self.session().rows::<AnswerRow>(statement).await?;
+        rows.into_iter()
+            .map(|row| {
+                Ok(Answer {
+                    request_id: row.request_id,
+                    fingerprint: row
+                        .fingerprint
+                        .try_into()
+                        .map_err(|_| Error::internal("a fingerprint hasn't 32 bytes"))?,
+                    location: row.answer,
+                })
+            })
+            .collect()
+    }
+
+    async fn keep_answers(
+        &mut self,
+        caller: &OwnerId,
+        answers: &[Answer],
+        now: Micros,
+    ) -> Result<bool> {
+        let mut statement = Statement::new(
+            "INSERT INTO create_requests \
+             (caller, request_id, fingerprint, answer, create_time) VALUES ",
+        );
+        statement
+            .tuples(answers.iter().map(|answer| {
+                vec![
+                    Value::Text(caller.as_str().to_owned()),
+                    Value::Id(answer.request_id),
+                    Value::Bytes(answer.fingerprint.to_vec()),
+                    Value::Bytes(answer.location.clone()),
+                    Value::Int(now.0),
+                ]
+            }))
+            .push(" ON CONFLICT (caller, request_id) DO NOTHING RETURNING request_id");
+        let rows: Vec<(Uuid,)> = self.session().rows(statement).await?;
+        Ok(rows.len() == answers.len())
+    }
+
+    async fn commit(self: Box<Self>) -> Result<()> {
+        self.0
+            .commit()
+            .await
+            .map_err(|error| DB::explain_commit(error))
+    }
+
+    async fn rollback(self: Box<Self>) {
+        // A connection that can't roll back is closed by the pool, which undoes the write too.
+        let _ = self.0.rollback().await;
+    }
+}
+
+impl<DB: Database> SqlTransaction<DB> {
+    fn session(&mut self) -> Session<'_, DB> {
+        Session(&mut *self.0)
+    }
+}

@@ -1,0 +1,230 @@
+//! Starts the service, as `main` does, on a free port and with a database of its own.
+
+use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+
+use location_service::{
+    app::App,
+    auth,
+    cache::{Cache, MemoryCache},
+    config::{AuthConfig, CacheConfig, DatabaseUrl, KeyFile, LogConfig, LogFormat, ServeConfig},
+    model::OwnerId,
+    proto::location::v1::{self, location_service_client::LocationServiceClient},
+    store::{Store, sqlite},
+};
+use tempfile::TempDir;
+use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
+use tonic::{
+    Request, Response, Status,
+    metadata::MetadataValue,
+    service::{Interceptor, interceptor::InterceptedService},
+    transport::{Channel, Endpoint},
+};
+
+/// A client that sends a caller's token.
+pub type Client = LocationServiceClient<InterceptedService<Channel, Bearer>>;
+
+/// How long anything that is bound to happen may take.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+const SECRET: &[u8] = b"a secret of the tests, of 32 bytes or more";
+
+/// A running service.
+pub struct TestApp {
+    pub config: ServeConfig,
+    pub channel: Channel,
+    pub url: String,
+    stop: Option<oneshot::Sender<()>>,
+    server: JoinHandle<()>,
+    /// Dropped last.
+    dir: Arc<TempDir>,
+}
+
+impl TestApp {
+    /// The service on SQLite and memory.
+    pub async fn spawn() -> Self {
+        let dir = Arc::new(TempDir::new().expect("a temporary folder"));
+        let config = config(&dir);
+        let app = App::build(&config).await.expect("it starts");
+        Self::serve(app, config, dir).await
+    }
+
+    /// The service over engines that a test has wrapped.
+    pub async fn spawn_with(
+        wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
+    ) -> Self {
+        let dir = Arc::new(TempDir::new().expect("a temporary folder"));
+        let config = config(&dir);
+        let DatabaseUrl::Sqlite(path) = &config.database else {
+            unreachable!("the tests' configuration says SQLite")
+        };
+        let store = sqlite::open(path).await.expect("a new database");
+        let cache = MemoryCache::new(config.cache.max_bytes, config.cache.ttl);
+        let (store, cache) = wrap(store, Arc::new(cache));
+        let app = App::assemble(&config, store, cache).await;
+        Self::serve(app.expect("it starts"), config, dir).await
+    }
+
+    async fn serve(app: App, config: ServeConfig, dir: Arc<TempDir>) -> Self {
+        let listener = TcpListener::bind(config.listen).await.expect("a free port");
+        let url = format!("http://{}", listener.local_addr().expect("bound"));
+        let (stop, stopped) = oneshot::channel();
+        let server = tokio::spawn(async move {
+            app.serve(listener, async move {
+                let _ = stopped.await;
+            })
+            .await
+            .expect("it serves");
+        });
+        let channel = Endpoint::new(url.clone())
+            .expect("a URL")
+            .connect()
+            .await
+            .expect("it accepts");
+        Self {
+            config,
+            channel,
+            url,
+            stop: Some(stop),
+            server,
+            dir,
+        }
+    }
+
+    /// Stops the service gracefully.
+    pub async fn stop(mut self) {
+        drop(self.stop.take());
+        tokio::time::timeout(PATIENCE, &mut self.server)
+            .await
+            .expect("it stops in time")
+            .expect("it doesn't panic");
+    }
+
+    /// Stops the service and starts it again on the same database.
+    pub async fn restart(self) -> Self {
+        let (config, dir) = (self.config.clone(), Arc::clone(&self.dir));
+        self.stop().await;
+        let app = App::build(&config).await.expect("it starts again");
+        Self::serve(app, config, dir).await
+    }
+
+    pub fn database(&self) -> PathBuf {
+        match &self.config.database {
+            DatabaseUrl::Sqlite(path) => path.clone(),
+            DatabaseUrl::Postgres(_) => unreachable!("the tests' configuration says SQLite"),
+        }
+    }
+
+    /// A client with an admin's token.
+    pub fn admin(&self) -> Client {
+        self.client("root", true)
+    }
+
+    /// A client with the token of someone who isn't an admin.
+    pub fn user(&self, subject: &str) -> Client {
+        self.client(subject, false)
+    }
+
+    fn client(&self, subject: &str, admin: bool) -> Client {
+        let bearer = Bearer(format!("Bearer {}", token(subject, admin)));
+        LocationServiceClient::with_interceptor(self.channel.clone(), bearer)
+    }
+}
+
+/// Sends a token with every call.
+#[derive(Clone)]
+pub struct Bearer(pub String);
+
+impl Interceptor for Bearer {
+    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
+        let value = MetadataValue::try_from(&self.0).expect("a token is ASCII");
+        request.metadata_mut().insert("authorization", value);
+        Ok(request)
+    }
+}
+
+/// A token that the tests' service takes.
+pub fn token(subject: &str, admin: bool) -> String {
+    let subject = OwnerId::parse(subject.to_owned()).expect("a subject");
+    let hour = Duration::from_secs(3_600);
+    auth::mint(SECRET, &subject, admin, hour, None, None).expect("it signs")
+}
+
+/// Tokens are checked, the port is free, everything is in the folder.
+pub fn config(dir: &TempDir) -> ServeConfig {
+    let secret = dir.path().join("secret");
+    std::fs::write(&secret, SECRET).expect("a file");
+    ServeConfig {
+        listen: "127.0.0.1:0".parse().expect("an address"),
+        database: DatabaseUrl::Sqlite(dir.path().join("locations.db")),
+        redis_url: None,
+        cache: CacheConfig {
+            ttl: Duration::from_secs(300),
+            max_bytes: 64 << 20,
+        },
+        auth: AuthConfig {
+            keys: Some(KeyFile::Secret(secret)),
+            ..AuthConfig::default()
+        },
+        shutdown_grace: Duration::from_secs(5),
+        log: LogConfig {
+            format: LogFormat::Text,
+            filter: "off".to_owned(),
+        },
+    }
+}
+
+/// What `cache-status` said of an answer.
+pub fn cache_status<T>(response: &Response<T>) -> &str {
+    let status = response.metadata().get("cache-status");
+    status
+        .expect("every cached method says it")
+        .to_str()
+        .expect("it is ASCII")
+}
+
+/// A storage location of a run.
+pub fn storage(name: &str, run: &str) -> v1::Location {
+    v1::Location {
+        r#type: v1::LocationType::Storage.into(),
+        display_name: name.to_owned(),
+        production_run_id: run.to_owned(),
+        ..v1::Location::default()
+    }
+}
+
+/// A request to create a location.
+pub fn create(location: v1::Location) -> v1::CreateLocationRequest {
+    v1::CreateLocationRequest {
+        location: Some(location),
+        ..v1::CreateLocationRequest::default()
+    }
+}
+
+/// A request to list a run's locations.
+pub fn of_run(run: &str) -> v1::ListLocationsRequest {
+    v1::ListLocationsRequest {
+        production_run_id: Some(run.to_owned()),
+        ..v1::ListLocationsRequest::default()
+    }
+}
+
+/// The names of the locations in a list, in its order.
+pub fn names(response: &Response<v1::ListLocationsResponse>) -> Vec<&str> {
+    let locations = &response.get_ref().locations;
+    locations
+        .iter()
+        .map(|location| location.display_name.as_str())
+        .collect()
+}
+
+/// Waits until something holds, and fails if it doesn't within [`PATIENCE`].
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "not in time: {what}"
+        );
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
