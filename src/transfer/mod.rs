@@ -278,12 +278,12 @@ fn authorization(args: &ConnectionArgs) -> Result<Option<MetadataValue<Ascii>>, 
 }
 
 /// Whether another attempt may succeed. A status with a source was made on this side: the answer
-/// was lost or late.
+/// was lost or late. `ABORTED` is a write that met another: no etag is ever sent from here.
 fn is_transient(status: &Status) -> bool {
     status.source().is_some()
         || matches!(
             status.code(),
-            Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded
+            Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Aborted
         )
 }
 
@@ -355,7 +355,8 @@ mod tests {
         assert!(is_transient(&Status::from_error(
             io::Error::other("broken pipe").into()
         )));
-        assert!(!is_transient(&Status::aborted("")));
+        assert!(is_transient(&Status::aborted("")));
+        assert!(!is_transient(&Status::permission_denied("")));
         assert!(!is_transient(&Status::invalid_argument("")));
     }
 
