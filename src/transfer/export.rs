@@ -21,7 +21,7 @@ use crate::proto::location::v1::{
 /// How many locations a page has: what the service answers at most.
 const PAGE_SIZE: i32 = 1000;
 
-/// What to export, and how.
+/// Writes down all locations that the caller may see, through any running service.
 #[derive(Debug, Clone, clap::Args)]
 #[command(after_long_help = "\
 `location-service import` takes the file back unchanged: the same ids and, if an admin imports it, \

@@ -38,7 +38,7 @@ const MAX_BATCH_BYTES: usize = 2 * 1024 * 1024;
 /// How many batches wait between the reader and the calls.
 const WAITING_BATCHES: usize = 2;
 
-/// What to import, and how.
+/// Creates locations from the rows of a file, through any running service.
 #[allow(
     clippy::doc_markdown,
     reason = "the comments are the help, where backticks don't belong"
