@@ -65,3 +65,4 @@ pub mod proto;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod transfer;
