@@ -59,6 +59,10 @@ pub enum Error {
     #[error("the database has no room left to write to: nothing was changed")]
     StorageFull(#[source] Cause),
 
+    /// Another write was in the way, and the database undid this one.
+    #[error("another write was in the way: nothing was changed, try again")]
+    Conflict(#[source] Cause),
+
     /// The database doesn't answer.
     #[error("the database is unavailable")]
     DatabaseUnavailable(#[source] Cause),
