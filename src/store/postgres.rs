@@ -50,7 +50,7 @@ const CLIENT_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long all migrations may take, and the wait for another process's.
-const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+const MIGRATION_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// How to use a database.
 #[derive(Debug, Clone, Copy)]
