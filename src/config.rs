@@ -22,6 +22,8 @@ use clap::{
 };
 use tracing_subscriber::EnvFilter;
 
+use crate::store::Migrate;
+
 /// What `serve` needs. Not `Debug`, nor are its parts: the URLs may hold passwords.
 #[derive(Clone)]
 pub struct ServeConfig {
@@ -29,6 +31,10 @@ pub struct ServeConfig {
     pub listen: SocketAddr,
     /// Where locations are stored.
     pub database: DatabaseUrl,
+    /// How many connections to PostgreSQL at most.
+    pub database_max_connections: u32,
+    /// What happens to an older schema.
+    pub migrate: Migrate,
     /// The shared cache; without one the cache is in the process.
     pub redis_url: Option<String>,
     /// The cache in the process.
@@ -186,6 +192,22 @@ pub struct ServeArgs {
     #[arg(help_heading = "Storage")]
     database_url: DatabaseUrl,
 
+    /// Whether a schema that is older than this release is brought up to date at start; if not, the
+    /// service doesn't start before `migrate` was run
+    #[arg(long, value_name = "WHEN", env = "LOCATION_SERVICE_MIGRATE")]
+    #[arg(default_value = "auto", help_heading = "Storage")]
+    migrate: Migrate,
+
+    /// How many connections to PostgreSQL the service opens at most
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        env = "LOCATION_SERVICE_DATABASE_MAX_CONNECTIONS"
+    )]
+    #[arg(default_value = "16", value_parser = value_parser!(u32).range(1..=1_000))]
+    #[arg(help_heading = "Storage")]
+    database_max_connections: u32,
+
     /// Cache that several replicas share: redis://HOST:PORT, rediss:// (TLS), redis-sentinel:// or
     /// redis-cluster:// [default: a cache in the process]
     #[arg(
@@ -322,6 +344,8 @@ impl ServeArgs {
         Ok(ServeConfig {
             listen: self.listen,
             database: self.database_url,
+            database_max_connections: self.database_max_connections,
+            migrate: self.migrate,
             redis_url: self.redis_url,
             cache: CacheConfig {
                 ttl: self.cache_ttl,

@@ -20,6 +20,7 @@ use location_service::{
     auth::{self, KeyError},
     config::{self, ConfigError, ServeArgs, ServeConfig, TokenArgs},
     telemetry,
+    transfer::{self, ExportArgs, ImportArgs, TransferError},
 };
 use tokio::{
     net::TcpListener,
@@ -81,6 +82,12 @@ enum Command {
     /// Serves location.v1; the command if none is given
     #[command(after_help = SERVE_EXAMPLES)]
     Serve(Box<ServeArgs>),
+    /// Brings the schema of the database up to date, and serves nothing
+    Migrate(Box<ServeArgs>),
+    /// Creates locations from a CSV or NDJSON file in a running service
+    Import(Box<ImportArgs>),
+    /// Writes all locations that the caller may see as NDJSON or CSV, which `import` takes back
+    Export(Box<ExportArgs>),
     /// Makes a JWT from the configured secret and prints it
     #[command(after_help = TOKEN_EXAMPLES)]
     Token(TokenArgs),
@@ -133,6 +140,11 @@ enum Failure {
     Start(#[source] app::StartError),
     #[error("the service failed")]
     Serve(#[source] app::ServeError),
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// The summary has said why.
+    #[error("the import is incomplete")]
+    Incomplete(u8),
     #[error("cannot sign the token")]
     Sign(#[source] location_service::error::Error),
     #[error("cannot write to stdout")]
@@ -150,7 +162,11 @@ enum Failure {
 impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config(_) | Self::Key(_) => ExitCode::from(2),
+            Self::Config(_)
+            | Self::Key(_)
+            | Self::Start(app::StartError::Key(_))
+            | Self::Transfer(TransferError::Usage(_)) => ExitCode::from(2),
+            Self::Incomplete(code) => ExitCode::from(*code),
             _ => ExitCode::FAILURE,
         }
     }
@@ -168,6 +184,7 @@ fn main() -> ExitCode {
             Ok(()) => ExitCode::from(2),
             Err(_) => ExitCode::FAILURE,
         },
+        Err(failure @ Failure::Incomplete(_)) => failure.exit_code(),
         Err(failure) => {
             let mut text = format!("error: {failure}");
             let mut cause = failure.source();
@@ -203,6 +220,25 @@ fn run(command: Command) -> Result<(), Failure> {
             let config = args.check()?;
             block_on(serve(config))
         }
+        Command::Migrate(args) => {
+            let config = args.check()?;
+            block_on(async {
+                telemetry::init(&config.log)?;
+                app::migrate(&config.database).await.map_err(Failure::Start)
+            })
+        }
+        Command::Import(args) => block_on(async {
+            let summary = transfer::import(*args).await?;
+            report(&summary)?;
+            match summary.exit_code() {
+                0 => Ok(()),
+                code => Err(Failure::Incomplete(code)),
+            }
+        }),
+        Command::Export(args) => block_on(async {
+            let summary = transfer::export(*args).await?;
+            report(&summary)
+        }),
         Command::Token(args) => token(&args),
         Command::Healthcheck(args) => block_on(healthcheck(*args)),
         Command::Completions { shell } => {
@@ -310,6 +346,11 @@ fn endpoint(text: &str) -> Result<Endpoint, String> {
         .ok()
         .filter(|endpoint| endpoint.uri().scheme_str() == Some("http"))
         .ok_or_else(|| "must be a URL such as http://127.0.0.1:50051".to_owned())
+}
+
+/// Says what was done, to people: stdout is for what other programs read.
+fn report(summary: &impl std::fmt::Display) -> Result<(), Failure> {
+    writeln!(io::stderr(), "{summary}").map_err(Failure::Output)
 }
 
 /// Writes to stdout, and doesn't panic as `println!` does.

@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, TryLockError},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use sqlx::{
     Sqlite, SqliteConnection,
-    migrate::{MigrateError, Migrator},
+    migrate::Migrator,
     sqlite::{
         SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions,
         SqliteSynchronous,
@@ -21,7 +21,7 @@ use sqlx::{
 };
 
 use super::{
-    Store, WAIT_SECS,
+    Migrate, OpenError, Store, WAIT_SECS, schema,
     sql::{Dialect, SqlStore, Value, bind},
 };
 use crate::error::Error;
@@ -34,47 +34,15 @@ const READERS: u32 = 4;
 /// wanted: some microseconds.
 const INTERRUPT_EVERY: i32 = 4_096;
 
-/// Why the database file couldn't be opened. Nothing in it was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file or its folder can't be written.
-    #[error("can't open the database {path}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Two processes on one file would serve each other's old lists.
-    #[error("the database {0} is in use by another location-service: stop it, or use another file")]
-    InUse(PathBuf),
-    /// It is something else.
-    #[error("{0} isn't an SQLite database: name another file")]
-    NotADatabase(PathBuf),
-    /// A later release has migrated it.
-    #[error(
-        "the database {path} has schema {version}, which is newer than this release: \
-         run the release that made it, or a later one"
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// The version of the migration that this release doesn't know.
-        version: i64,
-    },
-    /// SQLite refused.
-    #[error("can't open the database {path}")]
-    Sqlite {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+/// Migrates a database file, which is made if it is missing, and closes it again.
+pub async fn migrate(path: &Path) -> Result<(), OpenError> {
+    open(path, Migrate::Auto).await?.close().await;
+    Ok(())
 }
 
-/// Opens a database file, which is made if it is missing, and brings its schema up to date. While
-/// it is open no other `location-service` opens it.
-pub async fn open(path: &Path) -> Result<Arc<dyn Store>, OpenError> {
+/// Opens a database file. While it is open no other `location-service` opens it. With
+/// [`Migrate::Auto`] the file is made if it is missing.
+pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenError> {
     let file = |source| OpenError::File {
         path: path.to_owned(),
         source,
@@ -84,7 +52,7 @@ pub async fn open(path: &Path) -> Result<Arc<dyn Store>, OpenError> {
     let lock = File::options()
         .read(true)
         .write(true)
-        .create(true)
+        .create(migrate == Migrate::Auto)
         .truncate(false)
         .open(path)
         .map_err(file)?;
@@ -93,10 +61,10 @@ pub async fn open(path: &Path) -> Result<Arc<dyn Store>, OpenError> {
         Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
         Err(TryLockError::Error(source)) => return Err(file(source)),
     }
-    let sqlite = |error: sqlx::Error| match code(&error) {
+    let refused = |error: sqlx::Error| match code(&error) {
         Some(NOTADB) => OpenError::NotADatabase(path.to_owned()),
-        _ => OpenError::Sqlite {
-            path: path.to_owned(),
+        _ => OpenError::Refused {
+            database: path.display().to_string(),
             source: error.into(),
         },
     };
@@ -112,32 +80,20 @@ pub async fn open(path: &Path) -> Result<Arc<dyn Store>, OpenError> {
         .max_connections(1)
         .connect_with(options.clone())
         .await
-        .map_err(sqlite)?;
-    MIGRATIONS
-        .run(&writers)
-        .await
-        .map_err(|error| match error {
-            MigrateError::VersionMissing(version) | MigrateError::VersionTooNew(version, _) => {
-                OpenError::Newer {
-                    path: path.to_owned(),
-                    version,
-                }
-            }
-            MigrateError::Execute(error) => sqlite(error),
-            error => OpenError::Sqlite {
-                path: path.to_owned(),
-                source: error.into(),
-            },
-        })?;
+        .map_err(refused)?;
+    let mut connection = writers.acquire().await.map_err(refused)?;
+    let database = path.display().to_string();
+    schema::ensure(&mut *connection, &MIGRATIONS, migrate, &database, refused).await?;
+    drop(connection);
     let readers = pool()
         .max_connections(READERS)
         .connect_with(options.read_only(true))
         .await
-        .map_err(sqlite)?;
+        .map_err(refused)?;
     Ok(Arc::new(SqlStore {
         readers,
         writers,
-        _lock: Some(lock),
+        lock: Some(lock),
     }))
 }
 
@@ -164,6 +120,10 @@ impl Dialect for Sqlite {
     const FOR_UPDATE: &'static str = "";
 
     type Interrupt = Interrupt;
+
+    fn commit() -> String {
+        "COMMIT".to_owned()
+    }
 
     async fn interruptible(connection: &mut SqliteConnection) -> sqlx::Result<Interrupt> {
         let interrupt = Interrupt::default();
@@ -236,7 +196,7 @@ mod tests {
     async fn lists_neither_scan_the_table_nor_sort() {
         let dir = tempfile::TempDir::new().expect("a temporary folder");
         let path = dir.path().join("plans.db");
-        drop(open(&path).await.expect("a new database"));
+        drop(open(&path, Migrate::Auto).await.expect("a new database"));
         let options = SqliteConnectOptions::new().filename(&path);
         let pool = SqlitePool::connect_with(options).await.expect("it opens");
 

@@ -3,5 +3,7 @@
 mod conformance;
 mod gates;
 mod harness;
+mod postgres;
 mod races;
+mod servers;
 mod tags;

@@ -9,7 +9,7 @@ use location_service::{
         Capacity, Details, Etag, ListQuery, Location, LocationId, LocationState, LocationType,
         Micros, Order, OrderField, Predicate, ReportQuery, Text,
     },
-    store::{Store, sqlite},
+    store::{Migrate, Store, sqlite},
 };
 use proptest::{
     prelude::*,
@@ -214,7 +214,7 @@ fn a_write_touches_the_tag_of_every_answer_that_it_changes() {
     let runtime = Runtime::new().expect("a runtime");
     let dir = TempDir::new().expect("a temporary folder");
     let store: Arc<dyn Store> = runtime
-        .block_on(sqlite::open(&dir.path().join("tags.db")))
+        .block_on(sqlite::open(&dir.path().join("tags.db"), Migrate::Auto))
         .expect("a new database");
     let cases = (
         proptest::collection::vec(locations(), 0..8),

@@ -1,0 +1,3 @@
+//! Private servers for tests, which end with the test process, however that ends.
+
+pub mod postgres;
