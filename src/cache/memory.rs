@@ -185,15 +185,12 @@ impl Cache for MemoryCache {
             .get(tag)
             .and_then(|state| state.version);
         let answer = version.and_then(|version| self.0.entries.get(key, version));
-        Ok(match answer {
-            Some(answer) => {
-                self.0.counters.local_hits.add(1);
-                Lookup::Hit(answer, Tier::Local)
-            }
-            None => {
-                self.0.counters.misses.add(1);
-                Lookup::Miss(version)
-            }
+        Ok(if let Some(answer) = answer {
+            self.0.counters.local_hits.add(1);
+            Lookup::Hit(answer, Tier::Local)
+        } else {
+            self.0.counters.misses.add(1);
+            Lookup::Miss(version)
         })
     }
 

@@ -32,6 +32,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fmt::Write as _,
+    mem,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -51,7 +52,7 @@ use fred::{
     types::{config::ReconnectError, scripts::Script},
 };
 use futures_util::{
-    Stream, StreamExt as _,
+    FutureExt as _, Stream, StreamExt as _,
     future::{Either, try_join_all},
 };
 use tokio::{
@@ -86,8 +87,12 @@ const MAX_IN_FLIGHT: usize = 4_096;
 /// locations would keep the server from everybody else.
 const TAGS_PER_ROUND_TRIP: usize = 512;
 
-/// How many entries of a tag are dropped by `close` itself, and by a step of the background.
-const DROP_AT_ONCE: usize = 1_000;
+/// How many entries of a tag `close` itself drops.
+const DROP_AT_ONCE: i64 = 1_000;
+
+/// How many entries a step of the background drops. Few, because the server does nothing else
+/// meanwhile: the memory of a large server is slow to walk.
+const RECLAIM_AT_ONCE: i64 = 250;
 
 /// How many detached indexes may wait to be reclaimed. Beyond it they wait for their time to live.
 const MAX_RECLAIMS: usize = 1_024;
@@ -111,7 +116,10 @@ const SCAN_COUNT: u32 = 1_000;
 
 /// The bytes before the answer in an entry: its version, and when it was filled in milliseconds of
 /// the Unix epoch, which is for people alone.
-const HEADER_BYTES: usize = 24;
+const HEADER_BYTES: u8 = 24;
+
+/// The longest time to live, about a century.
+const MAX_MS: i64 = 100 * 365 * 24 * 3_600 * 1_000;
 
 const SCHEMES: [&str; 6] = [
     "redis",
@@ -121,6 +129,9 @@ const SCHEMES: [&str; 6] = [
     "redis-cluster",
     "rediss-cluster",
 ];
+
+/// The oldest major version of Redis whose scripts can say that they may run without free memory.
+const OLDEST: u64 = 7;
 
 /// How to use a Redis server, a Sentinel set or a Cluster. Redis 7.0 or later.
 #[derive(Clone)]
@@ -177,8 +188,8 @@ struct Reclaim {
 impl RedisCache {
     /// Connects, and keeps connecting for as long as it isn't dropped: a server that is away for
     /// the moment is no error. Must be called within a tokio runtime.
-    pub async fn connect(config: RedisConfig) -> Result<Self, RedisConfigError> {
-        let redis = Arc::new(Redis::new(&config)?);
+    pub async fn connect(config: &RedisConfig) -> Result<Self, RedisConfigError> {
+        let redis = Arc::new(Redis::new(config)?);
         let local = Arc::new(Entries::new(config.max_local_bytes, config.ttl));
         let (checks, asked) = mpsc::channel(MAX_IN_FLIGHT);
         let (reclaims, detached) = mpsc::channel(MAX_RECLAIMS);
@@ -438,9 +449,7 @@ impl Redis {
             },
             prefix: config.prefix.clone(),
             schema: schema[..8].to_owned(),
-            ttl_ms: i64::try_from(config.ttl.as_millis())
-                .unwrap_or(i64::MAX)
-                .clamp(1, i64::from(u32::MAX) * 1_000),
+            ttl_ms: ms(config.ttl),
             in_flight: Semaphore::new(MAX_IN_FLIGHT),
             replies: AtomicU64::new(0),
             stuck: Notify::new(),
@@ -512,7 +521,7 @@ impl Redis {
         version: Version,
         answer: &[u8],
     ) -> Result<bool, CacheError> {
-        let mut entry = BytesMut::with_capacity(HEADER_BYTES + answer.len());
+        let mut entry = BytesMut::with_capacity(usize::from(HEADER_BYTES) + answer.len());
         entry.put_slice(&version.to_bytes());
         entry.put_u64(now_ms());
         entry.put_slice(answer);
@@ -545,9 +554,9 @@ impl Redis {
             ],
             args: vec![
                 write.into(),
-                (WRITE_DEADLINE.as_millis() as i64).into(),
+                ms(WRITE_DEADLINE).into(),
                 names.0.into(),
-                (DROP_AT_ONCE as i64).into(),
+                DROP_AT_ONCE.into(),
                 self.ttl_ms.into(),
             ],
         }
@@ -561,15 +570,18 @@ impl Redis {
         }
     }
 
-    /// Drops some of a detached index's entries, and returns whether there may be more.
-    async fn reclaim(&self, Reclaim { tag, dropped }: &Reclaim) -> Result<bool, CacheError> {
+    /// Drops some of a detached index's entries, and returns where to go on.
+    async fn reclaim(
+        &self,
+        Reclaim { tag, dropped }: &Reclaim,
+        cursor: String,
+    ) -> Result<String, CacheError> {
         let names = self.names(tag);
         let call = Call {
             keys: vec![dropped.clone(), names.of("version")],
-            args: vec![names.0.into(), (DROP_AT_ONCE as i64).into()],
+            args: vec![cursor.into(), RECLAIM_AT_ONCE.into(), names.0.into()],
         };
-        let count: usize = self.run(&self.scripts.reclaim, call).await?;
-        Ok(count == DROP_AT_ONCE)
+        self.run(&self.scripts.reclaim, call).await
     }
 
     async fn explain(
@@ -584,13 +596,13 @@ impl Redis {
                 names.of("writers"),
                 names.of(&self.member(key)),
             ],
-            args: vec![(HEADER_BYTES as i64).into()],
+            args: vec![i64::from(HEADER_BYTES).into()],
         };
         let (version, writers, header, length): (Option<Bytes>, u64, Bytes, u64) =
             self.run(&self.scripts.explain, call).await?;
         let held = parse_entry(&header).map(|(version, filled_ms, _)| Held {
             version,
-            bytes: length.saturating_sub(HEADER_BYTES as u64),
+            bytes: length.saturating_sub(u64::from(HEADER_BYTES)),
             age: Duration::from_millis(now_ms().saturating_sub(filled_ms)),
         });
         Ok((
@@ -725,19 +737,24 @@ async fn keep_connected(redis: Arc<Redis>) {
                     break;
                 }
                 Ok((error, _)) = errors.recv() => {
-                    if !std::mem::replace(&mut away, true) {
+                    if !mem::replace(&mut away, true) {
                         tracing::warn!(%error, "Redis is away: answering from the database");
                     }
                 }
                 Ok(server) = connections.recv() => {
-                    if std::mem::take(&mut away) {
+                    if mem::take(&mut away) {
                         tracing::info!(%server, "Redis is back");
+                    }
+                    if client.server_version().is_some_and(|version| version.major < OLDEST) {
+                        tracing::error!(%server, "Redis {OLDEST}.0 or later is needed: writes will fail");
                     }
                 }
             }
         }
         drop(router);
         tokio::time::sleep(RESTART_AFTER).await;
+        // Whatever has timed out by now was sent to the old connection.
+        let _ = redis.stuck.notified().now_or_never();
     }
 }
 
@@ -772,9 +789,16 @@ async fn read_versions(redis: Arc<Redis>, mut asked: mpsc::Receiver<Check>) {
 
 /// Drops the entries of detached indexes, in bounded steps.
 async fn reclaim(redis: Arc<Redis>, mut detached: mpsc::Receiver<Reclaim>) {
+    /// Where a scan starts, and where it says that it has ended.
+    const START: &str = "0";
     while let Some(index) = detached.recv().await {
+        let mut cursor = START.to_owned();
         // What an error leaves takes memory until its time to live has passed.
-        while let Ok(true) = redis.reclaim(&index).await {}
+        while let Ok(next) = redis.reclaim(&index, cursor).await
+            && next != START
+        {
+            cursor = next;
+        }
     }
 }
 
@@ -818,7 +842,7 @@ fn unavailable(error: FredError) -> CacheError {
 
 /// An entry's version, the time of its fill, and the answer.
 fn parse_entry(entry: &[u8]) -> Option<(Version, u64, &[u8])> {
-    let (header, answer) = entry.split_at_checked(HEADER_BYTES)?;
+    let (header, answer) = entry.split_at_checked(usize::from(HEADER_BYTES))?;
     let (version, filled_ms) = header.split_at(16);
     Some((
         Version::from_bytes(version)?,
@@ -827,8 +851,61 @@ fn parse_entry(entry: &[u8]) -> Option<(Version, u64, &[u8])> {
     ))
 }
 
+/// Milliseconds, of which Redis takes no fewer than one, and no more than it can add to its clock.
+fn ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).map_or(MAX_MS, |ms| ms.clamp(1, MAX_MS))
+}
+
 fn now_ms() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |now| u64::try_from(now.as_millis()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(url: &str, prefix: &str) -> String {
+        let config = RedisConfig {
+            url: url.to_owned(),
+            prefix: prefix.to_owned(),
+            max_local_bytes: 0,
+            ttl: Duration::from_secs(1),
+        };
+        let error = Redis::new(&config).map(|_| ()).expect_err("it is wrong");
+        error.to_string()
+    }
+
+    #[tokio::test]
+    async fn a_bad_url_is_told_without_its_password() {
+        for url in [
+            "",
+            "user:hunter2@host",
+            "http://user:hunter2@host",
+            "redis://user:hunter2@",
+            "redis://user:hunter2@host:port",
+            "redis://user:hunter2@host/database",
+            "redis-sentinel://user:hunter2@host",
+            "redis-cluster://user:hunter2@host?node=hunter2",
+        ] {
+            let text = error(url, "");
+            assert!(text.starts_with("the Redis URL is invalid: "), "{text}");
+            assert!(!text.contains("hunter2"), "{url}: {text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_prefix_with_a_brace_is_refused() {
+        let text = error("redis://localhost", "a{b");
+        assert!(text.contains("\"a{b\" has a brace"), "{text}");
+    }
+
+    #[test]
+    fn a_pattern_matches_a_prefix_literally() {
+        assert_eq!(Names::all("version", "a*[b]"), "a\\*\\[b\\]{*}:version");
+        let key = RedisKey::from("a*{*,run%7D,*}:version");
+        let tag = Names::tag_of(&key, "a*").expect("a tag's key");
+        assert_eq!(tag.as_str(), "*,run%7D,*");
+    }
 }

@@ -1,0 +1,3 @@
+//! Servers that the tests start for themselves, and stop.
+
+pub mod redis;
