@@ -114,6 +114,9 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// How many keys one step of a scan looks at.
 const SCAN_COUNT: u32 = 1_000;
 
+/// How long a scan may take from one matching key to the next.
+const SCAN_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// The bytes before the answer in an entry: its version, and when it was filled in milliseconds of
 /// the Unix epoch, which is for people alone.
 const HEADER_BYTES: u8 = 24;
@@ -813,7 +816,7 @@ async fn sweep(local: Arc<Entries>) {
 async fn next_key(
     keys: &mut (impl Stream<Item = Result<RedisKey, FredError>> + Unpin),
 ) -> Result<Option<RedisKey>, CacheError> {
-    match tokio::time::timeout(COMMAND_TIMEOUT, keys.next()).await {
+    match tokio::time::timeout(SCAN_TIMEOUT, keys.next()).await {
         Ok(key) => key.transpose().map_err(unavailable),
         Err(_) => Err(CacheError("a scan timed out".to_owned())),
     }
@@ -824,7 +827,15 @@ fn parse_url(url: &str) -> Result<Config, RedisConfigError> {
     if !scheme.is_some_and(|scheme| SCHEMES.contains(&scheme)) {
         return Err(RedisConfigError::Url("unknown scheme".to_owned()));
     }
-    Config::from_url(url).map_err(|error| RedisConfigError::Url(error.details().to_owned()))
+    Config::from_url(url).map_err(|error| {
+        let details = error.details();
+        // This one repeats a part of the URL.
+        RedisConfigError::Url(if details.starts_with("Invalid host:port") {
+            "a node isn't host:port".to_owned()
+        } else {
+            details.to_owned()
+        })
+    })
 }
 
 /// A command fails at once while there is no connection, and isn't sent twice.

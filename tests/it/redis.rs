@@ -3,6 +3,10 @@
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -13,6 +17,7 @@ use location_service::{
     },
     model::{Predicate, ProductionRunId},
 };
+use tokio::task::JoinSet;
 
 use crate::servers::redis::{RedisCluster, RedisSentinels, RedisServer};
 
@@ -275,6 +280,73 @@ async fn read_through(cache: &RedisCache, tag: &Tag, key: &Key, database: &'stat
     database.into()
 }
 
+/// Two replicas read and write while the server is flushed again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_is_read_whatever_is_flushed() {
+    const WRITES: u64 = 300;
+    let server = RedisServer::start();
+    let caches = [connect(&server.url()).await, connect(&server.url()).await].map(Arc::new);
+    let (database, acknowledged) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (run, key) = (tag("run-1"), key(1));
+    let mut readers = JoinSet::new();
+    for i in 0..8 {
+        let (cache, run) = (Arc::clone(&caches[i % 2]), run.clone());
+        let (database, acknowledged) = (Arc::clone(&database), Arc::clone(&acknowledged));
+        readers.spawn(async move {
+            let mut hits = 0;
+            loop {
+                let expected = acknowledged.load(Ordering::SeqCst);
+                let answer = if let Some((answer, _)) = hit(&cache, &run, &key).await {
+                    hits += 1;
+                    let answer = std::str::from_utf8(&answer).expect("digits");
+                    answer.parse().expect("a number")
+                } else {
+                    let version = cache.open(&run).await.expect("Redis answers");
+                    let answer = database.load(Ordering::SeqCst);
+                    if let Some(version) = version {
+                        let bytes = answer.to_string().into();
+                        let filled = cache.fill(&run, &key, version, bytes).await;
+                        filled.expect("Redis answers");
+                    }
+                    answer
+                };
+                assert!(answer >= expected, "read {answer} after {expected}");
+                if expected == WRITES {
+                    return hits;
+                }
+            }
+        });
+    }
+    for i in 1..=WRITES {
+        let (cache, writing) = (&caches[usize::from(i % 3 == 0)], WriteId::generate());
+        cache.close(&set(&[&run]), writing).await.expect("closed");
+        if i % 7 == 0 {
+            server.command(&["FLUSHALL"]);
+        }
+        database.store(i, Ordering::SeqCst);
+        cache
+            .reopen(&set(&[&run]), writing)
+            .await
+            .expect("reopened");
+        acknowledged.store(i, Ordering::SeqCst);
+        // Lets the readers fill and hit before the next write.
+        let _ = hit(cache, &run, &key).await;
+    }
+    let hits: usize = readers.join_all().await.into_iter().sum();
+    assert!(hits > 100, "the cache was used: {hits}");
+}
+
+#[tokio::test]
+async fn without_room_in_the_process_redis_answers() {
+    let server = RedisServer::start();
+    let cache = connect_with(&server.url(), |config| config.max_local_bytes = 0).await;
+    fill(&cache, &tag("run-1"), &key(1), "answer").await;
+    for _ in 0..2 {
+        let found = hit(&cache, &tag("run-1"), &key(1)).await;
+        assert_eq!(found, Some(("answer".into(), Tier::Redis)));
+    }
+}
+
 #[tokio::test]
 async fn each_step_is_one_round_trip() {
     let server = RedisServer::start();
@@ -312,28 +384,24 @@ async fn each_step_is_one_round_trip() {
     assert_eq!(server.calls("evalsha"), 34);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_hits_share_a_handful_of_version_reads() {
+#[tokio::test]
+async fn a_thousand_hits_share_a_version_read() {
     let server = RedisServer::start();
-    let cache = std::sync::Arc::new(connect(&server.url()).await);
+    let cache = connect(&server.url()).await;
     for i in 0..10 {
         fill(&cache, &tag(&format!("run-{i}")), &key(i), "answer").await;
     }
     server.command(&["CONFIG", "RESETSTAT"]);
-    let lookups: Vec<_> = (0..1_000)
-        .map(|i| {
-            let cache = std::sync::Arc::clone(&cache);
-            tokio::spawn(async move {
-                hit(&cache, &tag(&format!("run-{}", i % 10)), &key(i % 10)).await
-            })
-        })
-        .collect();
-    for lookup in lookups {
-        let tier = lookup.await.expect("no panic").map(|(_, tier)| tier);
-        assert_eq!(tier, Some(Tier::Local));
+    // One thread, on which all ask before any is answered.
+    let lookups = (0..1_000).map(|i| {
+        let cache = &cache;
+        async move { hit(cache, &tag(&format!("run-{}", i % 10)), &key(i % 10)).await }
+    });
+    for found in futures_util::future::join_all(lookups).await {
+        assert_eq!(found, Some(("answer".into(), Tier::Local)));
     }
     let reads = server.calls("mget");
-    assert!(reads <= 10, "{reads} version reads");
+    assert!(reads <= 2, "{reads} version reads");
 }
 
 #[tokio::test]
@@ -745,6 +813,24 @@ async fn a_cluster_keeps_each_tag_on_one_slot() {
     );
     assert_eq!(b.invalidate_all().await.expect("every node answers"), 1);
     assert_eq!(hit(&a, &hostile, &key(0)).await, None);
+}
+
+#[tokio::test]
+async fn a_cluster_works_again_after_a_node_hung() {
+    let cluster = RedisCluster::start();
+    let cache = connect(&cluster.url()).await;
+    let tags: Vec<_> = (0..30).map(|i| tag(&format!("run-{i}"))).collect();
+    let all: Vec<_> = tags.iter().collect();
+    write(&cache, &all).await;
+    cluster.nodes[1].suspend();
+    let asked = Instant::now();
+    assert!(cache.close(&set(&all), WriteId::generate()).await.is_err());
+    assert!(asked.elapsed() < Duration::from_secs(1));
+    cluster.nodes[1].resume();
+    for tag in &tags {
+        recovered(&cache, tag).await;
+    }
+    write(&cache, &all).await;
 }
 
 #[tokio::test]
