@@ -783,7 +783,7 @@ async fn read_versions(redis: Arc<Redis>, mut asked: mpsc::Receiver<Check>) {
         for Check { tag, answer } in checks.drain(..) {
             // Who asked may have gone.
             let _ = answer.send(match &versions {
-                Ok(versions) => Ok(versions[places[&tag]]),
+                Ok(versions) => Ok(places.get(&tag).and_then(|&place| *versions.get(place)?)),
                 Err(error) => Err(error.clone()),
             });
         }
