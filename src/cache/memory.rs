@@ -12,8 +12,10 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::{
-    Cache, CacheError, Key, Lookup, Tag, Tier, Version, WRITE_DEADLINE, WriteId,
+    Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WRITE_DEADLINE,
+    WriteId,
     local::{Entries, Entry},
+    stats::Counters,
 };
 
 /// How many entries `close` drops before it returns; the rest is dropped in the background.
@@ -34,6 +36,7 @@ pub struct MemoryCache(Arc<Shared>);
 struct Shared {
     tags: Mutex<Tags>,
     entries: Entries,
+    counters: Counters,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +63,7 @@ impl MemoryCache {
         let shared = Arc::new(Shared {
             tags: Mutex::default(),
             entries: Entries::new(max_bytes, ttl),
+            counters: Counters::default(),
         });
         tokio::spawn(sweep(Arc::downgrade(&shared)));
         Self(shared)
@@ -86,6 +90,28 @@ impl Shared {
     fn tags(&self) -> MutexGuard<'_, Tags> {
         self.tags.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn fill(&self, tag: &Tag, key: &Key, version: Version, answer: Bytes) -> bool {
+        let mut tags = self.tags();
+        let Some(state) = tags.states.get_mut(tag) else {
+            return false;
+        };
+        if state.version != Some(version) {
+            return false;
+        }
+        state.keys.insert(*key);
+        let entry = Entry {
+            tag: tag.clone(),
+            version,
+            answer,
+        };
+        let mut stored = true;
+        for (evicted, entry) in self.entries.insert(*key, entry) {
+            stored &= evicted != *key;
+            tags.forget(&evicted, &entry);
+        }
+        stored
+    }
 }
 
 impl Tags {
@@ -100,6 +126,16 @@ impl Tags {
                 self.states.remove(&entry.tag);
             }
         }
+    }
+
+    /// Drops a tag's version, and the tag itself if nothing else is left of it.
+    fn invalidate(&mut self, tag: &Tag) -> Option<(Version, HashSet<Key>)> {
+        let state = self.states.get_mut(tag)?;
+        let dead = state.invalidate();
+        if state.is_bare() {
+            self.states.remove(tag);
+        }
+        dead
     }
 
     /// Notes that a tag may be bare, and forgets the oldest such one if there are too many.
@@ -150,9 +186,12 @@ impl Cache for MemoryCache {
             .get(tag)
             .and_then(|state| state.version);
         let answer = version.and_then(|version| self.0.entries.get(key, version));
-        Ok(match answer {
-            Some(answer) => Lookup::Hit(answer, Tier::Local),
-            None => Lookup::Miss(version),
+        Ok(if let Some(answer) = answer {
+            self.0.counters.local_hits.add(1);
+            Lookup::Hit(answer, Tier::Local)
+        } else {
+            self.0.counters.misses.add(1);
+            Lookup::Miss(version)
         })
     }
 
@@ -178,28 +217,13 @@ impl Cache for MemoryCache {
         version: Version,
         answer: Bytes,
     ) -> Result<bool, CacheError> {
-        let mut tags = self.0.tags();
-        let Some(state) = tags.states.get_mut(tag) else {
-            return Ok(false);
-        };
-        if state.version != Some(version) {
-            return Ok(false);
-        }
-        state.keys.insert(*key);
-        let entry = Entry {
-            tag: tag.clone(),
-            version,
-            answer,
-        };
-        let mut stored = true;
-        for (evicted, entry) in self.0.entries.insert(*key, entry) {
-            stored &= evicted != *key;
-            tags.forget(&evicted, &entry);
-        }
+        let stored = self.0.fill(tag, key, version, answer);
+        self.0.counters.filled(stored);
         Ok(stored)
     }
 
     async fn close(&self, touched: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+        self.0.counters.invalidations.add(touched.len());
         let deadline = Instant::now() + WRITE_DEADLINE;
         let mut dead = Vec::new();
         {
@@ -220,24 +244,56 @@ impl Cache for MemoryCache {
         {
             let mut tags = self.0.tags();
             for tag in touched {
-                let Some(state) = tags.states.get_mut(tag) else {
-                    continue;
-                };
-                state.writers.retain(|(id, _)| *id != write);
-                dead.extend(state.invalidate());
-                if state.is_bare() {
-                    tags.states.remove(tag);
+                if let Some(state) = tags.states.get_mut(tag) {
+                    state.writers.retain(|(id, _)| *id != write);
+                    dead.extend(tags.invalidate(tag));
                 }
             }
         }
         drop_entries(&self.0, dead);
         Ok(())
     }
+
+    async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError> {
+        self.0.counters.invalidations.add(1);
+        let dead = self.0.tags().invalidate(tag);
+        Ok(drop_entries(&self.0, dead.into_iter().collect()))
+    }
+
+    async fn invalidate_all(&self) -> Result<u64, CacheError> {
+        let dead: Vec<_> = {
+            let mut tags = self.0.tags();
+            let all: Vec<_> = tags.states.keys().cloned().collect();
+            all.iter().filter_map(|tag| tags.invalidate(tag)).collect()
+        };
+        self.0.counters.invalidations.add(dead.len());
+        Ok(drop_entries(&self.0, dead))
+    }
+
+    async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError> {
+        let (current, writers) = match self.0.tags().states.get_mut(tag) {
+            Some(state) => {
+                state.bury_dead_writers();
+                (state.version, state.writers.len() as u64)
+            }
+            None => (None, 0),
+        };
+        Ok(Explanation {
+            current,
+            writers,
+            local: self.0.entries.peek(key),
+            redis: None,
+        })
+    }
+
+    fn stats(&self) -> Stats {
+        self.0.counters.snapshot(self.0.entries.size())
+    }
 }
 
 /// Frees entries that no version leads to any more: some now, many in the background, so that the
-/// time to invalidate doesn't grow with their number.
-fn drop_entries(cache: &Arc<Shared>, dead: Vec<(Version, HashSet<Key>)>) {
+/// time to invalidate doesn't grow with their number. Returns how many that is.
+fn drop_entries(cache: &Arc<Shared>, dead: Vec<(Version, HashSet<Key>)>) -> u64 {
     let drop_all = |cache: &Shared, dead: Vec<(Version, HashSet<Key>)>| {
         for (version, keys) in dead {
             for key in keys {
@@ -245,12 +301,14 @@ fn drop_entries(cache: &Arc<Shared>, dead: Vec<(Version, HashSet<Key>)>) {
             }
         }
     };
-    if dead.iter().map(|(_, keys)| keys.len()).sum::<usize>() <= DROP_AT_ONCE {
+    let count: usize = dead.iter().map(|(_, keys)| keys.len()).sum();
+    if count <= DROP_AT_ONCE {
         drop_all(cache, dead);
     } else {
         let cache = Arc::clone(cache);
         tokio::task::spawn_blocking(move || drop_all(&cache, dead));
     }
+    count as u64
 }
 
 #[cfg(test)]

@@ -53,6 +53,11 @@ pub(super) trait Dialect: Database + HasStatementCache {
     /// was written.
     fn explain_commit(error: sqlx::Error) -> Error;
 
+    /// A statement with its placeholders `$1`, `$2`, ... written as the database likes them.
+    fn placeholders(sql: String) -> String {
+        sql
+    }
+
     /// Binds values.
     fn arguments(values: Vec<Value>) -> Self::Arguments;
 }
@@ -91,7 +96,8 @@ where
     arguments
 }
 
-/// A statement under construction: text with `$1`, `$2`, ... and the values that they stand for.
+/// A statement under construction: text with `$1`, `$2`, ..., each once and in this order, and the
+/// values that they stand for.
 #[derive(Debug, Default)]
 pub(super) struct Statement {
     pub(super) sql: String,
@@ -138,8 +144,11 @@ impl Statement {
         DB::Arguments: IntoArguments<DB>,
     {
         let keep_prepared = self.keep_prepared();
-        sqlx::query_as_with(AssertSqlSafe(self.sql), DB::arguments(self.values))
-            .persistent(keep_prepared)
+        sqlx::query_as_with(
+            AssertSqlSafe(DB::placeholders(self.sql)),
+            DB::arguments(self.values),
+        )
+        .persistent(keep_prepared)
     }
 
     fn list(&mut self, values: impl IntoIterator<Item = Value>) -> &mut Self {
@@ -522,7 +531,7 @@ where
     async fn execute(&mut self, statement: Statement) -> Result<()> {
         let keep_prepared = statement.keep_prepared();
         let Statement { sql, values } = statement;
-        let done = sqlx::query_with(AssertSqlSafe(sql), DB::arguments(values))
+        let done = sqlx::query_with(AssertSqlSafe(DB::placeholders(sql)), DB::arguments(values))
             .persistent(keep_prepared)
             .execute(&mut *self.connection);
         in_time(&mut self.busy, done).await?.map_err(DB::explain)?;

@@ -158,6 +158,19 @@ impl Dialect for Sqlite {
         }
     }
 
+    /// SQLite takes `$1` for a name, and searches all names for each: with the values of a large
+    /// batch, that is most of the work.
+    fn placeholders(sql: String) -> String {
+        let mut parts = sql.split('$');
+        let mut positional = String::with_capacity(sql.len());
+        positional.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            positional.push('?');
+            positional.push_str(part.trim_start_matches(|char: char| char.is_ascii_digit()));
+        }
+        positional
+    }
+
     fn arguments(values: Vec<Value>) -> SqliteArguments {
         bind::<Self>(values)
     }

@@ -11,7 +11,7 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use location_service::{
-    cache::{Cache, CacheError, Key, Lookup, Tag, Version, WriteId},
+    cache::{Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Version, WriteId},
     error::{Error, Result},
     model::{
         Cursor, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report, ReportCursor,
@@ -266,5 +266,21 @@ impl Cache for Uncontrolled {
             Without::Reopen => Ok(()),
             _ => self.inner.reopen(tags, write).await,
         }
+    }
+
+    async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError> {
+        self.inner.invalidate(tag).await
+    }
+
+    async fn invalidate_all(&self) -> Result<u64, CacheError> {
+        self.inner.invalidate_all().await
+    }
+
+    async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError> {
+        self.inner.explain(tag, key).await
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
     }
 }

@@ -5,5 +5,6 @@ mod gates;
 mod harness;
 mod postgres;
 mod races;
+mod redis;
 mod servers;
 mod tags;
