@@ -17,8 +17,8 @@ use tower::{Layer as _, util::MapRequestLayer};
 use crate::{
     api::LocationApi,
     auth::{Authenticator, KeyError},
-    cache::{self, Cache, MemoryCache},
-    config::{DatabaseUrl, ServeConfig},
+    cache::{self, Cache, MemoryCache, RedisCache, RedisConfig, RedisConfigError},
+    config::{CacheConfig, DatabaseUrl, ServeConfig},
     error::Error,
     model::Micros,
     proto::{DESCRIPTORS, location::v1::location_service_server::LocationServiceServer},
@@ -69,9 +69,9 @@ pub enum StartError {
     /// The key that tokens are checked with can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
-    /// This build doesn't have the engine.
-    #[error("{0} isn't supported yet")]
-    Unsupported(&'static str),
+    /// The cache server's settings can't be used.
+    #[error(transparent)]
+    Redis(#[from] RedisConfigError),
 }
 
 /// Why the service stopped.
@@ -100,10 +100,19 @@ impl App {
                 postgres::open(url, options).await?
             }
         };
-        if config.redis_url.is_some() {
-            return Err(StartError::Unsupported("Redis"));
-        }
-        let cache = Arc::new(MemoryCache::new(config.cache.max_bytes, config.cache.ttl));
+        let CacheConfig { max_bytes, ttl } = config.cache;
+        let cache: Arc<dyn Cache> = match &config.redis_url {
+            None => Arc::new(MemoryCache::new(max_bytes, ttl)),
+            Some(url) => {
+                let redis = RedisConfig {
+                    url: url.clone(),
+                    prefix: config.redis_key_prefix.clone(),
+                    max_local_bytes: max_bytes,
+                    ttl,
+                };
+                Arc::new(RedisCache::connect(&redis).await?)
+            }
+        };
         Self::assemble(config, store, cache).await
     }
 

@@ -37,6 +37,8 @@ pub struct ServeConfig {
     pub migrate: Migrate,
     /// The shared cache; without one the cache is in the process.
     pub redis_url: Option<String>,
+    /// What every key in Redis begins with.
+    pub redis_key_prefix: String,
     /// The cache in the process.
     pub cache: CacheConfig,
     /// How callers are told apart.
@@ -220,6 +222,11 @@ pub struct ServeArgs {
     #[arg(help_heading = "Cache")]
     redis_url: Option<String>,
 
+    /// What every key in Redis begins with, so that several services can share a server
+    #[arg(long, value_name = "TEXT", env = "LOCATION_SERVICE_REDIS_KEY_PREFIX")]
+    #[arg(default_value = "location-service:", help_heading = "Cache")]
+    redis_key_prefix: String,
+
     /// How long an entry that nobody reads takes memory; answers are never stale, whatever this is
     #[arg(long, value_name = "SECS", env = "LOCATION_SERVICE_CACHE_TTL")]
     #[arg(default_value = "300", value_parser = seconds(1..=31_536_000))]
@@ -347,6 +354,7 @@ impl ServeArgs {
             database_max_connections: self.database_max_connections,
             migrate: self.migrate,
             redis_url: self.redis_url,
+            redis_key_prefix: self.redis_key_prefix,
             cache: CacheConfig {
                 ttl: self.cache_ttl,
                 max_bytes: self.cache_max_bytes,

@@ -164,7 +164,7 @@ impl Failure {
         match self {
             Self::Config(_)
             | Self::Key(_)
-            | Self::Start(app::StartError::Key(_))
+            | Self::Start(app::StartError::Key(_) | app::StartError::Redis(_))
             | Self::Transfer(TransferError::Usage(_)) => ExitCode::from(2),
             Self::Incomplete(code) => ExitCode::from(*code),
             _ => ExitCode::FAILURE,

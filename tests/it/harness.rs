@@ -162,6 +162,7 @@ pub fn config(dir: &TempDir) -> ServeConfig {
         database_max_connections: 4,
         migrate: Migrate::Auto,
         redis_url: None,
+        redis_key_prefix: "test:".to_owned(),
         cache: CacheConfig {
             ttl: Duration::from_secs(300),
             max_bytes: 64 << 20,
