@@ -5,23 +5,29 @@ use std::{sync::Arc, time::Duration};
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{
-    Request, Status,
+    Request,
     codec::CompressionEncoding,
     server::NamedService,
-    service::InterceptorLayer,
+    service::{Interceptor, InterceptorLayer},
     transport::{Server, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::{Layer as _, util::MapRequestLayer};
 
 use crate::{
-    api::LocationApi,
+    api::{CacheApi, LocationApi},
     auth::{Authenticator, KeyError},
     cache::{self, Cache, MemoryCache, RedisCache, RedisConfig, RedisConfigError},
     config::{CacheConfig, DatabaseUrl, ServeConfig},
     error::Error,
     model::Micros,
-    proto::{DESCRIPTORS, location::v1::location_service_server::LocationServiceServer},
+    proto::{
+        DESCRIPTORS,
+        location::v1::{
+            cache_service_server::CacheServiceServer,
+            location_service_server::LocationServiceServer,
+        },
+    },
     service::Service,
     store::{self, OpenError, Store, postgres, sqlite},
 };
@@ -48,6 +54,19 @@ const HOUSEKEEPING_INTERVAL: Duration = Duration::from_mins(10);
 // A writer's tags open again at its deadline: it has to be dead by then, by a wide margin.
 const _: () = assert!(store::MAX_WRITE.as_secs() * 2 <= cache::WRITE_DEADLINE.as_secs());
 
+/// Bounds a server's requests, and compresses its answers for who asks. A macro because generated
+/// servers have no trait for it.
+macro_rules! configure {
+    ($server:expr) => {
+        $server
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .send_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Zstd)
+    };
+}
+
 /// Brings the schema of a database up to date.
 pub async fn migrate(database: &DatabaseUrl) -> Result<(), StartError> {
     match database {
@@ -69,6 +88,18 @@ pub enum StartError {
     /// The key that tokens are checked with can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// Replicas wouldn't see each other's writes in their caches.
+    #[error(
+        "a PostgreSQL database is shared by replicas, and a cache in the process isn't: set \
+         redis-url too, or use a database-url like sqlite:locations.db"
+    )]
+    PostgresWithoutRedis,
+    /// Processes with databases of their own would answer from each other's.
+    #[error(
+        "a Redis is shared by replicas, and an SQLite database isn't: set database-url to \
+         postgres://... too, or leave redis-url out"
+    )]
+    RedisWithoutPostgres,
     /// The cache server's settings can't be used.
     #[error(transparent)]
     Redis(#[from] RedisConfigError),
@@ -84,12 +115,19 @@ pub struct App {
     service: Service,
     store: Arc<dyn Store>,
     authenticator: Arc<Authenticator>,
+    /// Whether replicas share a Redis.
+    shared_cache: bool,
     shutdown_grace: Duration,
 }
 
 impl App {
     /// Opens the engines that the configuration names.
     pub async fn build(config: &ServeConfig) -> Result<Self, StartError> {
+        match (&config.database, &config.redis_url) {
+            (DatabaseUrl::Postgres(_), None) => return Err(StartError::PostgresWithoutRedis),
+            (DatabaseUrl::Sqlite(_), Some(_)) => return Err(StartError::RedisWithoutPostgres),
+            _ => {}
+        }
         let store = match &config.database {
             DatabaseUrl::Sqlite(path) => sqlite::open(path, config.migrate).await?,
             DatabaseUrl::Postgres(url) => {
@@ -126,6 +164,7 @@ impl App {
             service: Service::new(Arc::clone(&store), cache).await?,
             store,
             authenticator: Arc::new(Authenticator::new(&config.auth)?),
+            shared_cache: config.redis_url.is_some(),
             shutdown_grace: config.shutdown_grace,
         })
     }
@@ -142,6 +181,14 @@ impl App {
         let watch = spawn(watch_health(health.clone(), Arc::clone(&self.store)));
         let _housekeeping = spawn(keep_house(Arc::clone(&self.store)));
 
+        let admission = InterceptorLayer::new(self.admission());
+        let locations = configure!(LocationServiceServer::new(LocationApi::new(
+            self.service.clone()
+        )));
+        let cache = configure!(CacheServiceServer::new(CacheApi::new(
+            self.service.clone(),
+            self.shared_cache
+        )));
         let (stop, mut stopping) = tokio::sync::watch::channel(false);
         let stopped = async move {
             // A sender that is gone stops the server as well.
@@ -159,7 +206,8 @@ impl App {
             .add_service(reflection().build_v1alpha().unwrap_or_else(|error| {
                 unreachable!("the descriptors were made by the build: {error}")
             }))
-            .add_service(self.location_server())
+            .add_service(admission.layer(locations))
+            .add_service(admission.layer(cache))
             .serve_with_incoming_shutdown(
                 TcpIncoming::from(listener).with_nodelay(Some(true)),
                 stopped,
@@ -188,25 +236,14 @@ impl App {
         Ok(served.unwrap_or(Ok(()))?)
     }
 
-    /// `LocationService`, which lets in only who is known, and answers compressed to who asks.
-    fn location_server(
-        &self,
-    ) -> tonic::service::interceptor::InterceptedService<
-        LocationServiceServer<LocationApi>,
-        impl Fn(Request<()>) -> Result<Request<()>, Status> + Clone + use<>,
-    > {
+    /// Lets in only who is known, as the request's extension [`Principal`](crate::model::Principal).
+    fn admission(&self) -> impl Interceptor + Clone + use<> {
         let authenticator = Arc::clone(&self.authenticator);
-        let admit = move |mut request: Request<()>| {
+        move |mut request: Request<()>| {
             let principal = authenticator.authenticate(request.metadata())?;
             request.extensions_mut().insert(principal);
             Ok(request)
-        };
-        let mut server = LocationServiceServer::new(LocationApi::new(self.service.clone()))
-            .max_decoding_message_size(MAX_REQUEST_BYTES);
-        for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Zstd] {
-            server = server.accept_compressed(encoding).send_compressed(encoding);
         }
-        InterceptorLayer::new(admit).layer(server)
     }
 }
 
@@ -240,7 +277,11 @@ fn prefer_encoding<B>(mut request: http::Request<B>) -> http::Request<B> {
 }
 
 async fn set_health(health: &HealthReporter, status: ServingStatus) {
-    for service in ["", LocationServiceServer::<LocationApi>::NAME] {
+    for service in [
+        "",
+        LocationServiceServer::<LocationApi>::NAME,
+        CacheServiceServer::<CacheApi>::NAME,
+    ] {
         health.set_service_status(service, status).await;
     }
 }

@@ -164,7 +164,12 @@ impl Failure {
         match self {
             Self::Config(_)
             | Self::Key(_)
-            | Self::Start(app::StartError::Key(_) | app::StartError::Redis(_))
+            | Self::Start(
+                app::StartError::Key(_)
+                | app::StartError::Redis(_)
+                | app::StartError::PostgresWithoutRedis
+                | app::StartError::RedisWithoutPostgres,
+            )
             | Self::Transfer(TransferError::Usage(_)) => ExitCode::from(2),
             Self::Incomplete(code) => ExitCode::from(*code),
             _ => ExitCode::FAILURE,

@@ -20,6 +20,7 @@ pub mod location {
     pub mod v1 {
         include!(concat!(env!("OUT_DIR"), "/location.v1.rs"));
         include!(concat!(env!("OUT_DIR"), "/location.v1.LocationService.rs"));
+        include!(concat!(env!("OUT_DIR"), "/location.v1.CacheService.rs"));
     }
 }
 

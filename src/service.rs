@@ -1,6 +1,13 @@
 //! The use cases: who may do what, reading through the cache, and close-commit-reopen.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -9,7 +16,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
-    cache::{Cache, Key, Lookup, NextFlight, Tag, Tier, WriteId},
+    cache::{Cache, Explanation, Key, Lookup, NextFlight, Stats, Tag, Tier, WriteId},
     error::{Error, Result},
     model::{
         Change, Cursor, Etag, Image, ListQuery, Location, LocationId, LocationType, Micros,
@@ -84,6 +91,30 @@ pub enum Because {
     Unavailable,
 }
 
+/// What a list comes down to.
+struct ListPlan {
+    canonical: v1::ListLocationsRequest,
+    /// The canonical request without its page, which page tokens are bound to.
+    unpaged: v1::ListLocationsRequest,
+    key: Key,
+    tag: Tag,
+    query: ListQuery,
+    after: Option<Cursor>,
+}
+
+/// How a list stands in the cache.
+#[derive(Debug)]
+pub struct ListExplanation {
+    /// The canonical request.
+    pub canonical: v1::ListLocationsRequest,
+    /// Its key.
+    pub key: Key,
+    /// What it depends on.
+    pub tag: Tag,
+    /// What the cache knows of both.
+    pub cached: Explanation,
+}
+
 /// A write.
 #[derive(Debug)]
 pub enum Write {
@@ -127,6 +158,8 @@ pub struct Service {
     cache: Arc<dyn Cache>,
     page_tokens: PageTokens,
     reads: Arc<NextFlight<(Key, Freshness), Result<Served>>>,
+    /// How many reads went past the cache.
+    bypasses: Arc<AtomicU64>,
     writes: TaskTracker,
 }
 
@@ -139,6 +172,7 @@ impl Service {
             cache,
             page_tokens,
             reads: Arc::default(),
+            bypasses: Arc::default(),
             writes: TaskTracker::new(),
         })
     }
@@ -153,31 +187,19 @@ impl Service {
     pub async fn list(
         &self,
         caller: &Principal,
-        mut query: ListQuery,
+        query: ListQuery,
         page_token: &str,
         freshness: Freshness,
     ) -> Result<Served> {
-        apply_scope(caller, &mut query.predicate)?;
-        let mut canonical = canonical_list(&query);
-        let unpaged = v1::ListLocationsRequest {
-            page_size: 0,
-            skip: 0,
-            ..canonical.clone()
-        };
-        let after: Option<Cursor> =
-            self.page_tokens
-                .decode(Binding::new(LIST, &unpaged), page_token, query.order.field)?;
-        // A token that was accepted is the only one for its position.
-        page_token.clone_into(&mut canonical.page_token);
-        let key = Key::new(LIST, None, &canonical);
-        let tag = Tag::of_predicate(&query.predicate);
+        let plan = self.plan_list(caller, query, page_token)?;
         let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
-        self.read_through(key, tag, freshness, async move {
-            let page = store.list(&query, after.as_ref()).await?;
+        self.read_through(plan.key, plan.tag, freshness, async move {
+            let page = store.list(&plan.query, plan.after.as_ref()).await?;
+            let binding = Binding::new(LIST, &plan.unpaged);
             let response = v1::ListLocationsResponse {
                 next_page_token: page
                     .next
-                    .map(|next| page_tokens.encode(Binding::new(LIST, &unpaged), &next))
+                    .map(|next| page_tokens.encode(binding, &next))
                     .unwrap_or_default(),
                 locations: page.items.into_iter().map(Into::into).collect(),
                 total_size: page
@@ -187,6 +209,69 @@ impl Service {
             Ok(response.encode_to_vec().into())
         })
         .await
+    }
+
+    fn plan_list(
+        &self,
+        caller: &Principal,
+        mut query: ListQuery,
+        page_token: &str,
+    ) -> Result<ListPlan> {
+        apply_scope(caller, &mut query.predicate)?;
+        let mut canonical = canonical_list(&query);
+        let unpaged = v1::ListLocationsRequest {
+            page_size: 0,
+            skip: 0,
+            ..canonical.clone()
+        };
+        let after =
+            self.page_tokens
+                .decode(Binding::new(LIST, &unpaged), page_token, query.order.field)?;
+        // A token that was accepted is the only one for its position.
+        page_token.clone_into(&mut canonical.page_token);
+        Ok(ListPlan {
+            key: Key::new(LIST, None, &canonical),
+            tag: Tag::of_predicate(&query.predicate),
+            canonical,
+            unpaged,
+            after,
+            query,
+        })
+    }
+
+    /// Why a list would be answered from the cache, or why not.
+    pub async fn explain_list(
+        &self,
+        caller: &Principal,
+        subject: &Principal,
+        query: ListQuery,
+        page_token: &str,
+    ) -> Result<ListExplanation> {
+        require_admin(caller)?;
+        let plan = self.plan_list(subject, query, page_token)?;
+        let cached = self.cache.explain(&plan.tag, &plan.key).await;
+        Ok(ListExplanation {
+            canonical: plan.canonical,
+            key: plan.key,
+            tag: plan.tag,
+            cached: cached.map_err(|error| Error::CacheUnavailable(Arc::new(error)))?,
+        })
+    }
+
+    /// Drops what is cached under a tag (`None`: under any), and counts it.
+    pub async fn invalidate(&self, caller: &Principal, tag: Option<&Tag>) -> Result<u64> {
+        require_admin(caller)?;
+        let dropped = match tag {
+            Some(tag) => self.cache.invalidate(tag).await,
+            None => self.cache.invalidate_all().await,
+        };
+        dropped.map_err(|error| Error::CacheUnavailable(Arc::new(error)))
+    }
+
+    /// What the cache has done since the start, and how many reads went past it.
+    pub fn stats(&self, caller: &Principal) -> Result<(Stats, u64)> {
+        require_admin(caller)?;
+        Ok((self.cache.stats(), self.bypasses.load(Ordering::Relaxed)))
     }
 
     /// A page of reports: a `ListLocationReportsResponse`.
@@ -336,8 +421,14 @@ impl Service {
             .await
             .map_err(Error::internal)?;
         let mut served = landed.value?;
-        if let Origin::Database { collapsed, .. } = &mut served.origin {
+        if let Origin::Database {
+            because, collapsed, ..
+        } = &mut served.origin
+        {
             *collapsed = landed.collapsed;
+            if *because != Because::Miss {
+                self.bypasses.fetch_add(1, Ordering::Relaxed);
+            }
         }
         Ok(served)
     }
@@ -573,6 +664,14 @@ impl Writer {
         }
         Ok(applied)
     }
+}
+
+fn require_admin(caller: &Principal) -> Result<()> {
+    if caller.admin {
+        return Ok(());
+    }
+    let why = "only an admin may see or change the cache: call with an admin's token";
+    Err(Error::PermissionDenied(why.to_owned()))
 }
 
 /// Writes the caller's scope into a predicate.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::{
+    cache::Tag,
     error::{Error, Result, Violation},
     model::{
         Address, AddressText, Capacity, Change, Coordinates, Details, Etag, LabelKey, LabelValue,
@@ -75,6 +76,70 @@ pub fn list(request: v1::ListLocationsRequest) -> Result<(ListQuery, String)> {
         })
     })();
     Ok((bad.finish(query)?, request.page_token))
+}
+
+/// The list that a request asks about, who would ask for it, and its page token.
+pub fn explain_list(request: v1::ExplainListRequest) -> Result<(Principal, ListQuery, String)> {
+    let Some(listing) = request.request else {
+        return Err(Error::invalid("request", "is required"));
+    };
+    let subject = if request.subject.is_empty() {
+        // An admin's list is the same whoever the admin is.
+        Principal {
+            subject: OwnerId::stored("admin".to_owned()),
+            admin: true,
+        }
+    } else {
+        Principal {
+            subject: OwnerId::parse(request.subject)
+                .map_err(|why| Error::invalid("subject", why))?,
+            admin: false,
+        }
+    };
+    let (query, page_token) = list(listing).map_err(|error| match error {
+        Error::InvalidArgument(mut violations) => {
+            for violation in &mut violations {
+                violation.field.insert_str(0, "request.");
+            }
+            Error::InvalidArgument(violations)
+        }
+        error => error,
+    })?;
+    Ok((subject, query, page_token))
+}
+
+/// The tag that a request names; `None` for everything.
+pub fn invalidate(request: v1::InvalidateRequest) -> Result<Option<Tag>> {
+    let by_predicate =
+        request.r#type != 0 || request.production_run_id.is_some() || !request.owner_id.is_empty();
+    let by_location = !request.location_id.is_empty();
+    if usize::from(by_predicate) + usize::from(by_location) + usize::from(request.everything) > 1 {
+        return Err(Error::invalid(
+            if request.everything {
+                "everything"
+            } else {
+                "location_id"
+            },
+            "excludes the other fields: set one or the other",
+        ));
+    }
+    if request.everything {
+        return Ok(None);
+    }
+    if by_location {
+        return LocationId::parse(&request.location_id)
+            .map(|id| Some(Tag::of_location(id)))
+            .map_err(|why| Error::invalid("location_id", why));
+    }
+    let mut bad = Violations::default();
+    let predicate = predicate(
+        request.r#type,
+        request.production_run_id,
+        request.owner_id,
+        &mut bad,
+    );
+    let tag = predicate.map(|predicate| Tag::of_predicate(&predicate));
+    bad.finish(tag).map(Some)
 }
 
 /// The reports that a request asks for, and its page token.

@@ -1,5 +1,6 @@
 //! The generated traits' thin implementations: convert, call, map.
 
+mod cache;
 pub mod codec;
 mod convert;
 mod status;
@@ -9,6 +10,7 @@ use tonic::{
     metadata::{MetadataMap, MetadataValue},
 };
 
+pub use self::cache::CacheApi;
 use self::codec::Encoded;
 use crate::{
     cache::Tier,

@@ -1,0 +1,185 @@
+//! `location.v1.CacheService`.
+
+use std::time::Duration;
+
+use tonic::{Request, Response, Status};
+
+use super::{caller, convert};
+use crate::{
+    cache::{Explanation, Held, Stats, Version},
+    proto::location::v1::{self, cache_service_server::CacheService},
+    service::{ListExplanation, Service},
+};
+
+/// `location.v1.CacheService`.
+#[derive(Clone)]
+pub struct CacheApi {
+    service: Service,
+    /// Whether replicas share a Redis.
+    shared: bool,
+}
+
+impl CacheApi {
+    /// The API of a service's cache, which has a tier in Redis if it is shared. Requests carry
+    /// their [`Principal`](crate::model::Principal) as an extension.
+    pub fn new(service: Service, shared: bool) -> Self {
+        Self { service, shared }
+    }
+}
+
+#[tonic::async_trait]
+impl CacheService for CacheApi {
+    async fn explain_list(
+        &self,
+        request: Request<v1::ExplainListRequest>,
+    ) -> Result<Response<v1::ExplainListResponse>, Status> {
+        let caller = caller(&request)?;
+        let (subject, query, page_token) = convert::explain_list(request.into_inner())?;
+        let explained = self
+            .service
+            .explain_list(&caller, &subject, query, &page_token)
+            .await?;
+        let ListExplanation {
+            canonical,
+            key,
+            tag,
+            cached,
+        } = explained;
+        let (would_hit, explanation) = explain(&cached);
+        Ok(Response::new(v1::ExplainListResponse {
+            canonical_request: Some(canonical),
+            key: key.to_string(),
+            tag: tag.to_string(),
+            current_version: cached
+                .current
+                .as_ref()
+                .map(Version::to_string)
+                .unwrap_or_default(),
+            writers_in_flight: count(cached.writers),
+            local: cached.local.map(Into::into),
+            redis: cached.redis.map(Into::into),
+            would_hit,
+            explanation,
+        }))
+    }
+
+    async fn invalidate(
+        &self,
+        request: Request<v1::InvalidateRequest>,
+    ) -> Result<Response<v1::InvalidateResponse>, Status> {
+        let caller = caller(&request)?;
+        let tag = convert::invalidate(request.into_inner())?;
+        let dropped = self.service.invalidate(&caller, tag.as_ref()).await?;
+        Ok(Response::new(v1::InvalidateResponse {
+            dropped_count: count(dropped),
+        }))
+    }
+
+    async fn get_stats(
+        &self,
+        request: Request<v1::GetStatsRequest>,
+    ) -> Result<Response<v1::GetStatsResponse>, Status> {
+        let (stats, bypasses) = self.service.stats(&caller(&request)?)?;
+        let Stats {
+            local_hits,
+            redis_hits,
+            misses,
+            fills,
+            rejected_fills,
+            invalidations,
+            errors,
+            round_trips,
+            local_entries,
+            local_bytes,
+        } = stats;
+        let local = v1::CacheTierStats {
+            tier: "local".to_owned(),
+            entry_count: Some(count(local_entries)),
+            size_bytes: Some(count(local_bytes)),
+            hit_count: count(local_hits),
+            miss_count: count(redis_hits + misses),
+        };
+        let redis = self.shared.then(|| v1::CacheTierStats {
+            tier: "redis".to_owned(),
+            entry_count: None,
+            size_bytes: None,
+            hit_count: count(redis_hits),
+            miss_count: count(misses),
+        });
+        Ok(Response::new(v1::GetStatsResponse {
+            tiers: std::iter::once(local).chain(redis).collect(),
+            bypass_count: count(bypasses),
+            fill_count: count(fills),
+            rejected_fill_count: count(rejected_fills),
+            invalidation_count: count(invalidations),
+            error_count: count(errors),
+            round_trip_count: count(round_trips),
+        }))
+    }
+}
+
+/// Whether the answer would come from the cache, and why.
+fn explain(cached: &Explanation) -> (bool, String) {
+    let Explanation {
+        current,
+        writers,
+        local,
+        redis,
+    } = cached;
+    if current.is_none() && *writers > 0 {
+        let why = format!(
+            "Bypass: {writers} writes on the tag are in flight, and until they are done or dead \
+             the database answers."
+        );
+        return (false, why);
+    }
+    let Some(current) = current else {
+        let why = "Miss: the tag has no version, because a write has closed it or nothing was \
+                   cached under it; the next read opens it.";
+        return (false, why.to_owned());
+    };
+    let is_current = |held: &Option<Held>| held.is_some_and(|held| held.version == *current);
+    let held_before = local.or(*redis).is_some();
+    match (is_current(local), is_current(redis)) {
+        (true, _) => (
+            true,
+            "Hit: the process holds the answer under the tag's current version.".to_owned(),
+        ),
+        (false, true) => (
+            true,
+            "Hit: Redis holds the answer under the tag's current version.".to_owned(),
+        ),
+        (false, false) if held_before => (
+            false,
+            "Miss: the answer that is held has an older version of the tag than the current one, \
+             because a location that the tag covers has changed since."
+                .to_owned(),
+        ),
+        (false, false) => (
+            false,
+            "Miss: the tag is open, but this request's answer isn't cached.".to_owned(),
+        ),
+    }
+}
+
+impl From<Held> for v1::CachedEntry {
+    fn from(held: Held) -> Self {
+        Self {
+            version: held.version.to_string(),
+            size_bytes: count(held.bytes),
+            age: Some(duration(held.age)),
+        }
+    }
+}
+
+fn duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration {
+        seconds: count(duration.as_secs()),
+        nanos: i32::try_from(duration.subsec_nanos())
+            .unwrap_or_else(|_| unreachable!("less than a second")),
+    }
+}
+
+fn count(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
