@@ -105,10 +105,18 @@ impl Shared {
             version,
             answer,
         };
-        let mut stored = true;
         for (evicted, entry) in self.entries.insert(*key, entry) {
-            stored &= evicted != *key;
-            tags.forget(&evicted, &entry);
+            // Under the key itself it is the entry before, or this one, which didn't fit.
+            if evicted != *key {
+                tags.forget(&evicted, &entry);
+            }
+        }
+        let stored = self
+            .entries
+            .peek(key)
+            .is_some_and(|held| held.version == version);
+        if !stored {
+            tags.unindex(tag, key, version);
         }
         stored
     }
@@ -117,13 +125,17 @@ impl Shared {
 impl Tags {
     /// Takes an entry that is gone out of its tag's index.
     fn forget(&mut self, key: &Key, entry: &Entry) {
-        let Some(state) = self.states.get_mut(&entry.tag) else {
+        self.unindex(&entry.tag, key, entry.version);
+    }
+
+    fn unindex(&mut self, tag: &Tag, key: &Key, version: Version) {
+        let Some(state) = self.states.get_mut(tag) else {
             return;
         };
-        if state.version == Some(entry.version) {
+        if state.version == Some(version) {
             state.keys.remove(key);
             if state.is_bare() {
-                self.states.remove(&entry.tag);
+                self.states.remove(tag);
             }
         }
     }
@@ -317,7 +329,7 @@ mod tests {
     use crate::model::{LocationId, Predicate};
 
     fn cache(max_bytes: u64) -> MemoryCache {
-        MemoryCache::new(max_bytes, Duration::from_secs(300))
+        MemoryCache::new(max_bytes, Duration::from_mins(5))
     }
 
     fn key(number: usize) -> Key {
@@ -346,7 +358,7 @@ mod tests {
             .close(&tags, WriteId::generate())
             .await
             .expect("in memory");
-        tokio::time::advance(WRITE_DEADLINE - Duration::from_millis(1)).await;
+        tokio::time::advance(WRITE_DEADLINE.saturating_sub(Duration::from_millis(1))).await;
         assert_eq!(cache.open(&tag).await.expect("in memory"), None);
         tokio::time::advance(Duration::from_millis(2)).await;
         assert!(cache.open(&tag).await.expect("in memory").is_some());
@@ -370,6 +382,17 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_entry_that_is_filled_again_stays_indexed() {
+        let cache = cache(1 << 20);
+        let tag = Tag::of_predicate(&Predicate::default());
+        assert!(fill(&cache, &tag, &key(0), 10).await);
+        assert!(fill(&cache, &tag, &key(0), 20).await);
+        assert!(is_hit(&cache, &tag, &key(0)).await);
+        assert_eq!(cache.0.tags().states[&tag].keys.len(), 1);
+        assert!(!fill(&cache, &tag, &key(0), 2 << 20).await, "too large");
+    }
+
+    #[tokio::test]
     async fn entries_and_what_indexes_them_stay_within_the_bound() {
         let max_bytes = 1 << 20;
         let cache = cache(max_bytes);
@@ -378,7 +401,10 @@ mod tests {
             assert!(fill(&cache, &tag, &key(number), 1_000).await);
         }
         let held = cache.0.tags().states[&tag].keys.len();
-        assert!((100..=max_bytes as usize / 1_000).contains(&held), "{held}");
+        assert!(
+            (100..=usize::try_from(max_bytes / 1_000).expect("small")).contains(&held),
+            "{held}"
+        );
         let hits = (0..10_000).filter(|number| {
             let Some(version) = cache.0.tags().states[&tag].version else {
                 return false;
