@@ -12,10 +12,10 @@ use tonic::{
     transport::{Server, server::TcpIncoming},
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::{Layer as _, util::MapRequestLayer};
+use tower::{Layer as _, layer::layer_fn, util::MapRequestLayer};
 
 use crate::{
-    api::{CacheApi, LocationApi},
+    api::{CacheApi, LocationApi, deadline::Deadline},
     auth::{Authenticator, KeyError},
     cache::{self, Cache, MemoryCache, RedisCache, RedisConfig, RedisConfigError},
     config::{CacheConfig, DatabaseUrl, ServeConfig},
@@ -34,9 +34,6 @@ use crate::{
 
 /// The largest request. What it creates fits an answer, which has ids, times and etags as well.
 pub const MAX_REQUEST_BYTES: usize = 7 << 19;
-
-/// How long a call may take that names no deadline.
-const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
 const MAX_STREAMS_PER_CONNECTION: u32 = 256;
 
@@ -189,15 +186,15 @@ impl App {
             self.service.clone(),
             self.shared_cache
         )));
-        let (stop, mut stopping) = tokio::sync::watch::channel(false);
+        let (stop, mut asked) = tokio::sync::watch::channel(false);
         let stopped = async move {
             // A sender that is gone stops the server as well.
-            let _ = stopping.wait_for(|stop| *stop).await;
+            let _ = asked.wait_for(|stop| *stop).await;
         };
         let server = Server::builder()
-            .timeout(DEFAULT_DEADLINE)
             .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
             .http2_keepalive_interval(Some(KEEPALIVE))
+            .layer(layer_fn(Deadline::new))
             .layer(MapRequestLayer::new(prefer_encoding))
             .add_service(health_server)
             .add_service(reflection().build_v1().unwrap_or_else(|error| {
@@ -213,27 +210,27 @@ impl App {
                 stopped,
             );
         tokio::pin!(server);
-        let mut served = tokio::select! {
-            served = &mut server => Some(served),
+        let mut outcome = tokio::select! {
+            outcome = &mut server => Some(outcome),
             () = shutdown => None,
         };
         drop(watch);
         set_health(&health, ServingStatus::NotServing).await;
         let grace = tokio::time::Instant::now() + self.shutdown_grace;
-        if served.is_none() {
+        if outcome.is_none() {
             tracing::info!("stopping: calls in flight have {:?}", self.shutdown_grace);
             stop.send_replace(true);
-            served = tokio::time::timeout_at(grace, &mut server).await.ok();
+            outcome = tokio::time::timeout_at(grace, &mut server).await.ok();
         }
         if tokio::time::timeout_at(grace, self.service.finish_writes())
             .await
             .is_err()
-            || served.is_none()
+            || outcome.is_none()
         {
             tracing::warn!("calls still in flight after the grace period were cut off");
         }
         self.store.close().await;
-        Ok(served.unwrap_or(Ok(()))?)
+        Ok(outcome.unwrap_or(Ok(()))?)
     }
 
     /// Lets in only who is known, as the request's extension [`Principal`](crate::model::Principal).

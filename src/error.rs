@@ -72,6 +72,10 @@ pub enum Error {
     #[error("cancelled by the caller: nothing was changed")]
     Cancelled,
 
+    /// The caller's deadline, or the service's own, is over. Shown only if the caller still waits.
+    #[error("not done within {0:?}: nothing was changed unless the commit had begun")]
+    DeadlineExceeded(std::time::Duration),
+
     /// The service is stopping.
     #[error("the service is stopping")]
     Stopping,

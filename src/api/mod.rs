@@ -3,6 +3,7 @@
 mod cache;
 pub mod codec;
 mod convert;
+pub mod deadline;
 mod status;
 
 use tonic::{

@@ -77,6 +77,7 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::CacheUnavailable(_) => (Code::Unavailable, "CACHE_UNAVAILABLE"),
         Error::OutcomeUnknown(_) => (Code::Unavailable, "OUTCOME_UNKNOWN"),
         Error::Cancelled => (Code::Cancelled, "CANCELLED"),
+        Error::DeadlineExceeded(_) => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         Error::Stopping => (Code::Unavailable, "STOPPING"),
         Error::Internal(_) => (Code::Internal, "INTERNAL"),
     }
