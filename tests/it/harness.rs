@@ -27,7 +27,8 @@ pub type Client = LocationServiceClient<InterceptedService<Channel, Bearer>>;
 /// How long anything that is bound to happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-const SECRET: &[u8] = b"a secret of the tests, of 32 bytes or more";
+/// What the tests' tokens are signed with.
+pub const SECRET: &[u8] = b"a secret of the tests, of 32 bytes or more";
 
 /// A running service.
 pub struct TestApp {
@@ -148,7 +149,7 @@ impl Interceptor for Bearer {
 /// A token that the tests' service takes.
 pub fn token(subject: &str, admin: bool) -> String {
     let subject = OwnerId::parse(subject.to_owned()).expect("a subject");
-    let hour = Duration::from_secs(3_600);
+    let hour = Duration::from_hours(1);
     auth::mint(SECRET, &subject, admin, hour, None, None).expect("it signs")
 }
 
@@ -164,7 +165,7 @@ pub fn config(dir: &TempDir) -> ServeConfig {
         redis_url: None,
         redis_key_prefix: "test:".to_owned(),
         cache: CacheConfig {
-            ttl: Duration::from_secs(300),
+            ttl: Duration::from_mins(5),
             max_bytes: 64 << 20,
         },
         auth: AuthConfig {

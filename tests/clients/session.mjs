@@ -1,0 +1,230 @@
+// A whole session with @grpc/grpc-js, its client made from the proto by @grpc/proto-loader.
+//
+//     node session.mjs ADDRESS PROTO_FOLDER TOKEN NODE_MODULES
+
+import assert from "node:assert/strict";
+import { randomUUID } from "node:crypto";
+import { createRequire } from "node:module";
+
+const [address, protoFolder, token, modules] = process.argv.slice(2);
+const require = createRequire(`${modules}/`);
+const grpc = require("@grpc/grpc-js");
+const loader = require("@grpc/proto-loader");
+const protobuf = require("protobufjs");
+
+// How long anything may take that is bound to happen.
+const PATIENCE_MS = 20_000;
+const HIT = "location-service; hit; detail=local";
+
+const definition = loader.loadSync("location/v1/location_service.proto", {
+  includeDirs: [protoFolder],
+  keepCase: true,
+  longs: String,
+  enums: String,
+  defaults: true,
+});
+const { location } = grpc.loadPackageDefinition(definition);
+
+// What google/rpc/{status,error_details}.proto and grpc/health/v1/health.proto say, as far as it is
+// read here.
+const { root } = protobuf.parse(
+  `syntax = "proto3";
+  message Any { string type_url = 1; bytes value = 2; }
+  message Status { int32 code = 1; string message = 2; repeated Any details = 3; }
+  message FieldViolation { string field = 1; string description = 2; }
+  message BadRequest { repeated FieldViolation field_violations = 1; }
+  message ErrorInfo { string reason = 1; string domain = 2; map<string, string> metadata = 3; }
+  message ResourceInfo { string resource_type = 1; string resource_name = 2; }
+  message HealthCheckRequest { string service = 1; }
+  message HealthCheckResponse { int32 status = 1; }`,
+  { keepCase: true },
+);
+const message = (name) => root.lookupType(name);
+
+const credentials = grpc.credentials.createInsecure();
+const plain = new location.v1.LocationService(address, credentials);
+const compressed = new location.v1.LocationService(address, credentials, {
+  "grpc.default_compression_algorithm": grpc.compressionAlgorithms.gzip,
+});
+const Health = grpc.makeGenericClientConstructor({
+  Check: {
+    path: "/grpc.health.v1.Health/Check",
+    requestStream: false,
+    responseStream: false,
+    requestSerialize: (request) =>
+      Buffer.from(message("HealthCheckRequest").encode(request).finish()),
+    responseDeserialize: (bytes) => message("HealthCheckResponse").decode(bytes),
+  },
+});
+const health = new Health(address, credentials);
+
+function admit(more = {}) {
+  const metadata = new grpc.Metadata();
+  metadata.set("authorization", `Bearer ${token}`);
+  for (const [name, value] of Object.entries(more)) metadata.set(name, value);
+  return metadata;
+}
+
+// The answer, and the `cache-status` that came with it.
+function call(method, request, options = {}) {
+  const { client = plain, metadata = admit(), timeoutMs = PATIENCE_MS } = options;
+  return new Promise((resolve, reject) => {
+    let status;
+    client[method](request, metadata, { deadline: Date.now() + timeoutMs }, (error, answer) =>
+      error ? reject(error) : resolve([answer, status]),
+    ).on("metadata", (initial) => {
+      [status] = initial.get("cache-status");
+    });
+  });
+}
+
+// The error's details, by type, once it is known that the call fails with this code.
+async function refused(code, method, request, options) {
+  const error = await call(method, request, options).then(
+    ([answer]) => assert.fail(`${method} answered ${JSON.stringify(answer)}`),
+    (error) => error,
+  );
+  assert.equal(error.code, code, error.message);
+  const details = {};
+  for (const bytes of error.metadata.get("grpc-status-details-bin")) {
+    for (const { type_url, value } of message("Status").decode(bytes).details) {
+      const name = type_url.split(".").pop();
+      details[name] = message(name).decode(value);
+    }
+  }
+  return details;
+}
+
+for (const service of ["", "location.v1.LocationService"]) {
+  const [answer] = await call("Check", { service }, { client: health });
+  assert.equal(answer.status, 1);
+}
+
+const ofRun = { production_run_id: "node" };
+let details = await refused(grpc.status.UNAUTHENTICATED, "ListLocations", ofRun, {
+  metadata: new grpc.Metadata(),
+});
+assert.equal(details.ErrorInfo.domain, "location.v1");
+
+const create = {
+  location: {
+    type: "LOCATION_TYPE_STORAGE",
+    display_name: "Første lager",
+    production_run_id: "node",
+    address: { locality: "København", region_code: "DK" },
+    coordinates: { latitude: 55.676, longitude: 12.568 },
+    // What a number of JavaScript doesn't hold.
+    capacity: "9007199254740993",
+    labels: { colour: "red" },
+  },
+  request_id: randomUUID(),
+};
+const [created] = await call("CreateLocation", create);
+assert.equal(created.capacity, "9007199254740993");
+assert.ok(created.id && created.etag && created.owner_id);
+const [again] = await call("CreateLocation", create);
+assert.deepEqual(again, created);
+
+let [answer, status] = await call("ListLocations", ofRun);
+assert.deepEqual(answer.locations, [created]);
+assert.notEqual(status, HIT);
+[answer, status] = await call("ListLocations", ofRun);
+assert.deepEqual(answer.locations, [created]);
+assert.equal(status, HIT);
+[answer] = await call("GetLocation", { id: created.id });
+assert.deepEqual(answer, created);
+[answer, status] = await call(
+  "GetLocation",
+  { id: created.id },
+  { metadata: admit({ "cache-control": "no-cache" }) },
+);
+assert.deepEqual(answer, created);
+assert.equal(status, "location-service; fwd=request; stored");
+
+const update = {
+  location: {
+    id: created.id,
+    etag: created.etag,
+    display_name: "Andet lager",
+    capacity: 7,
+    labels: { size: "xl" },
+  },
+  update_mask: { paths: ["display_name", "labels.size"] },
+};
+const [updated] = await call("UpdateLocation", update);
+assert.equal(updated.display_name, "Andet lager");
+assert.equal(updated.capacity, created.capacity);
+assert.deepEqual(updated.labels, { colour: "red", size: "xl" });
+details = await refused(grpc.status.ABORTED, "UpdateLocation", update);
+assert.equal(details.ErrorInfo.reason, "ETAG_MISMATCH");
+assert.equal(details.ResourceInfo.resource_name, created.id);
+
+const requests = Array.from({ length: 12 }, (_, number) => ({
+  location: {
+    type: "LOCATION_TYPE_DELIVERY",
+    display_name: `Ramp ${number}`,
+    production_run_id: "node",
+    capacity: number,
+  },
+}));
+const [ramps] = await call("BatchCreateLocations", { requests }, { client: compressed });
+const backwards = ramps.locations.slice().reverse();
+const ids = backwards.map(({ id }) => id);
+[answer] = await call("BatchGetLocations", { ids });
+assert.deepEqual(answer.locations, backwards);
+const unknown = randomUUID();
+details = await refused(grpc.status.NOT_FOUND, "BatchGetLocations", { ids: [...ids, unknown] });
+assert.equal(details.ResourceInfo.resource_name, unknown);
+
+[answer] = await call("ListLocationReports", ofRun);
+assert.deepEqual(
+  answer.reports.map((report) => [report.type, report.location_count, report.total_capacity]),
+  [
+    ["LOCATION_TYPE_DELIVERY", "12", "66"],
+    ["LOCATION_TYPE_STORAGE", "1", "9007199254740993"],
+  ],
+);
+
+const sizes = [];
+const names = [];
+const page = { ...ofRun, page_size: 5, order_by: "capacity", include_total_size: true };
+do {
+  [answer] = await call("ListLocations", page);
+  assert.equal(answer.total_size, 13);
+  sizes.push(answer.locations.length);
+  names.push(...answer.locations.map(({ display_name }) => display_name));
+  page.page_token = answer.next_page_token;
+} while (page.page_token);
+assert.deepEqual(sizes, [5, 5, 3]);
+assert.deepEqual(names, [...requests.map(({ location }) => location.display_name), "Andet lager"]);
+
+const matching = { ...ofRun, query: "RAMP 1", order_by: "capacity" };
+[answer] = await call("ListLocations", matching, { client: compressed });
+assert.deepEqual(
+  answer.locations.map(({ capacity }) => capacity),
+  ["1", "10", "11"],
+);
+
+details = await refused(grpc.status.INVALID_ARGUMENT, "CreateLocation", {
+  location: { capacity: -1 },
+  request_id: "x",
+});
+assert.deepEqual(details.BadRequest.field_violations.map(({ field }) => field).sort(), [
+  "location.capacity",
+  "location.display_name",
+  "location.type",
+  "request_id",
+]);
+
+await refused(grpc.status.DEADLINE_EXCEEDED, "ListLocations", ofRun, { timeoutMs: 0 });
+
+const remove = { id: created.id, etag: updated.etag };
+await call("DeleteLocation", remove);
+[answer, status] = await call("ListLocations", ofRun);
+assert.equal(answer.locations.length, 12);
+assert.ok(!answer.locations.some(({ id }) => id === created.id));
+assert.notEqual(status, HIT);
+await refused(grpc.status.NOT_FOUND, "DeleteLocation", remove);
+
+for (const client of [plain, compressed, health]) client.close();
+console.log("the session is over");

@@ -1,0 +1,226 @@
+//! Clients in other languages go through a whole session with the real binary.
+
+use std::{path::Path, process::Command};
+
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use crate::{
+    harness::token,
+    process::{Home, isolated, output_of, tool},
+};
+
+const HIT: &str = "location-service; hit; detail=local";
+
+fn in_repository(path: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// Runs a session; its last argument is `more`, or the database.
+async fn session(mut interpreter: Command, script: &str, more: Option<&Path>) {
+    let home = Home::new();
+    let service = home.start().await;
+    interpreter
+        .arg(in_repository(script))
+        .arg(service.url.trim_start_matches("http://"))
+        .arg(in_repository("proto"))
+        .arg(token("root", true))
+        .arg(more.map_or(home.database.as_path(), |more| more));
+    let printed = output_of(interpreter).await;
+    assert!(printed.ends_with("the session is over\n"), "{printed}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn python_with_grpcio() {
+    let python = isolated(tool("python/bin/python"));
+    session(python, "tests/clients/session.py", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_with_grpc_js() {
+    let modules = tool("node/node_modules");
+    session(
+        isolated("node"),
+        "tests/clients/session.mjs",
+        Some(&modules),
+    )
+    .await;
+}
+
+/// Calls with grpcurl, as a person would.
+struct Grpcurl {
+    address: String,
+    token: String,
+}
+
+/// What grpcurl printed, headers among it, and whether the call succeeded.
+struct Printed {
+    success: bool,
+    stdout: String,
+    stderr: String,
+}
+
+impl Grpcurl {
+    async fn run(&self, options: &[&str], what: &[&str]) -> Printed {
+        let mut command = isolated(tool("python/bin/grpcurl"));
+        command
+            .args(["-plaintext", "-max-time", "20"])
+            .args(options)
+            .arg(&self.address)
+            .args(what);
+        let output = tokio::task::spawn_blocking(move || command.output());
+        let output = output.await.expect("no panic").expect("grpcurl runs");
+        Printed {
+            success: output.status.success(),
+            stdout: String::from_utf8(output.stdout).expect("UTF-8"),
+            stderr: String::from_utf8(output.stderr).expect("UTF-8"),
+        }
+    }
+
+    async fn call(&self, options: &[&str], method: &str, request: &Value) -> Printed {
+        let bearer = format!("authorization: Bearer {}", self.token);
+        let request = request.to_string();
+        let mut all = vec!["-H", &bearer, "-d", &request];
+        all.extend(options);
+        let method = format!("location.v1.LocationService/{method}");
+        self.run(&all, &[&method]).await
+    }
+
+    /// The answer to a call that is to succeed.
+    async fn answer(&self, method: &str, request: Value) -> Value {
+        let printed = self.call(&[], method, &request).await;
+        assert!(printed.success, "{method}: {}", printed.stderr);
+        serde_json::from_str(&printed.stdout).expect("grpcurl prints JSON")
+    }
+
+    /// What is told of a call that is to fail.
+    async fn refusal(&self, method: &str, request: Value) -> String {
+        let printed = self.call(&[], method, &request).await;
+        assert!(!printed.success, "{method}: {}", printed.stdout);
+        printed.stderr
+    }
+
+    async fn cache_status(&self, method: &str, request: &Value) -> String {
+        let printed = self.call(&["-v"], method, request).await;
+        let status = printed
+            .stdout
+            .lines()
+            .find_map(|line| line.strip_prefix("cache-status: "));
+        status.expect("every cached method says it").to_owned()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "a session is one story")]
+async fn grpcurl_with_reflection() {
+    let home = Home::new();
+    let service = home.start().await;
+    let grpcurl = Grpcurl {
+        address: service.url.trim_start_matches("http://").to_owned(),
+        token: token("root", true),
+    };
+
+    let services = grpcurl.run(&[], &["list"]).await.stdout;
+    for name in ["location.v1.LocationService", "grpc.health.v1.Health"] {
+        assert!(services.lines().any(|line| line == name), "{services}");
+    }
+    let methods = grpcurl.run(&[], &["list", "location.v1.LocationService"]);
+    assert_eq!(methods.await.stdout.lines().count(), 8);
+    let described = grpcurl.run(&[], &["describe", "location.v1.Location"]);
+    assert!(described.await.stdout.contains("string display_name = 3;"));
+    let health = grpcurl.run(&[], &["grpc.health.v1.Health/Check"]).await;
+    assert!(health.stdout.contains("SERVING"), "{}", health.stderr);
+
+    let list = ["location.v1.LocationService/ListLocations"];
+    let stranger = grpcurl.run(&[], &list).await;
+    assert!(!stranger.success);
+    assert!(
+        stranger.stderr.contains("Unauthenticated"),
+        "{}",
+        stranger.stderr
+    );
+
+    let of_run = json!({"production_run_id": "grpcurl"});
+    let create = json!({
+        "location": {
+            "type": "LOCATION_TYPE_STORAGE",
+            "display_name": "Første lager",
+            "production_run_id": "grpcurl",
+            "address": {"locality": "København", "region_code": "DK"},
+            "capacity": "12"
+        },
+        "request_id": Uuid::new_v4().to_string()
+    });
+    let created = grpcurl.answer("CreateLocation", create.clone()).await;
+    assert_eq!(created["displayName"], "Første lager");
+    assert_eq!(grpcurl.answer("CreateLocation", create).await, created);
+
+    let listed = grpcurl.answer("ListLocations", of_run.clone()).await;
+    assert_eq!(listed["locations"], json!([created]));
+    assert_eq!(grpcurl.cache_status("ListLocations", &of_run).await, HIT);
+    let id = &created["id"];
+    assert_eq!(
+        grpcurl.answer("GetLocation", json!({"id": id})).await,
+        created
+    );
+
+    let update = json!({
+        "location": {"id": id, "etag": created["etag"], "display_name": "Andet lager"},
+        "update_mask": {"paths": ["display_name"]}
+    });
+    let updated = grpcurl.answer("UpdateLocation", update.clone()).await;
+    assert_eq!(updated["displayName"], "Andet lager");
+    assert_eq!(updated["capacity"], "12");
+    let stale = grpcurl.refusal("UpdateLocation", update).await;
+    for said in ["Code: Aborted", "ETAG_MISMATCH", "google.rpc.ResourceInfo"] {
+        assert!(stale.contains(said), "{stale}");
+    }
+
+    let requests: Vec<_> = (0..3)
+        .map(|number| {
+            json!({"location": {
+                "type": "LOCATION_TYPE_DELIVERY",
+                "display_name": format!("Ramp {number}"),
+                "production_run_id": "grpcurl",
+                "capacity": number
+            }})
+        })
+        .collect();
+    let ramps = grpcurl.answer("BatchCreateLocations", json!({"requests": requests}));
+    let ramps = ramps.await["locations"].take();
+    let ids = json!({"ids": [ramps[2]["id"], ramps[0]["id"]]});
+    let found = grpcurl.answer("BatchGetLocations", ids).await;
+    assert_eq!(found["locations"], json!([ramps[2], ramps[0]]));
+    let reports = grpcurl.answer("ListLocationReports", of_run.clone()).await;
+    assert_eq!(reports["reports"][0]["locationCount"], "3");
+
+    let mut page = json!({"production_run_id": "grpcurl", "page_size": 3, "order_by": "capacity"});
+    let first = grpcurl.answer("ListLocations", page.clone()).await;
+    assert_eq!(first["locations"], ramps);
+    page["page_token"] = first["nextPageToken"].clone();
+    let second = grpcurl.answer("ListLocations", page).await;
+    assert_eq!(second, json!({"locations": [updated]}));
+
+    let query = json!({"query": "RAMP 2"});
+    let answer = grpcurl.answer("ListLocations", query.clone()).await;
+    assert_eq!(answer["locations"], json!([ramps[2]]));
+    let bad = json!({"location": {"capacity": -1}, "request_id": "x"});
+    let bad = grpcurl.refusal("CreateLocation", bad).await;
+    for said in [
+        "google.rpc.BadRequest",
+        "location.type",
+        "location.capacity",
+        "request_id",
+    ] {
+        assert!(bad.contains(said), "{bad}");
+    }
+    let delete = json!({"id": id, "etag": updated["etag"]});
+    assert_eq!(
+        grpcurl.answer("DeleteLocation", delete.clone()).await,
+        json!({})
+    );
+    let listed = grpcurl.answer("ListLocations", of_run).await;
+    assert_eq!(listed["locations"].as_array().map(Vec::len), Some(3));
+    let gone = grpcurl.refusal("DeleteLocation", delete).await;
+    assert!(gone.contains("Code: NotFound"), "{gone}");
+}
