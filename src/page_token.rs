@@ -21,10 +21,18 @@ pub struct PageTokens {
 }
 
 /// What a token is bound to: a method, and its canonical request without the page.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Binding<'a, R> {
     method: &'a str,
     request: &'a R,
+}
+
+// Derived, these would ask the request to be `Copy`.
+impl<R> Copy for Binding<'_, R> {}
+impl<R> Clone for Binding<'_, R> {
+    fn clone(&self) -> Self {
+        *self
+    }
 }
 
 impl<'a, R> Binding<'a, R> {

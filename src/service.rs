@@ -388,7 +388,7 @@ impl Service {
                     let origin = Origin::Cache(tier);
                     return Ok(Served { bytes, origin });
                 }
-                Ok(Lookup::Hit(..)) | Ok(Lookup::Miss(None)) => match cache.open(&tag).await {
+                Ok(Lookup::Hit(..) | Lookup::Miss(None)) => match cache.open(&tag).await {
                     Ok(None) => (None, Because::Closed),
                     Ok(version) => (version, Because::Miss),
                     Err(_) => (None, Because::Unavailable),

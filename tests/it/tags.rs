@@ -1,13 +1,13 @@
 //! Tags are complete, and as precise as they are said to be: for random rows, writes and requests,
 //! answered by the real database.
 
-use std::{cell::RefCell, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
 use location_service::{
     cache::Tag,
     model::{
-        Capacity, Details, Etag, ListQuery, Location, LocationId, LocationState, LocationType,
-        Micros, Order, OrderField, Predicate, ReportQuery, Text,
+        Address, Capacity, Details, Etag, ListQuery, Location, LocationId, LocationState,
+        LocationType, Micros, Order, OrderField, Predicate, ReportQuery, Text,
     },
     store::{Migrate, Store, sqlite},
 };
@@ -51,12 +51,12 @@ fn locations() -> impl Strategy<Value = Location> {
                 details: Details {
                     display_name: Text::stored(name.to_owned()),
                     production_run_id: Text::stored(run.to_owned()),
-                    address: Default::default(),
+                    address: Address::default(),
                     coordinates: None,
                     capacity: Capacity::new(capacity).expect("not negative"),
                     state,
                     description: Text::default(),
-                    labels: Default::default(),
+                    labels: BTreeMap::default(),
                 },
                 create_time: Micros(time),
                 update_time: Micros(time),

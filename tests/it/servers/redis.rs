@@ -1,6 +1,7 @@
 //! Redis: a server, a Cluster of three masters, a master with a replica and Sentinels.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{BufRead as _, BufReader},
     net::TcpListener,
@@ -237,7 +238,7 @@ impl RedisCluster {
         let mut url = format!("redis-cluster://127.0.0.1:{}", first.port);
         for (i, node) in rest.iter().enumerate() {
             let separator = if i == 0 { '?' } else { '&' };
-            url.push_str(&format!("{separator}node=127.0.0.1:{}", node.port));
+            let _ = write!(url, "{separator}node=127.0.0.1:{}", node.port);
         }
         url
     }
