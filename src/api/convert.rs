@@ -317,7 +317,11 @@ fn coordinates(
     };
     Coordinates::new(position.latitude, position.longitude)
         .map(Some)
-        .map_err(|(field, why)| bad.add(format!("{path}.{field}"), why))
+        .map_err(|violations| {
+            for (field, why) in violations {
+                bad.add(format!("{path}.{field}"), why);
+            }
+        })
         .ok()
 }
 
@@ -398,6 +402,7 @@ fn change(path: &str, location: &v1::Location, bad: &mut Violations) -> Option<C
     let field = format!("location.{path}");
     let address = || location.address.clone().unwrap_or_default();
     let position = || location.coordinates.unwrap_or_default();
+    let zero = v1::LatLng::default();
     Some(match path {
         // Unspecified means that the client doesn't know it: it can't be changed anyway.
         "type" if location.r#type == 0 => return None,
@@ -423,8 +428,22 @@ fn change(path: &str, location: &v1::Location, bad: &mut Violations) -> Option<C
             Change::RegionCode(bad.check(field, RegionCode::parse(&address().region_code))?)
         }
         "coordinates" => Change::Coordinates(coordinates(location.coordinates, "location", bad)?),
-        "coordinates.latitude" => Change::Latitude(position().latitude),
-        "coordinates.longitude" => Change::Longitude(position().longitude),
+        "coordinates.latitude" => {
+            let latitude = position().latitude;
+            Change::Latitude(coordinates(
+                Some(v1::LatLng { latitude, ..zero }),
+                "location",
+                bad,
+            )??)
+        }
+        "coordinates.longitude" => {
+            let longitude = position().longitude;
+            Change::Longitude(coordinates(
+                Some(v1::LatLng { longitude, ..zero }),
+                "location",
+                bad,
+            )??)
+        }
         "capacity" => Change::Capacity(bad.check(field, Capacity::new(location.capacity))?),
         "state" => Change::State(state(location.state, field, bad)?),
         "description" => {
