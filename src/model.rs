@@ -99,6 +99,15 @@ pub type LabelKey = Text<1, 63>;
 /// A value of a label.
 pub type LabelValue = Text<0, 255>;
 
+/// The text with differences of case taken away, for comparing. Upper case first: lower case alone
+/// keeps ß from SS, and the Greek final sigma from the others.
+pub fn fold_case(text: &str) -> String {
+    text.chars()
+        .flat_map(char::to_uppercase)
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
 /// A location's id: any UUID, a version 7 one if the service chose it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LocationId(pub Uuid);

@@ -8,7 +8,7 @@ use crate::{
         Address, AddressText, Capacity, Change, Coordinates, Details, Etag, LabelKey, LabelValue,
         ListQuery, LocationId, LocationState, LocationType, MAX_ADDRESS_LINES, MAX_LABELS,
         NewLocation, Order, OrderField, OwnerId, Predicate, Principal, ProductionRunId, RegionCode,
-        ReportQuery, Text, parse_uuid,
+        ReportQuery, Text, fold_case, parse_uuid,
     },
     proto::location::v1,
     service::{Creation, Write},
@@ -67,7 +67,7 @@ pub fn list(request: v1::ListLocationsRequest) -> Result<(ListQuery, String)> {
         Some(ListQuery {
             predicate: predicate?,
             state: state?,
-            text: text?.as_str().to_lowercase(),
+            text: fold_case(text?.as_str()),
             order: order?,
             limit: limit?,
             skip: skip?,
