@@ -1,6 +1,6 @@
 //! From the proto to the model: every violation of a request is collected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     error::{Error, Result, Violation},
@@ -16,6 +16,8 @@ use crate::{
 
 /// The most items of a batch.
 const MAX_BATCH: usize = 1_000;
+/// How many characters of a path that isn't known an error repeats.
+const MAX_SHOWN_PATH: usize = 64;
 const DEFAULT_PAGE: u32 = 50;
 const MAX_PAGE: u32 = 1_000;
 
@@ -154,11 +156,18 @@ pub fn update(request: v1::UpdateLocationRequest) -> Result<(Write, bool)> {
     };
     let id = bad.check("location.id", LocationId::parse(&location.id));
     let etag = etag(&location.etag);
-    let paths = request.update_mask.unwrap_or_default().paths;
+    // Without repeats, each of which would be a copy of the field. Sorted, whole fields come before
+    // their parts.
+    let paths: BTreeSet<_> = request
+        .update_mask
+        .unwrap_or_default()
+        .paths
+        .into_iter()
+        .collect();
     let changes = if paths.is_empty() {
         changes(populated(&location), &location, &mut bad)
     } else {
-        let all = paths.iter().any(|path| path == "*");
+        let all = paths.contains("*");
         if all && paths.len() > 1 {
             bad.add("update_mask", "may have no other path beside *");
         }
@@ -454,10 +463,11 @@ fn change(path: &str, location: &v1::Location, bad: &mut Violations) -> Option<C
         "id" | "owner_id" | "create_time" | "update_time" | "etag" => return None,
         path => {
             let Some(key) = path.strip_prefix("labels.") else {
+                let shown: String = path.chars().take(MAX_SHOWN_PATH).collect();
                 bad.add(
                     "update_mask",
                     format!(
-                        "names {path:?}, which is no field of a location: use names such as \
+                        "names {shown:?}, which is no field of a location: use names such as \
                          display_name, address.locality, labels.colour, or *"
                     ),
                 );
