@@ -17,13 +17,13 @@ use tower::{Layer as _, util::MapRequestLayer};
 use crate::{
     api::LocationApi,
     auth::{Authenticator, KeyError},
-    cache::{Cache, MemoryCache},
+    cache::{self, Cache, MemoryCache},
     config::{DatabaseUrl, ServeConfig},
     error::Error,
     model::Micros,
     proto::{DESCRIPTORS, location::v1::location_service_server::LocationServiceServer},
     service::Service,
-    store::{Store, sqlite},
+    store::{self, OpenError, Store, postgres, sqlite},
 };
 
 /// The largest request. What it creates fits an answer, which has ids, times and etags as well.
@@ -45,12 +45,24 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 const ANSWERS_KEPT: Duration = Duration::from_hours(24);
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_mins(10);
 
+// A writer's tags open again at its deadline: it has to be dead by then, by a wide margin.
+const _: () = assert!(store::MAX_WRITE.as_secs() * 2 <= cache::WRITE_DEADLINE.as_secs());
+
+/// Brings the schema of a database up to date.
+pub async fn migrate(database: &DatabaseUrl) -> Result<(), StartError> {
+    match database {
+        DatabaseUrl::Sqlite(path) => sqlite::migrate(path).await?,
+        DatabaseUrl::Postgres(url) => postgres::migrate(url).await?,
+    }
+    Ok(())
+}
+
 /// Why the service can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The database can't be opened.
     #[error(transparent)]
-    Database(#[from] sqlite::OpenError),
+    Database(#[from] OpenError),
     /// The database was opened but doesn't answer.
     #[error("can't read the database")]
     Read(#[from] Error),
@@ -79,8 +91,14 @@ impl App {
     /// Opens the engines that the configuration names.
     pub async fn build(config: &ServeConfig) -> Result<Self, StartError> {
         let store = match &config.database {
-            DatabaseUrl::Sqlite(path) => sqlite::open(path).await?,
-            DatabaseUrl::Postgres(_) => return Err(StartError::Unsupported("PostgreSQL")),
+            DatabaseUrl::Sqlite(path) => sqlite::open(path, config.migrate).await?,
+            DatabaseUrl::Postgres(url) => {
+                let options = postgres::Options {
+                    max_connections: config.database_max_connections,
+                    migrate: config.migrate,
+                };
+                postgres::open(url, options).await?
+            }
         };
         if config.redis_url.is_some() {
             return Err(StartError::Unsupported("Redis"));

@@ -38,10 +38,6 @@ pub enum Error {
     #[error("location {0} has changed: read it again and retry with its current etag")]
     EtagMismatch(LocationId),
 
-    /// The write met another one and was undone.
-    #[error("the write met another one and was undone: try again")]
-    Conflict(#[source] Cause),
-
     /// The caller isn't known.
     #[error("{0}")]
     Unauthenticated(String),
@@ -53,6 +49,10 @@ pub enum Error {
     /// The database has no room left.
     #[error("the database has no room left to write to: nothing was changed")]
     StorageFull(#[source] Cause),
+
+    /// Another write was in the way, and the database undid this one.
+    #[error("another write was in the way: nothing was changed, try again")]
+    Conflict(#[source] Cause),
 
     /// The database doesn't answer.
     #[error("the database is unavailable")]

@@ -168,6 +168,7 @@ fn respond(served: Served) -> Response<Encoded> {
 fn cache_status(origin: Origin) -> &'static str {
     match origin {
         Origin::Cache(Tier::Local) => "location-service; hit; detail=local",
+        Origin::Cache(Tier::Redis) => "location-service; hit; detail=redis",
         Origin::Database {
             because,
             stored,

@@ -172,33 +172,73 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_joiner_gets_what_was_read_after_it_arrived() {
+    type Joined = BoxFuture<'static, usize>;
+
+    /// What a joiner is answered that arrives while an execution runs, and after the value that the
+    /// execution read has changed; and what all of it cost.
+    async fn late_joiners(
+        join: impl Fn(Arc<Source>) -> Joined,
+        waiting: impl Fn() -> usize,
+    ) -> (Vec<usize>, usize) {
         let (source, mut reading) = Source::new();
-        let flights = Arc::new(NextFlight::default());
-        let join = || {
-            let (flights, source) = (Arc::clone(&flights), Arc::clone(&source));
-            async move { flights.join((), source.read()).await.expect("no panic") }
-        };
-        let first = tokio::spawn(join());
+        let first = tokio::spawn(join(Arc::clone(&source)));
         reading.recv().await;
         source.value.store(1, Ordering::SeqCst);
-        let joiners: Vec<_> = (0..100).map(|_| tokio::spawn(join())).collect();
-        while !matches!(lock(&flights.running).get(&()), Some(Some(next)) if next.answer.receiver_count() == 100)
-        {
+        let joiners: Vec<_> = (0..100)
+            .map(|_| tokio::spawn(join(Arc::clone(&source))))
+            .collect();
+        while waiting() < 100 {
             tokio::task::yield_now().await;
         }
         source.gate.add_permits(2);
-        assert_eq!(first.await.expect("no panic").value, 0);
-        let mut alone = 0;
+        assert_eq!(first.await.expect("no panic"), 0);
+        let mut answers = Vec::new();
         for joiner in joiners {
-            let landed = joiner.await.expect("no panic");
-            assert_eq!(landed.value, 1, "stale: read before the joiner arrived");
-            alone += usize::from(!landed.collapsed);
+            answers.push(joiner.await.expect("no panic"));
         }
-        assert_eq!(alone, 1);
-        assert_eq!(source.reads.load(Ordering::SeqCst), 2);
+        (answers, source.reads.load(Ordering::SeqCst))
+    }
+
+    #[tokio::test]
+    async fn a_joiner_gets_what_was_read_after_it_arrived() {
+        let flights = Arc::new(NextFlight::<(), usize>::default());
+        let join = |source: Arc<Source>| -> Joined {
+            let flights = Arc::clone(&flights);
+            Box::pin(async move { flights.join((), source.read()).await.expect("lands").value })
+        };
+        let waiting = || match lock(&flights.running).get(&()) {
+            Some(Some(next)) => next.answer.receiver_count(),
+            _ => 0,
+        };
+        let (answers, reads) = late_joiners(join, waiting).await;
+        assert_eq!(answers, [1; 100]);
+        assert_eq!(reads, 2, "all late joiners share one execution");
         assert!(lock(&flights.running).is_empty());
+    }
+
+    /// The control: the same scenario shows that ordinary single-flight answers from the past.
+    #[tokio::test]
+    async fn ordinary_single_flight_fails_that() {
+        let current = Arc::new(Mutex::new(None::<watch::Receiver<Option<usize>>>));
+        let joined = Arc::new(AtomicUsize::new(0));
+        let join = |source: Arc<Source>| -> Joined {
+            let (current, joined) = (Arc::clone(&current), Arc::clone(&joined));
+            Box::pin(async move {
+                let mut answer = lock(&current)
+                    .get_or_insert_with(|| {
+                        let (sender, answer) = watch::channel(None);
+                        tokio::spawn(async move { sender.send_replace(Some(source.read().await)) });
+                        answer
+                    })
+                    .clone();
+                joined.fetch_add(1, Ordering::SeqCst);
+                let answer = answer.wait_for(Option::is_some).await.expect("lands");
+                answer.expect("waited for")
+            })
+        };
+        let waiting = || joined.load(Ordering::SeqCst) - 1;
+        let (answers, _) = late_joiners(join, waiting).await;
+        assert_eq!(answers, [0; 100], "stale");
     }
 
     #[tokio::test]

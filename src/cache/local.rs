@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 
-use super::{Key, Tag, Version};
+use super::{Held, Key, Tag, Version};
 
 /// What an entry takes beyond its answer and its tag: its own fields, its place in the map, and
 /// its key in the tag's index.
@@ -41,6 +41,7 @@ pub(super) struct Entries {
 #[derive(Debug)]
 struct Slot {
     entry: Entry,
+    filled_at: Instant,
     /// Seconds since `Entries::started` when it was last read.
     read_at_secs: AtomicU64,
 }
@@ -76,10 +77,26 @@ impl Entries {
         Some(slot.entry.answer.clone())
     }
 
+    /// What is held under a key, without counting as a read.
+    pub(super) fn peek(&self, key: &Key) -> Option<Held> {
+        let slot = self.cache.peek(key)?;
+        Some(Held {
+            version: slot.entry.version,
+            bytes: slot.entry.answer.len() as u64,
+            age: slot.filled_at.elapsed(),
+        })
+    }
+
+    /// How many entries there are, and how many bytes they take.
+    pub(super) fn size(&self) -> (u64, u64) {
+        (self.cache.len() as u64, self.cache.weight())
+    }
+
     /// Stores an entry and returns what had to go for it, which may be the entry itself.
     pub(super) fn insert(&self, key: Key, entry: Entry) -> Vec<(Key, Entry)> {
         let slot = Slot {
             entry,
+            filled_at: Instant::now(),
             read_at_secs: AtomicU64::new(self.now_secs()),
         };
         let mut evicted = Vec::new();
@@ -89,6 +106,11 @@ impl Entries {
             .into_iter()
             .map(|(key, slot)| (key, slot.entry.clone()))
             .collect()
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.cache.is_empty()
     }
 
     /// Drops a key's entry, if it was filled under this version.

@@ -4,15 +4,18 @@ use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
     mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::{
-    Cache, CacheError, Key, Lookup, Tag, Tier, Version, WRITE_DEADLINE, WriteId,
+    Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WRITE_DEADLINE,
+    WriteId,
     local::{Entries, Entry},
+    stats::Counters,
 };
 
 /// How many entries `close` drops before it returns; the rest is dropped in the background.
@@ -33,6 +36,7 @@ pub struct MemoryCache(Arc<Shared>);
 struct Shared {
     tags: Mutex<Tags>,
     entries: Entries,
+    counters: Counters,
 }
 
 #[derive(Debug, Default)]
@@ -59,6 +63,7 @@ impl MemoryCache {
         let shared = Arc::new(Shared {
             tags: Mutex::default(),
             entries: Entries::new(max_bytes, ttl),
+            counters: Counters::default(),
         });
         tokio::spawn(sweep(Arc::downgrade(&shared)));
         Self(shared)
@@ -85,6 +90,28 @@ impl Shared {
     fn tags(&self) -> MutexGuard<'_, Tags> {
         self.tags.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn fill(&self, tag: &Tag, key: &Key, version: Version, answer: Bytes) -> bool {
+        let mut tags = self.tags();
+        let Some(state) = tags.states.get_mut(tag) else {
+            return false;
+        };
+        if state.version != Some(version) {
+            return false;
+        }
+        state.keys.insert(*key);
+        let entry = Entry {
+            tag: tag.clone(),
+            version,
+            answer,
+        };
+        let mut stored = true;
+        for (evicted, entry) in self.entries.insert(*key, entry) {
+            stored &= evicted != *key;
+            tags.forget(&evicted, &entry);
+        }
+        stored
+    }
 }
 
 impl Tags {
@@ -99,6 +126,16 @@ impl Tags {
                 self.states.remove(&entry.tag);
             }
         }
+    }
+
+    /// Drops a tag's version, and the tag itself if nothing else is left of it.
+    fn invalidate(&mut self, tag: &Tag) -> Option<(Version, HashSet<Key>)> {
+        let state = self.states.get_mut(tag)?;
+        let dead = state.invalidate();
+        if state.is_bare() {
+            self.states.remove(tag);
+        }
+        dead
     }
 
     /// Notes that a tag may be bare, and forgets the oldest such one if there are too many.
@@ -149,9 +186,12 @@ impl Cache for MemoryCache {
             .get(tag)
             .and_then(|state| state.version);
         let answer = version.and_then(|version| self.0.entries.get(key, version));
-        Ok(match answer {
-            Some(answer) => Lookup::Hit(answer, Tier::Local),
-            None => Lookup::Miss(version),
+        Ok(if let Some(answer) = answer {
+            self.0.counters.local_hits.add(1);
+            Lookup::Hit(answer, Tier::Local)
+        } else {
+            self.0.counters.misses.add(1);
+            Lookup::Miss(version)
         })
     }
 
@@ -177,28 +217,13 @@ impl Cache for MemoryCache {
         version: Version,
         answer: Bytes,
     ) -> Result<bool, CacheError> {
-        let mut tags = self.0.tags();
-        let Some(state) = tags.states.get_mut(tag) else {
-            return Ok(false);
-        };
-        if state.version != Some(version) {
-            return Ok(false);
-        }
-        state.keys.insert(*key);
-        let entry = Entry {
-            tag: tag.clone(),
-            version,
-            answer,
-        };
-        let mut stored = true;
-        for (evicted, entry) in self.0.entries.insert(*key, entry) {
-            stored &= evicted != *key;
-            tags.forget(&evicted, &entry);
-        }
+        let stored = self.0.fill(tag, key, version, answer);
+        self.0.counters.filled(stored);
         Ok(stored)
     }
 
     async fn close(&self, touched: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+        self.0.counters.invalidations.add(touched.len());
         let deadline = Instant::now() + WRITE_DEADLINE;
         let mut dead = Vec::new();
         {
@@ -219,24 +244,56 @@ impl Cache for MemoryCache {
         {
             let mut tags = self.0.tags();
             for tag in touched {
-                let Some(state) = tags.states.get_mut(tag) else {
-                    continue;
-                };
-                state.writers.retain(|(id, _)| *id != write);
-                dead.extend(state.invalidate());
-                if state.is_bare() {
-                    tags.states.remove(tag);
+                if let Some(state) = tags.states.get_mut(tag) {
+                    state.writers.retain(|(id, _)| *id != write);
+                    dead.extend(tags.invalidate(tag));
                 }
             }
         }
         drop_entries(&self.0, dead);
         Ok(())
     }
+
+    async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError> {
+        self.0.counters.invalidations.add(1);
+        let dead = self.0.tags().invalidate(tag);
+        Ok(drop_entries(&self.0, dead.into_iter().collect()))
+    }
+
+    async fn invalidate_all(&self) -> Result<u64, CacheError> {
+        let dead: Vec<_> = {
+            let mut tags = self.0.tags();
+            let all: Vec<_> = tags.states.keys().cloned().collect();
+            all.iter().filter_map(|tag| tags.invalidate(tag)).collect()
+        };
+        self.0.counters.invalidations.add(dead.len());
+        Ok(drop_entries(&self.0, dead))
+    }
+
+    async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError> {
+        let (current, writers) = match self.0.tags().states.get_mut(tag) {
+            Some(state) => {
+                state.bury_dead_writers();
+                (state.version, state.writers.len() as u64)
+            }
+            None => (None, 0),
+        };
+        Ok(Explanation {
+            current,
+            writers,
+            local: self.0.entries.peek(key),
+            redis: None,
+        })
+    }
+
+    fn stats(&self) -> Stats {
+        self.0.counters.snapshot(self.0.entries.size())
+    }
 }
 
 /// Frees entries that no version leads to any more: some now, many in the background, so that the
-/// time to invalidate doesn't grow with their number.
-fn drop_entries(cache: &Arc<Shared>, dead: Vec<(Version, HashSet<Key>)>) {
+/// time to invalidate doesn't grow with their number. Returns how many that is.
+fn drop_entries(cache: &Arc<Shared>, dead: Vec<(Version, HashSet<Key>)>) -> u64 {
     let drop_all = |cache: &Shared, dead: Vec<(Version, HashSet<Key>)>| {
         for (version, keys) in dead {
             for key in keys {
@@ -244,10 +301,124 @@ fn drop_entries(cache: &Arc<Shared>, dead: Vec<(Version, HashSet<Key>)>) {
             }
         }
     };
-    if dead.iter().map(|(_, keys)| keys.len()).sum::<usize>() <= DROP_AT_ONCE {
+    let count: usize = dead.iter().map(|(_, keys)| keys.len()).sum();
+    if count <= DROP_AT_ONCE {
         drop_all(cache, dead);
     } else {
         let cache = Arc::clone(cache);
         tokio::task::spawn_blocking(move || drop_all(&cache, dead));
+    }
+    count as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{LocationId, Predicate};
+
+    fn cache(max_bytes: u64) -> MemoryCache {
+        MemoryCache::new(max_bytes, Duration::from_secs(300))
+    }
+
+    fn key(number: usize) -> Key {
+        Key::new("List", None, &number.to_string())
+    }
+
+    async fn fill(cache: &MemoryCache, tag: &Tag, key: &Key, bytes: usize) -> bool {
+        let version = cache.open(tag).await.expect("in memory").expect("open");
+        let answer = Bytes::from(vec![0; bytes]);
+        cache
+            .fill(tag, key, version, answer)
+            .await
+            .expect("in memory")
+    }
+
+    async fn is_hit(cache: &MemoryCache, tag: &Tag, key: &Key) -> bool {
+        matches!(cache.lookup(tag, key).await, Ok(Lookup::Hit(..)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_writer_that_never_reports_back_keeps_its_tags_closed_until_its_deadline() {
+        let cache = cache(1 << 20);
+        let tag = Tag::of_predicate(&Predicate::default());
+        let tags = BTreeSet::from([tag.clone()]);
+        cache
+            .close(&tags, WriteId::generate())
+            .await
+            .expect("in memory");
+        tokio::time::advance(WRITE_DEADLINE - Duration::from_millis(1)).await;
+        assert_eq!(cache.open(&tag).await.expect("in memory"), None);
+        tokio::time::advance(Duration::from_millis(2)).await;
+        assert!(cache.open(&tag).await.expect("in memory").is_some());
+    }
+
+    #[tokio::test]
+    async fn a_lost_version_never_comes_back() {
+        let cache = cache(1 << 20);
+        let tag = Tag::of_predicate(&Predicate::default());
+        let tags = BTreeSet::from([tag.clone()]);
+        let before = cache.open(&tag).await.expect("in memory").expect("open");
+        let write = WriteId::generate();
+        cache.close(&tags, write).await.expect("in memory");
+        let late = cache.fill(&tag, &key(0), before, Bytes::new()).await;
+        assert!(!late.expect("in memory"), "filled while closed");
+        cache.reopen(&tags, write).await.expect("in memory");
+        let late = cache.fill(&tag, &key(0), before, Bytes::new()).await;
+        assert!(!late.expect("in memory"), "filled with an old version");
+        let after = cache.open(&tag).await.expect("in memory").expect("open");
+        assert_ne!(before, after);
+    }
+
+    #[tokio::test]
+    async fn entries_and_what_indexes_them_stay_within_the_bound() {
+        let max_bytes = 1 << 20;
+        let cache = cache(max_bytes);
+        let tag = Tag::of_predicate(&Predicate::default());
+        for number in 0..10_000 {
+            assert!(fill(&cache, &tag, &key(number), 1_000).await);
+        }
+        let held = cache.0.tags().states[&tag].keys.len();
+        assert!((100..=max_bytes as usize / 1_000).contains(&held), "{held}");
+        let hits = (0..10_000).filter(|number| {
+            let Some(version) = cache.0.tags().states[&tag].version else {
+                return false;
+            };
+            cache.0.entries.get(&key(*number), version).is_some()
+        });
+        assert_eq!(hits.count(), held, "the index holds just the entries");
+        assert!(
+            !fill(&cache, &tag, &key(0), 2 << 20).await,
+            "larger than all"
+        );
+    }
+
+    #[tokio::test]
+    async fn tags_without_entries_are_forgotten() {
+        let cache = cache(1 << 20);
+        for _ in 0..2 * MAX_BARE_TAGS {
+            let tag = Tag::of_location(LocationId::generate());
+            cache.open(&tag).await.expect("in memory");
+        }
+        assert_eq!(cache.0.tags().states.len(), MAX_BARE_TAGS);
+    }
+
+    #[tokio::test]
+    async fn a_tag_with_very_many_entries_closes_at_once() {
+        let cache = cache(64 << 20);
+        let tag = Tag::of_predicate(&Predicate::default());
+        for number in 0..20_000 {
+            assert!(fill(&cache, &tag, &key(number), 1).await);
+        }
+        let tags = BTreeSet::from([tag.clone()]);
+        cache
+            .close(&tags, WriteId::generate())
+            .await
+            .expect("in memory");
+        for number in [0, 10_000, 19_999] {
+            assert!(!is_hit(&cache, &tag, &key(number)).await);
+        }
+        while !cache.0.entries.is_empty() {
+            tokio::task::yield_now().await;
+        }
     }
 }

@@ -25,9 +25,11 @@ mod flight;
 mod key;
 mod local;
 mod memory;
+mod redis;
+mod stats;
 mod tag;
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, fmt, time::Duration};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -37,6 +39,8 @@ pub use self::{
     flight::{Crashed, Landed, NextFlight},
     key::Key,
     memory::MemoryCache,
+    redis::{RedisCache, RedisConfig, RedisConfigError},
+    stats::Stats,
     tag::Tag,
 };
 
@@ -52,6 +56,20 @@ impl Version {
     /// A fresh one.
     pub fn generate() -> Self {
         Self(rand::random())
+    }
+
+    fn to_bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+
+    fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        bytes.try_into().ok().map(u128::from_be_bytes).map(Self)
+    }
+}
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
     }
 }
 
@@ -80,6 +98,32 @@ pub enum Lookup {
 pub enum Tier {
     /// The process.
     Local,
+    /// The cache server that replicas share.
+    Redis,
+}
+
+/// Why a lookup of a key would hit or miss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Explanation {
+    /// The tag's version, if it is open.
+    pub current: Option<Version>,
+    /// How many writes on the tag are in flight.
+    pub writers: u64,
+    /// What the process holds under the key.
+    pub local: Option<Held>,
+    /// What the cache server holds under the key.
+    pub redis: Option<Held>,
+}
+
+/// A stored entry, current or not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// The tag's version from before the database was read.
+    pub version: Version,
+    /// The length of the answer.
+    pub bytes: u64,
+    /// How long ago it was stored there.
+    pub age: Duration,
 }
 
 /// The cache doesn't answer, or not in time.
@@ -112,4 +156,17 @@ pub trait Cache: Send + Sync + 'static {
 
     /// Lets the tags be opened again, after the write has been committed or undone.
     async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError>;
+
+    /// Drops whatever is cached under a tag, and returns how many entries that were.
+    async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError>;
+
+    /// Drops whatever is cached under the tags that are open when it is called, and returns how
+    /// many entries that were.
+    async fn invalidate_all(&self) -> Result<u64, CacheError>;
+
+    /// What is known of a tag and a key, for people.
+    async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError>;
+
+    /// What this cache has done since it started.
+    fn stats(&self) -> Stats;
 }

@@ -63,6 +63,11 @@ impl Tag {
         Self(text.into())
     }
 
+    /// The tag that has this text.
+    pub(super) fn from_text(text: &str) -> Self {
+        Self(text.into())
+    }
+
     /// The tag's text.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -1,7 +1,11 @@
 //! The system of record, and the traits that a database engine implements.
 
+pub mod postgres;
+mod schema;
 mod sql;
 pub mod sqlite;
+
+use std::{path::PathBuf, time::Duration};
 
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -20,6 +24,80 @@ pub const MAX_PAGE_BYTES: usize = 3 << 20;
 
 /// How long a pooled connection, or another process's lock, is waited for.
 pub const WAIT_SECS: u64 = 5;
+
+/// How long one statement may take. PostgreSQL ends it by itself then.
+pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a write may live: PostgreSQL refuses to commit one that began longer ago. Whoever waits
+/// for a write that doesn't report back has to wait longer than this, by a wide margin.
+pub const MAX_WRITE: Duration = Duration::from_secs(15);
+
+/// How much later than the database the client gives up on a statement: time for the answer to
+/// travel.
+const REPLY_MARGIN: Duration = Duration::from_secs(2);
+
+/// What happens at start to a schema that isn't this release's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Migrate {
+    /// An older one is brought up to date.
+    #[default]
+    Auto,
+    /// The database isn't opened.
+    Never,
+}
+
+/// Why a database couldn't be opened. Nothing in it was changed, unless a migration failed: then
+/// the ones before it have been done.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The database file or its folder can't be written.
+    #[error("can't open the database {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// Two processes on one file would serve each other's old lists.
+    #[error("the database {0} is in use by another location-service: stop it, or use another file")]
+    InUse(PathBuf),
+    /// It is something else.
+    #[error("{0} isn't an SQLite database: name another file")]
+    NotADatabase(PathBuf),
+    /// The URL can't be read. It isn't shown: it may hold a password.
+    #[error("the database's URL isn't like postgres://user:password@host:5432/database")]
+    Url(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A later release has migrated it.
+    #[error(
+        "the database {database} has schema {version}, which is newer than this release: \
+         run the release that made it, or a later one"
+    )]
+    Newer {
+        /// The file, or the server and its database.
+        database: String,
+        /// The version of the migration that this release doesn't know.
+        version: i64,
+    },
+    /// It isn't migrated, and [`Migrate::Never`] says that it shall not be.
+    #[error(
+        "the database {database} lacks schema {version} of this release: migrate it first, \
+         or let it be migrated at start"
+    )]
+    Older {
+        /// The file, or the server and its database.
+        database: String,
+        /// The version of the first migration that is missing.
+        version: i64,
+    },
+    /// The database refused.
+    #[error("can't open the database {database}")]
+    Refused {
+        /// The file, or the server and its database.
+        database: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
 
 /// A database of locations.
 ///
@@ -45,6 +123,8 @@ pub trait Store: Send + Sync + 'static {
     ) -> Result<Page<Report, ReportCursor>>;
 
     /// Begins to write. Nothing is seen by others before the commit; dropping it undoes it.
+    ///
+    /// [`MAX_WRITE`] counts from here: what has to outlast the write starts afterwards.
     async fn begin(&self) -> Result<Box<dyn Transaction>>;
 
     /// Forgets the answers to creations before this time.
@@ -61,6 +141,9 @@ pub trait Store: Send + Sync + 'static {
 }
 
 /// A write under way. Rows that it has read or written are locked until it ends.
+///
+/// Every method but `rollback` may fail with `Error::Conflict`: then the write is to be undone, and
+/// may be tried again from its beginning.
 #[async_trait]
 pub trait Transaction: Send {
     /// Reads a location and locks it.
@@ -88,8 +171,8 @@ pub trait Transaction: Send {
         now: Micros,
     ) -> Result<bool>;
 
-    /// Makes the write last. `Error::OutcomeUnknown` if it can't tell whether it did; after any
-    /// other error nothing was written.
+    /// Makes the write last. `Error::OutcomeUnknown` if it can't tell whether it did: then it may
+    /// still come to last until [`MAX_WRITE`] is over. After any other error nothing was written.
     async fn commit(self: Box<Self>) -> Result<()>;
 
     /// Undoes it.

@@ -1,16 +1,17 @@
 //! The SQL that both dialects take, and the store over any of them.
 
-use std::{collections::HashSet, fmt::Write as _, fs::File};
+use std::{collections::HashSet, fmt::Write as _, fs::File, sync::Arc};
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use sqlx::{
     AssertSqlSafe, Database, Encode, Executor, FromRow, IntoArguments, Pool, Type,
-    database::HasStatementCache, pool::PoolConnection,
+    database::HasStatementCache, pool::PoolConnection, query::QueryAs,
 };
+use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{Answer, MAX_PAGE_BYTES, Store, Transaction};
+use super::{Answer, MAX_PAGE_BYTES, REPLY_MARGIN, STATEMENT_TIMEOUT, Store, Transaction};
 use crate::{
     error::{Error, Result},
     model::{
@@ -24,6 +25,9 @@ const COLUMNS: &str = "id, type, display_name, display_name_lower, production_ru
     address_lines, locality, administrative_area, postal_code, region_code, latitude, longitude, \
     capacity, state, description, labels, create_time, update_time, etag";
 
+/// A row's worth of values, and some.
+const MAX_KEPT_VALUES: usize = 32;
+
 /// What differs between the databases.
 #[async_trait]
 pub(super) trait Dialect: Database + HasStatementCache {
@@ -36,6 +40,9 @@ pub(super) trait Dialect: Database + HasStatementCache {
     /// Stops the connection's query when it is dropped.
     type Interrupt: Send;
 
+    /// Ends a transaction that has written, in one message.
+    fn commit() -> String;
+
     /// Makes the queries of a connection end when the guard is dropped.
     async fn interruptible(connection: &mut Self::Connection) -> sqlx::Result<Self::Interrupt>;
 
@@ -45,6 +52,11 @@ pub(super) trait Dialect: Database + HasStatementCache {
     /// Says what an error of a commit means: `Error::OutcomeUnknown` unless it is sure that nothing
     /// was written.
     fn explain_commit(error: sqlx::Error) -> Error;
+
+    /// A statement with its placeholders `$1`, `$2`, ... written as the database likes them.
+    fn placeholders(sql: String) -> String {
+        sql
+    }
 
     /// Binds values.
     fn arguments(values: Vec<Value>) -> Self::Arguments;
@@ -84,10 +96,11 @@ where
     arguments
 }
 
-/// A statement under construction: text with `$1`, `$2`, ... and the values that they stand for.
+/// A statement under construction: text with `$1`, `$2`, ..., each once and in this order, and the
+/// values that they stand for.
 #[derive(Debug, Default)]
-struct Statement {
-    sql: String,
+pub(super) struct Statement {
+    pub(super) sql: String,
     values: Vec<Value>,
 }
 
@@ -117,6 +130,25 @@ impl Statement {
             self.list(tuple).push(")");
         }
         self
+    }
+
+    /// Long statements that hardly come twice aren't worth keeping prepared.
+    fn keep_prepared(&self) -> bool {
+        self.values.len() <= MAX_KEPT_VALUES
+    }
+
+    /// The statement as a query for rows.
+    fn query<DB: Dialect, T>(self) -> QueryAs<'static, DB, T, DB::Arguments>
+    where
+        T: for<'r> FromRow<'r, DB::Row>,
+        DB::Arguments: IntoArguments<DB>,
+    {
+        let keep_prepared = self.keep_prepared();
+        sqlx::query_as_with(
+            AssertSqlSafe(DB::placeholders(self.sql)),
+            DB::arguments(self.values),
+        )
+        .persistent(keep_prepared)
     }
 
     fn list(&mut self, values: impl IntoIterator<Item = Value>) -> &mut Self {
@@ -174,7 +206,7 @@ fn like_pattern(text: &str) -> String {
     pattern
 }
 
-fn list_statement(query: &ListQuery, after: Option<&Cursor>) -> Statement {
+pub(super) fn list_statement(query: &ListQuery, after: Option<&Cursor>) -> Statement {
     let Order { field, descending } = query.order;
     let column = match field {
         OrderField::CreateTime => "create_time",
@@ -213,7 +245,7 @@ fn list_statement(query: &ListQuery, after: Option<&Cursor>) -> Statement {
 }
 
 /// Capacities are summed in halves, because their sum may exceed 64 bits.
-fn report_statement(query: &ReportQuery, after: Option<&ReportCursor>) -> Statement {
+pub(super) fn report_statement(query: &ReportQuery, after: Option<&ReportCursor>) -> Statement {
     let mut statement = Statement::new(
         "SELECT type, production_run_id, count(*) AS locations, \
          CAST(sum(CASE WHEN state = 1 THEN 1 ELSE 0 END) AS BIGINT) AS active, \
@@ -411,24 +443,53 @@ pub(super) struct SqlStore<DB: Database> {
     pub(super) readers: Pool<DB>,
     pub(super) writers: Pool<DB>,
     /// A locked file to keep open for as long as the pools are.
-    pub(super) _lock: Option<File>,
+    pub(super) lock: Option<File>,
 }
 
 impl<DB: Dialect> SqlStore<DB> {
-    /// A connection to read from, and the guard that stops its query: drop the guard first.
-    async fn reader(&self) -> Result<(PoolConnection<DB>, DB::Interrupt)> {
-        let mut connection = self.readers.acquire().await.map_err(DB::explain)?;
-        let interrupt = DB::interruptible(&mut connection)
-            .await
-            .map_err(DB::explain)?;
-        Ok((connection, interrupt))
+    async fn reader(&self) -> Result<Loan<DB>> {
+        Loan::from(&self.readers).await
+    }
+
+    async fn writer(&self) -> Result<Loan<DB>> {
+        Loan::from(&self.writers).await
     }
 }
 
-/// Runs statements on a connection.
-struct Session<'c, DB: Database>(&'c mut DB::Connection);
+/// A connection on loan from a pool. When it is dropped in the middle of something, its query is
+/// stopped, and it is closed, which undoes its transaction, rather than given back.
+struct Loan<DB: Dialect> {
+    // Dropped before the connection, which waits for its query's end.
+    _interrupt: DB::Interrupt,
+    connection: PoolConnection<DB>,
+    busy: bool,
+    in_transaction: bool,
+}
 
-impl<DB: Dialect> Session<'_, DB>
+impl<DB: Dialect> Drop for Loan<DB> {
+    fn drop(&mut self) {
+        if self.busy || self.in_transaction {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
+impl<DB: Dialect> Loan<DB> {
+    async fn from(pool: &Pool<DB>) -> Result<Self> {
+        let mut connection = pool.acquire().await.map_err(DB::explain)?;
+        let interrupt = DB::interruptible(&mut connection)
+            .await
+            .map_err(DB::explain)?;
+        Ok(Self {
+            _interrupt: interrupt,
+            connection,
+            busy: false,
+            in_transaction: false,
+        })
+    }
+}
+
+impl<DB: Dialect> Loan<DB>
 where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
     DB::Arguments: IntoArguments<DB>,
@@ -437,11 +498,8 @@ where
     where
         T: for<'r> FromRow<'r, DB::Row> + Send + Unpin,
     {
-        let Statement { sql, values } = statement;
-        sqlx::query_as_with(AssertSqlSafe(sql), DB::arguments(values))
-            .fetch_all(&mut *self.0)
-            .await
-            .map_err(DB::explain)
+        let rows = statement.query::<DB, T>().fetch_all(&mut *self.connection);
+        in_time(&mut self.busy, rows).await?.map_err(DB::explain)
     }
 
     /// The rows as locations, until `MAX_PAGE_BYTES`, and whether that cut them short.
@@ -449,32 +507,55 @@ where
     where
         LocationRow: for<'r> FromRow<'r, DB::Row>,
     {
-        let Statement { sql, values } = statement;
-        let mut rows =
-            sqlx::query_as_with::<_, LocationRow, _>(AssertSqlSafe(sql), DB::arguments(values))
-                .fetch(&mut *self.0);
-        let mut locations = Vec::new();
-        let mut bytes = 0;
-        while let Some(row) = rows.try_next().await.map_err(DB::explain)? {
-            bytes += row.bytes();
-            if bytes > MAX_PAGE_BYTES && !locations.is_empty() {
-                return Ok((locations, true));
+        let mut rows = statement
+            .query::<DB, LocationRow>()
+            .fetch(&mut *self.connection);
+        let (rows, cut) = in_time(&mut self.busy, async move {
+            let mut kept = Vec::new();
+            let mut bytes = 0;
+            while let Some(row) = rows.try_next().await? {
+                bytes += row.bytes();
+                if bytes > MAX_PAGE_BYTES && !kept.is_empty() {
+                    return Ok((kept, true));
+                }
+                kept.push(row);
             }
-            locations.push(row.try_into()?);
-        }
-        Ok((locations, false))
+            Ok((kept, false))
+        })
+        .await?
+        .map_err(DB::explain)?;
+        let locations: Result<_> = rows.into_iter().map(Location::try_from).collect();
+        Ok((locations?, cut))
     }
 
-    /// Runs a statement. Long ones that hardly come twice aren't worth keeping prepared.
-    async fn execute(&mut self, statement: Statement, keep_prepared: bool) -> Result<()> {
+    async fn execute(&mut self, statement: Statement) -> Result<()> {
+        let keep_prepared = statement.keep_prepared();
         let Statement { sql, values } = statement;
-        sqlx::query_with(AssertSqlSafe(sql), DB::arguments(values))
+        let done = sqlx::query_with(AssertSqlSafe(DB::placeholders(sql)), DB::arguments(values))
             .persistent(keep_prepared)
-            .execute(&mut *self.0)
-            .await
-            .map_err(DB::explain)?;
+            .execute(&mut *self.connection);
+        in_time(&mut self.busy, done).await?.map_err(DB::explain)?;
         Ok(())
     }
+
+    /// Runs a command that has no values.
+    async fn command(&mut self, sql: String) -> Result<sqlx::Result<()>> {
+        let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *self.connection);
+        Ok(in_time(&mut self.busy, done).await?.map(|_| ()))
+    }
+}
+
+/// Waits for a statement as long as one may take. `busy` stays set if it hasn't ended.
+async fn in_time<T>(
+    busy: &mut bool,
+    statement: impl Future<Output = sqlx::Result<T>>,
+) -> Result<sqlx::Result<T>> {
+    *busy = true;
+    let outcome = timeout(STATEMENT_TIMEOUT + REPLY_MARGIN, statement)
+        .await
+        .map_err(|elapsed| Error::DatabaseUnavailable(Arc::new(elapsed)))?;
+    *busy = false;
+    Ok(outcome)
 }
 
 #[async_trait]
@@ -494,17 +575,12 @@ where
         query: &ListQuery,
         after: Option<&Cursor>,
     ) -> Result<Page<Location, Cursor>> {
-        let (mut connection, _interrupt) = self.reader().await?;
-        let mut session = Session::<DB>(&mut connection);
-        let (mut items, cut) = session.locations(list_statement(query, after)).await?;
+        let mut reader = self.reader().await?;
+        let (mut items, cut) = reader.locations(list_statement(query, after)).await?;
         let total = if query.count {
             let mut statement = Statement::new("SELECT count(*) FROM locations");
             statement.filter_list(query);
-            session
-                .rows(statement)
-                .await?
-                .first()
-                .map(|(total,)| *total)
+            reader.rows(statement).await?.first().map(|(total,)| *total)
         } else {
             None
         };
@@ -537,10 +613,7 @@ where
                 .push(" AND owner_id = ")
                 .bind(Value::Text(owner.as_str().to_owned()));
         }
-        let (mut connection, _interrupt) = self.reader().await?;
-        let rows = Session::<DB>(&mut connection)
-            .rows::<LocationRow>(statement)
-            .await?;
+        let rows = self.reader().await?.rows::<LocationRow>(statement).await?;
         rows.into_iter().map(Location::try_from).collect()
     }
 
@@ -549,10 +622,8 @@ where
         query: &ReportQuery,
         after: Option<&ReportCursor>,
     ) -> Result<Page<Report, ReportCursor>> {
-        let (mut connection, _interrupt) = self.reader().await?;
-        let rows = Session::<DB>(&mut connection)
-            .rows::<ReportRow>(report_statement(query, after))
-            .await?;
+        let statement = report_statement(query, after);
+        let rows = self.reader().await?.rows::<ReportRow>(statement).await?;
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let more = rows.len() > limit;
         let items: Vec<Report> = rows
@@ -572,27 +643,24 @@ where
     }
 
     async fn begin(&self) -> Result<Box<dyn Transaction>> {
-        let transaction = self
-            .writers
-            .begin_with(DB::BEGIN)
-            .await
+        let mut writer = self.writer().await?;
+        writer.in_transaction = true;
+        writer
+            .command(DB::BEGIN.to_owned())
+            .await?
             .map_err(DB::explain)?;
-        Ok(Box::new(SqlTransaction(transaction)))
+        Ok(Box::new(SqlTransaction(writer)))
     }
 
     async fn forget_answers(&self, before: Micros) -> Result<()> {
         let mut statement = Statement::new("DELETE FROM create_requests WHERE create_time < ");
         statement.bind(Value::Int(before.0));
-        let mut connection = self.writers.acquire().await.map_err(DB::explain)?;
-        Session::<DB>(&mut connection)
-            .execute(statement, true)
-            .await
+        self.writer().await?.execute(statement).await
     }
 
     async fn page_token_key(&self) -> Result<[u8; 32]> {
-        let (mut connection, _interrupt) = self.reader().await?;
         let statement = Statement::new("SELECT value FROM secrets WHERE name = 'page_token_key'");
-        let rows: Vec<(Vec<u8>,)> = Session::<DB>(&mut connection).rows(statement).await?;
+        let rows: Vec<(Vec<u8>,)> = self.reader().await?.rows(statement).await?;
         rows.into_iter()
             .next()
             .and_then(|(key,)| key.try_into().ok())
@@ -600,19 +668,22 @@ where
     }
 
     async fn ping(&self) -> Result<()> {
-        let (mut connection, _interrupt) = self.reader().await?;
         let statement = Statement::new("SELECT id FROM locations LIMIT 1");
-        let _: Vec<(Uuid,)> = Session::<DB>(&mut connection).rows(statement).await?;
+        let _: Vec<(Uuid,)> = self.reader().await?.rows(statement).await?;
         Ok(())
     }
 
     async fn close(&self) {
         self.readers.close().await;
         self.writers.close().await;
+        if let Some(lock) = &self.lock {
+            // It ends with the file anyway, when the store is dropped.
+            let _ = lock.unlock();
+        }
     }
 }
 
-struct SqlTransaction<DB: Database>(sqlx::Transaction<'static, DB>);
+struct SqlTransaction<DB: Dialect>(Loan<DB>);
 
 #[async_trait]
 impl<DB: Dialect> Transaction for SqlTransaction<DB>
@@ -630,7 +701,7 @@ where
             .push(" FROM locations WHERE id = ")
             .bind(Value::Id(id.0))
             .push(DB::FOR_UPDATE);
-        let rows = self.session().rows::<LocationRow>(statement).await?;
+        let rows = self.0.rows::<LocationRow>(statement).await?;
         rows.into_iter().next().map(Location::try_from).transpose()
     }
 
@@ -641,7 +712,7 @@ where
             .push(") VALUES ")
             .tuples(locations.iter().map(location_values))
             .push(" ON CONFLICT (id) DO NOTHING RETURNING id");
-        let rows: Vec<(Uuid,)> = self.session().rows(statement).await?;
+        let rows: Vec<(Uuid,)> = self.0.rows(statement).await?;
         if rows.len() == locations.len() {
             return Ok(());
         }
@@ -670,13 +741,13 @@ where
             statement.push(column).push(" = ").bind(value);
         }
         statement.push(" WHERE id = ").bind(id);
-        self.session().execute(statement, true).await
+        self.0.execute(statement).await
     }
 
     async fn delete(&mut self, id: LocationId) -> Result<()> {
         let mut statement = Statement::new("DELETE FROM locations WHERE id = ");
         statement.bind(Value::Id(id.0));
-        self.session().execute(statement, true).await
+        self.0.execute(statement).await
     }
 
     async fn answers(&mut self, caller: &OwnerId, ids: &[Uuid]) -> Result<Vec<Answer>> {
@@ -688,7 +759,7 @@ where
             .push(" AND request_id IN (")
             .list(ids.iter().copied().map(Value::Id))
             .push(")");
-        let rows = self.session().rows::<AnswerRow>(statement).await?;
+        let rows = self.0.rows::<AnswerRow>(statement).await?;
         rows.into_iter()
             .map(|row| {
                 Ok(Answer {
@@ -724,25 +795,26 @@ where
                 ]
             }))
             .push(" ON CONFLICT (caller, request_id) DO NOTHING RETURNING request_id");
-        let rows: Vec<(Uuid,)> = self.session().rows(statement).await?;
+        let rows: Vec<(Uuid,)> = self.0.rows(statement).await?;
         Ok(rows.len() == answers.len())
     }
 
-    async fn commit(self: Box<Self>) -> Result<()> {
-        self.0
-            .commit()
-            .await
-            .map_err(|error| DB::explain_commit(error))
+    async fn commit(mut self: Box<Self>) -> Result<()> {
+        match self.0.command(DB::commit()).await {
+            Ok(Ok(())) => {
+                self.0.in_transaction = false;
+                Ok(())
+            }
+            Ok(Err(error)) => Err(DB::explain_commit(error)),
+            Err(Error::DatabaseUnavailable(late)) => Err(Error::OutcomeUnknown(late)),
+            Err(error) => Err(error),
+        }
     }
 
-    async fn rollback(self: Box<Self>) {
-        // A connection that can't roll back is closed by the pool, which undoes the write too.
-        let _ = self.0.rollback().await;
-    }
-}
-
-impl<DB: Database> SqlTransaction<DB> {
-    fn session(&mut self) -> Session<'_, DB> {
-        Session(&mut *self.0)
+    async fn rollback(mut self: Box<Self>) {
+        // A connection that can't roll back is closed, which undoes the write too.
+        if let Ok(Ok(())) = self.0.command("ROLLBACK".to_owned()).await {
+            self.0.in_transaction = false;
+        }
     }
 }

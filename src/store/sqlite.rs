@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, TryLockError},
-    path::{Path, PathBuf},
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -13,7 +13,7 @@ use std::{
 use async_trait::async_trait;
 use sqlx::{
     Sqlite, SqliteConnection,
-    migrate::{MigrateError, Migrator},
+    migrate::Migrator,
     sqlite::{
         SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions,
         SqliteSynchronous,
@@ -21,7 +21,7 @@ use sqlx::{
 };
 
 use super::{
-    Store, WAIT_SECS,
+    Migrate, OpenError, Store, WAIT_SECS, schema,
     sql::{Dialect, SqlStore, Value, bind},
 };
 use crate::error::Error;
@@ -34,47 +34,15 @@ const READERS: u32 = 4;
 /// wanted: some microseconds.
 const INTERRUPT_EVERY: i32 = 4_096;
 
-/// Why the database file couldn't be opened. Nothing in it was changed.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The file or its folder can't be written.
-    #[error("can't open the database {path}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Two processes on one file would serve each other's old lists.
-    #[error("the database {0} is in use by another location-service: stop it, or use another file")]
-    InUse(PathBuf),
-    /// It is something else.
-    #[error("{0} isn't an SQLite database: name another file")]
-    NotADatabase(PathBuf),
-    /// A later release has migrated it.
-    #[error(
-        "the database {path} has schema {version}, which is newer than this release: \
-         run the release that made it, or a later one"
-    )]
-    Newer {
-        /// The file.
-        path: PathBuf,
-        /// The version of the migration that this release doesn't know.
-        version: i64,
-    },
-    /// SQLite refused.
-    #[error("can't open the database {path}")]
-    Sqlite {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
+/// Migrates a database file, which is made if it is missing, and closes it again.
+pub async fn migrate(path: &Path) -> Result<(), OpenError> {
+    open(path, Migrate::Auto).await?.close().await;
+    Ok(())
 }
 
-/// Opens a database file, which is made if it is missing, and brings its schema up to date. While
-/// it is open no other `location-service` opens it.
-pub async fn open(path: &Path) -> Result<Arc<dyn Store>, OpenError> {
+/// Opens a database file. While it is open no other `location-service` opens it. With
+/// [`Migrate::Auto`] the file is made if it is missing.
+pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenError> {
     let file = |source| OpenError::File {
         path: path.to_owned(),
         source,
@@ -84,7 +52,7 @@ pub async fn open(path: &Path) -> Result<Arc<dyn Store>, OpenError> {
     let lock = File::options()
         .read(true)
         .write(true)
-        .create(true)
+        .create(migrate == Migrate::Auto)
         .truncate(false)
         .open(path)
         .map_err(file)?;
@@ -93,10 +61,10 @@ pub async fn open(path: &Path) -> Result<Arc<dyn Store>, OpenError> {
         Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
         Err(TryLockError::Error(source)) => return Err(file(source)),
     }
-    let sqlite = |error: sqlx::Error| match code(&error) {
+    let refused = |error: sqlx::Error| match code(&error) {
         Some(NOTADB) => OpenError::NotADatabase(path.to_owned()),
-        _ => OpenError::Sqlite {
-            path: path.to_owned(),
+        _ => OpenError::Refused {
+            database: path.display().to_string(),
             source: error.into(),
         },
     };
@@ -112,32 +80,20 @@ pub async fn open(path: &Path) -> Result<Arc<dyn Store>, OpenError> {
         .max_connections(1)
         .connect_with(options.clone())
         .await
-        .map_err(sqlite)?;
-    MIGRATIONS
-        .run(&writers)
-        .await
-        .map_err(|error| match error {
-            MigrateError::VersionMissing(version) | MigrateError::VersionTooNew(version, _) => {
-                OpenError::Newer {
-                    path: path.to_owned(),
-                    version,
-                }
-            }
-            MigrateError::Execute(error) => sqlite(error),
-            error => OpenError::Sqlite {
-                path: path.to_owned(),
-                source: error.into(),
-            },
-        })?;
+        .map_err(refused)?;
+    let mut connection = writers.acquire().await.map_err(refused)?;
+    let database = path.display().to_string();
+    schema::ensure(&mut *connection, &MIGRATIONS, migrate, &database, refused).await?;
+    drop(connection);
     let readers = pool()
         .max_connections(READERS)
         .connect_with(options.read_only(true))
         .await
-        .map_err(sqlite)?;
+        .map_err(refused)?;
     Ok(Arc::new(SqlStore {
         readers,
         writers,
-        _lock: Some(lock),
+        lock: Some(lock),
     }))
 }
 
@@ -164,6 +120,10 @@ impl Dialect for Sqlite {
     const FOR_UPDATE: &'static str = "";
 
     type Interrupt = Interrupt;
+
+    fn commit() -> String {
+        "COMMIT".to_owned()
+    }
 
     async fn interruptible(connection: &mut SqliteConnection) -> sqlx::Result<Interrupt> {
         let interrupt = Interrupt::default();
@@ -198,6 +158,19 @@ impl Dialect for Sqlite {
         }
     }
 
+    /// SQLite takes `$1` for a name, and searches all names for each: with the values of a large
+    /// batch, that is most of the work.
+    fn placeholders(sql: String) -> String {
+        let mut parts = sql.split('$');
+        let mut positional = String::with_capacity(sql.len());
+        positional.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            positional.push('?');
+            positional.push_str(part.trim_start_matches(|char: char| char.is_ascii_digit()));
+        }
+        positional
+    }
+
     fn arguments(values: Vec<Value>) -> SqliteArguments {
         bind::<Self>(values)
     }
@@ -210,5 +183,124 @@ pub(super) struct Interrupt(Arc<AtomicBool>);
 impl Drop for Interrupt {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sqlx::{AssertSqlSafe, Row as _, SqlitePool};
+
+    use super::*;
+    use crate::{
+        model::{
+            Cursor, ListQuery, LocationId, LocationType, Order, OrderField, Predicate, ReportQuery,
+            SortValue, Text,
+        },
+        store::sql::{Statement, list_statement, report_statement},
+    };
+
+    async fn plan(pool: &SqlitePool, statement: Statement) -> Vec<String> {
+        let sql = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", statement.sql));
+        let rows = sqlx::query(sql).fetch_all(pool).await.expect("it explains");
+        rows.iter().map(|row| row.get("detail")).collect()
+    }
+
+    #[tokio::test]
+    async fn lists_neither_scan_the_table_nor_sort() {
+        let dir = tempfile::TempDir::new().expect("a temporary folder");
+        let path = dir.path().join("plans.db");
+        drop(open(&path, Migrate::Auto).await.expect("a new database"));
+        let options = SqliteConnectOptions::new().filename(&path);
+        let pool = SqlitePool::connect_with(options).await.expect("it opens");
+
+        let run = || Some(Text::stored("run".to_owned()));
+        let predicates = [
+            (Predicate::default(), "locations_by_create_time"),
+            (
+                Predicate {
+                    run: run(),
+                    ..Predicate::default()
+                },
+                "locations_by_run",
+            ),
+            (
+                Predicate {
+                    owner: Some(Text::stored("ann".to_owned())),
+                    ..Predicate::default()
+                },
+                "locations_by_owner",
+            ),
+            (
+                Predicate {
+                    kind: Some(LocationType::Storage),
+                    ..Predicate::default()
+                },
+                "locations_by_type",
+            ),
+        ];
+        let mut lists: Vec<_> = predicates
+            .into_iter()
+            .map(|(predicate, index)| {
+                let query = ListQuery {
+                    predicate,
+                    limit: 50,
+                    ..ListQuery::default()
+                };
+                (query, SortValue::Number(1), index)
+            })
+            .collect();
+        for (field, index) in [
+            (OrderField::UpdateTime, "locations_by_update_time"),
+            (OrderField::DisplayName, "locations_by_display_name"),
+            (OrderField::Capacity, "locations_by_capacity"),
+        ] {
+            for descending in [false, true] {
+                let order = Order { field, descending };
+                let value = SortValue::Number(1);
+                lists.push((
+                    ListQuery {
+                        order,
+                        limit: 50,
+                        ..ListQuery::default()
+                    },
+                    value,
+                    index,
+                ));
+            }
+        }
+        for (query, value, index) in lists {
+            let id = LocationId::generate();
+            for after in [
+                None,
+                Some(Cursor {
+                    value: value.clone(),
+                    id,
+                }),
+            ] {
+                let plan = plan(&pool, list_statement(&query, after.as_ref())).await;
+                let [step] = plan.as_slice() else {
+                    panic!("more than one step: {plan:?}");
+                };
+                assert!(step.contains(&format!("USING INDEX {index}")), "{step}");
+                // From where the page before ended, not from the start.
+                assert!(after.is_none() || step.starts_with("SEARCH"), "{step}");
+            }
+        }
+
+        let reports = ReportQuery {
+            predicate: Predicate::default(),
+            limit: 50,
+        };
+        for after in [None, Some((LocationType::Delivery, Text::default()))] {
+            let plan = plan(&pool, report_statement(&reports, after.as_ref())).await;
+            let [step, distinct] = plan.as_slice() else {
+                panic!("more than two steps: {plan:?}");
+            };
+            assert!(
+                step.contains("USING COVERING INDEX locations_for_reports"),
+                "{step}"
+            );
+            assert_eq!(distinct, "USE TEMP B-TREE FOR count(DISTINCT)");
+        }
     }
 }

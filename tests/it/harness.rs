@@ -9,7 +9,7 @@ use location_service::{
     config::{AuthConfig, CacheConfig, DatabaseUrl, KeyFile, LogConfig, LogFormat, ServeConfig},
     model::OwnerId,
     proto::location::v1::{self, location_service_client::LocationServiceClient},
-    store::{Store, sqlite},
+    store::{Migrate, Store, sqlite},
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -19,6 +19,7 @@ use tonic::{
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
+use tracing_subscriber::EnvFilter;
 
 /// A client that sends a caller's token.
 pub type Client = LocationServiceClient<InterceptedService<Channel, Bearer>>;
@@ -57,7 +58,9 @@ impl TestApp {
         let DatabaseUrl::Sqlite(path) = &config.database else {
             unreachable!("the tests' configuration says SQLite")
         };
-        let store = sqlite::open(path).await.expect("a new database");
+        let store = sqlite::open(path, Migrate::Auto)
+            .await
+            .expect("a new database");
         let cache = MemoryCache::new(config.cache.max_bytes, config.cache.ttl);
         let (store, cache) = wrap(store, Arc::new(cache));
         let app = App::assemble(&config, store, cache).await;
@@ -156,6 +159,8 @@ pub fn config(dir: &TempDir) -> ServeConfig {
     ServeConfig {
         listen: "127.0.0.1:0".parse().expect("an address"),
         database: DatabaseUrl::Sqlite(dir.path().join("locations.db")),
+        database_max_connections: 4,
+        migrate: Migrate::Auto,
         redis_url: None,
         cache: CacheConfig {
             ttl: Duration::from_secs(300),
@@ -168,7 +173,7 @@ pub fn config(dir: &TempDir) -> ServeConfig {
         shutdown_grace: Duration::from_secs(5),
         log: LogConfig {
             format: LogFormat::Text,
-            filter: "off".to_owned(),
+            filter: EnvFilter::new("off"),
         },
     }
 }

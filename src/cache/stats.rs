@@ -1,0 +1,79 @@
+//! What a cache counts.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// What a cache has done since it started, and what it holds in the process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Lookups answered from the process.
+    pub local_hits: u64,
+    /// Lookups answered from Redis.
+    pub redis_hits: u64,
+    /// Lookups that found no current entry.
+    pub misses: u64,
+    /// Answers stored.
+    pub fills: u64,
+    /// Answers not stored, because their tag's version had changed or because they don't fit.
+    pub rejected_fills: u64,
+    /// Tags closed by writes, or dropped by [`Cache::invalidate`](super::Cache::invalidate).
+    pub invalidations: u64,
+    /// Steps that failed because the cache server didn't answer, or not in time.
+    pub errors: u64,
+    /// Round trips to the cache server.
+    pub round_trips: u64,
+    /// Entries in the process.
+    pub local_entries: u64,
+    /// Bytes that the entries in the process take.
+    pub local_bytes: u64,
+}
+
+/// The running counts behind [`Stats`].
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) local_hits: Counter,
+    pub(super) redis_hits: Counter,
+    pub(super) misses: Counter,
+    pub(super) fills: Counter,
+    pub(super) rejected_fills: Counter,
+    pub(super) invalidations: Counter,
+    pub(super) errors: Counter,
+    pub(super) round_trips: Counter,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Counter(AtomicU64);
+
+impl Counter {
+    pub(super) fn add(&self, count: usize) {
+        self.0.fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    pub(super) fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Counters {
+    pub(super) fn filled(&self, stored: bool) {
+        if stored {
+            self.fills.add(1);
+        } else {
+            self.rejected_fills.add(1);
+        }
+    }
+
+    pub(super) fn snapshot(&self, (local_entries, local_bytes): (u64, u64)) -> Stats {
+        Stats {
+            local_hits: self.local_hits.get(),
+            redis_hits: self.redis_hits.get(),
+            misses: self.misses.get(),
+            fills: self.fills.get(),
+            rejected_fills: self.rejected_fills.get(),
+            invalidations: self.invalidations.get(),
+            errors: self.errors.get(),
+            round_trips: self.round_trips.get(),
+            local_entries,
+            local_bytes,
+        }
+    }
+}

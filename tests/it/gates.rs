@@ -1,0 +1,286 @@
+//! Engines that tests can hold at a point, or take a protection out of.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use location_service::{
+    cache::{Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Version, WriteId},
+    error::{Error, Result},
+    model::{
+        Cursor, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report, ReportCursor,
+        ReportQuery,
+    },
+    store::{Answer, Store, Transaction},
+};
+use tokio::sync::Semaphore;
+use uuid::Uuid;
+
+use crate::harness::PATIENCE;
+
+/// A point that, once armed, holds the next one to pass it until it is released.
+pub struct Gate {
+    armed: AtomicBool,
+    arrived: Semaphore,
+    released: Semaphore,
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self {
+            armed: AtomicBool::new(false),
+            arrived: Semaphore::new(0),
+            released: Semaphore::new(0),
+        }
+    }
+}
+
+impl Gate {
+    /// Holds the next one to pass.
+    pub fn arm(&self) {
+        self.armed.store(true, Ordering::SeqCst);
+    }
+
+    /// Waits until someone is held.
+    pub async fn held(&self) {
+        let arrival = tokio::time::timeout(PATIENCE, self.arrived.acquire()).await;
+        arrival
+            .expect("nobody came")
+            .expect("never closed")
+            .forget();
+    }
+
+    /// Lets go who is held.
+    pub fn release(&self) {
+        self.released.add_permits(1);
+    }
+
+    async fn pass(&self) {
+        if self.armed.swap(false, Ordering::SeqCst) {
+            self.arrived.add_permits(1);
+            self.released
+                .acquire()
+                .await
+                .expect("never closed")
+                .forget();
+        }
+    }
+}
+
+/// The points where a test can hold the service, and the faults that it can ask for.
+#[derive(Default)]
+pub struct Gates {
+    /// The database was read for a list; the cache isn't filled yet.
+    pub list_read: Gate,
+    /// The tags are closed; nothing is committed.
+    pub closed: Gate,
+    /// The write is committed; the tags aren't reopened.
+    pub committed: Gate,
+    /// The next commit fails, and has written nothing.
+    pub fail_commit: AtomicBool,
+    /// The next writer dies between `close` and its commit.
+    pub die_before_commit: AtomicBool,
+    /// The next writer dies between its commit and `reopen`.
+    pub die_before_reopen: AtomicBool,
+}
+
+/// A protection of the protocol that a control takes out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Without {
+    /// All are there.
+    Nothing,
+    /// `fill` takes whatever version is current, not the one from before the read.
+    VersionCheck,
+    /// `close` does nothing.
+    Close,
+    /// `reopen` does nothing.
+    Reopen,
+    /// `close` drops the version but doesn't note the write as in flight.
+    Writers,
+}
+
+pub struct GatedStore {
+    pub inner: Arc<dyn Store>,
+    pub gates: Arc<Gates>,
+}
+
+#[async_trait]
+impl Store for GatedStore {
+    async fn list(
+        &self,
+        query: &ListQuery,
+        after: Option<&Cursor>,
+    ) -> Result<Page<Location, Cursor>> {
+        let page = self.inner.list(query, after).await;
+        self.gates.list_read.pass().await;
+        page
+    }
+
+    async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> Result<Vec<Location>> {
+        self.inner.get(ids, owner).await
+    }
+
+    async fn reports(
+        &self,
+        query: &ReportQuery,
+        after: Option<&ReportCursor>,
+    ) -> Result<Page<Report, ReportCursor>> {
+        self.inner.reports(query, after).await
+    }
+
+    async fn begin(&self) -> Result<Box<dyn Transaction>> {
+        Ok(Box::new(GatedTransaction {
+            inner: self.inner.begin().await?,
+            gates: Arc::clone(&self.gates),
+        }))
+    }
+
+    async fn forget_answers(&self, before: Micros) -> Result<()> {
+        self.inner.forget_answers(before).await
+    }
+
+    async fn page_token_key(&self) -> Result<[u8; 32]> {
+        self.inner.page_token_key().await
+    }
+
+    async fn ping(&self) -> Result<()> {
+        self.inner.ping().await
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+struct GatedTransaction {
+    inner: Box<dyn Transaction>,
+    gates: Arc<Gates>,
+}
+
+#[async_trait]
+impl Transaction for GatedTransaction {
+    async fn lock(&mut self, id: LocationId) -> Result<Option<Location>> {
+        self.inner.lock(id).await
+    }
+
+    async fn insert(&mut self, locations: &[Location]) -> Result<()> {
+        self.inner.insert(locations).await
+    }
+
+    async fn update(&mut self, location: &Location) -> Result<()> {
+        self.inner.update(location).await
+    }
+
+    async fn delete(&mut self, id: LocationId) -> Result<()> {
+        self.inner.delete(id).await
+    }
+
+    async fn answers(&mut self, caller: &OwnerId, ids: &[Uuid]) -> Result<Vec<Answer>> {
+        self.inner.answers(caller, ids).await
+    }
+
+    async fn keep_answers(
+        &mut self,
+        caller: &OwnerId,
+        answers: &[Answer],
+        now: Micros,
+    ) -> Result<bool> {
+        self.inner.keep_answers(caller, answers, now).await
+    }
+
+    async fn commit(self: Box<Self>) -> Result<()> {
+        let Self { inner, gates } = *self;
+        gates.closed.pass().await;
+        assert!(
+            !gates.die_before_commit.swap(false, Ordering::SeqCst),
+            "the writer dies here"
+        );
+        if gates.fail_commit.swap(false, Ordering::SeqCst) {
+            inner.rollback().await;
+            return Err(Error::DatabaseUnavailable(Arc::new(std::fmt::Error)));
+        }
+        inner.commit().await?;
+        gates.committed.pass().await;
+        assert!(
+            !gates.die_before_reopen.swap(false, Ordering::SeqCst),
+            "the writer dies here"
+        );
+        Ok(())
+    }
+
+    async fn rollback(self: Box<Self>) {
+        self.inner.rollback().await;
+    }
+}
+
+pub struct Uncontrolled {
+    pub inner: Arc<dyn Cache>,
+    pub without: Without,
+}
+
+#[async_trait]
+impl Cache for Uncontrolled {
+    async fn lookup(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
+        self.inner.lookup(tag, key).await
+    }
+
+    async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
+        self.inner.open(tag).await
+    }
+
+    async fn fill(
+        &self,
+        tag: &Tag,
+        key: &Key,
+        version: Version,
+        answer: Bytes,
+    ) -> Result<bool, CacheError> {
+        if self.without == Without::VersionCheck {
+            return match self.inner.open(tag).await? {
+                Some(current) => self.inner.fill(tag, key, current, answer).await,
+                None => Ok(false),
+            };
+        }
+        self.inner.fill(tag, key, version, answer).await
+    }
+
+    async fn close(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+        match self.without {
+            Without::Close => Ok(()),
+            Without::Writers => {
+                self.inner.close(tags, write).await?;
+                self.inner.reopen(tags, write).await
+            }
+            _ => self.inner.close(tags, write).await,
+        }
+    }
+
+    async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+        match self.without {
+            Without::Reopen => Ok(()),
+            _ => self.inner.reopen(tags, write).await,
+        }
+    }
+
+    async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError> {
+        self.inner.invalidate(tag).await
+    }
+
+    async fn invalidate_all(&self) -> Result<u64, CacheError> {
+        self.inner.invalidate_all().await
+    }
+
+    async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError> {
+        self.inner.explain(tag, key).await
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+}

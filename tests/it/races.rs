@@ -1,0 +1,324 @@
+//! The races of the protocol, each held at the moment that matters. A test of what a protection is
+//! for also runs without it, and must then see the anomaly: a check that can't fail proves nothing.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use location_service::proto::location::v1;
+use tokio::task::JoinHandle;
+use tonic::{Code, Request, Response, Status};
+
+use crate::{
+    gates::{GatedStore, Gates, Uncontrolled, Without},
+    harness::{Client, TestApp, cache_status, create, eventually, names, of_run, storage},
+};
+
+/// A service that can be held, and a client.
+async fn gated(without: Without) -> (TestApp, Arc<Gates>, Client) {
+    let gates = Arc::<Gates>::default();
+    let app = TestApp::spawn_with(|store, cache| {
+        let gates = Arc::clone(&gates);
+        (
+            Arc::new(GatedStore {
+                inner: store,
+                gates,
+            }),
+            Arc::new(Uncontrolled {
+                inner: cache,
+                without,
+            }),
+        )
+    })
+    .await;
+    let client = app.admin();
+    (app, gates, client)
+}
+
+type Listing = JoinHandle<Result<Response<v1::ListLocationsResponse>, Status>>;
+type Writing = JoinHandle<Result<Response<v1::Location>, Status>>;
+
+fn start_list(client: &Client, run: &str) -> Listing {
+    let (mut client, request) = (client.clone(), of_run(run));
+    tokio::spawn(async move { client.list_locations(request).await })
+}
+
+fn start_create(client: &Client, name: &str, run: &str) -> Writing {
+    let (mut client, request) = (client.clone(), create(storage(name, run)));
+    tokio::spawn(async move { client.create_location(request).await })
+}
+
+async fn created(client: &Client, name: &str, run: &str) -> v1::Location {
+    let created = start_create(client, name, run).await.expect("no panic");
+    created.expect("created").into_inner()
+}
+
+async fn list(client: &Client, run: &str) -> Vec<String> {
+    let list = start_list(client, run).await.expect("no panic");
+    names(&list.expect("listed"))
+        .into_iter()
+        .map(str::to_owned)
+        .collect()
+}
+
+/// What `cache-status` says of a list, without `location-service; `.
+async fn status(client: &Client, run: &str) -> String {
+    let list = start_list(client, run)
+        .await
+        .expect("no panic")
+        .expect("listed");
+    let status = cache_status(&list).split_once("; ").expect("a parameter").1;
+    status.to_owned()
+}
+
+/// A list that reads the database, then is held while a location is created, and only then fills
+/// the cache; and what the next list says.
+async fn fill_races_a_write(without: Without) -> Vec<String> {
+    let (app, gates, client) = gated(without).await;
+    gates.list_read.arm();
+    let reader = start_list(&client, "run");
+    gates.list_read.held().await;
+    created(&client, "new", "run").await;
+    gates.list_read.release();
+    let before = reader.await.expect("no panic").expect("listed");
+    assert!(names(&before).is_empty(), "it began before the write");
+    let after = list(&client, "run").await;
+    app.stop().await;
+    after
+}
+
+#[tokio::test]
+async fn a_fill_that_a_write_overtook_is_refused() {
+    assert_eq!(fill_races_a_write(Without::Nothing).await, ["new"]);
+    assert!(
+        fill_races_a_write(Without::VersionCheck).await.is_empty(),
+        "control"
+    );
+}
+
+/// A commit that fails after `close`, and whether the list that it closed is cached again.
+async fn a_write_fails_after_close(without: Without) -> String {
+    let (app, gates, client) = gated(without).await;
+    created(&client, "old", "run").await;
+    list(&client, "run").await;
+    gates.fail_commit.store(true, Ordering::SeqCst);
+    let failed = start_create(&client, "never", "run")
+        .await
+        .expect("no panic");
+    assert_eq!(failed.expect_err("it fails").code(), Code::Unavailable);
+    assert_eq!(list(&client, "run").await, ["old"]);
+    let status = status(&client, "run").await;
+    app.stop().await;
+    status
+}
+
+#[tokio::test]
+async fn a_write_that_fails_after_close_opens_its_tags_again() {
+    let status = a_write_fails_after_close(Without::Nothing).await;
+    assert_eq!(status, "hit; detail=local");
+    let status = a_write_fails_after_close(Without::Reopen).await;
+    assert_eq!(status, "fwd=bypass; detail=write-in-flight", "control");
+}
+
+#[tokio::test]
+async fn a_caller_who_leaves_after_close_doesnt_stop_the_write() {
+    let (app, gates, client) = gated(Without::Nothing).await;
+    list(&client, "run").await;
+    gates.closed.arm();
+    let writer = start_create(&client, "new", "run");
+    gates.closed.held().await;
+    writer.abort();
+    assert!(writer.await.expect_err("it left").is_cancelled());
+    assert_eq!(
+        status(&client, "run").await,
+        "fwd=bypass; detail=write-in-flight"
+    );
+    assert!(
+        list(&client, "run").await.is_empty(),
+        "nothing is committed"
+    );
+    gates.closed.release();
+    eventually("the write runs to its end", || async {
+        list(&client, "run").await == ["new"]
+    })
+    .await;
+    eventually("the tags open again", || async {
+        status(&client, "run").await == "hit; detail=local"
+    })
+    .await;
+    app.stop().await;
+}
+
+/// A writer that dies after its commit; what the database has and what a list says then.
+async fn a_writer_dies_before_reopen(without: Without) -> (Vec<String>, Vec<String>) {
+    let (app, gates, client) = gated(without).await;
+    list(&client, "run").await;
+    gates.die_before_reopen.store(true, Ordering::SeqCst);
+    let died = start_create(&client, "new", "run").await.expect("no panic");
+    assert_eq!(died.expect_err("it died").code(), Code::Internal);
+    let cached = list(&client, "run").await;
+    let stored = list_from_database(&client, "run").await;
+    app.stop().await;
+    (stored, cached)
+}
+
+#[tokio::test]
+async fn a_writer_that_dies_between_commit_and_reopen_leaves_nothing_stale() {
+    let (stored, cached) = a_writer_dies_before_reopen(Without::Nothing).await;
+    assert_eq!(stored, ["new"]);
+    assert_eq!(cached, stored);
+    let (stored, cached) = a_writer_dies_before_reopen(Without::Close).await;
+    assert_eq!(stored, ["new"]);
+    assert!(cached.is_empty(), "control");
+}
+
+#[tokio::test]
+async fn a_writer_that_dies_between_close_and_commit_leaves_its_tags_closed() {
+    let (app, gates, client) = gated(Without::Nothing).await;
+    created(&client, "old", "run").await;
+    list(&client, "run").await;
+    gates.die_before_commit.store(true, Ordering::SeqCst);
+    let died = start_create(&client, "never", "run")
+        .await
+        .expect("no panic");
+    assert_eq!(died.expect_err("it died").code(), Code::Internal);
+    assert_eq!(list(&client, "run").await, ["old"]);
+    // Nobody can tell whether it is still to commit: the deadline settles it, which the unit tests
+    // of the engine show.
+    assert_eq!(
+        status(&client, "run").await,
+        "fwd=bypass; detail=write-in-flight"
+    );
+    app.stop().await;
+}
+
+/// A write held between its commit and `reopen`, seen by one reader; what it and a later one see.
+async fn a_write_is_seen_before_its_acknowledgement(
+    without: Without,
+) -> (Vec<String>, Vec<String>) {
+    let (app, gates, client) = gated(without).await;
+    gates.closed.arm();
+    gates.committed.arm();
+    let writer = start_create(&client, "new", "run");
+    gates.closed.held().await;
+    assert!(
+        list(&client, "run").await.is_empty(),
+        "nothing is committed"
+    );
+    gates.closed.release();
+    gates.committed.held().await;
+    let seen = list_from_database(&client, "run").await;
+    let then = list(&client, "run").await;
+    gates.committed.release();
+    writer.await.expect("no panic").expect("created");
+    assert_eq!(list(&client, "run").await, ["new"], "acknowledged");
+    app.stop().await;
+    (seen, then)
+}
+
+#[tokio::test]
+async fn what_a_reader_has_seen_is_seen_by_later_ones() {
+    let (seen, then) = a_write_is_seen_before_its_acknowledgement(Without::Nothing).await;
+    assert_eq!(seen, ["new"]);
+    assert_eq!(then, seen);
+    let (seen, then) = a_write_is_seen_before_its_acknowledgement(Without::Writers).await;
+    assert_eq!(seen, ["new"]);
+    assert!(then.is_empty(), "control");
+}
+
+/// Two writes on one tag, the second acknowledged while the first is between `close` and its
+/// acknowledgement; and whether the tag is open then.
+async fn two_writers(without: Without) -> String {
+    let (app, gates, client) = gated(without).await;
+    gates.committed.arm();
+    let first = start_create(&client, "first", "run");
+    gates.committed.held().await;
+    created(&client, "second", "run").await;
+    assert_eq!(list(&client, "run").await, ["second", "first"]);
+    let meanwhile = status(&client, "run").await;
+    gates.committed.release();
+    first.await.expect("no panic").expect("created");
+    list(&client, "run").await;
+    assert_eq!(status(&client, "run").await, "hit; detail=local");
+    app.stop().await;
+    meanwhile
+}
+
+#[tokio::test]
+async fn a_tag_stays_closed_until_the_last_of_its_writers_is_done() {
+    let status = two_writers(Without::Nothing).await;
+    assert_eq!(status, "fwd=bypass; detail=write-in-flight");
+    assert_eq!(
+        two_writers(Without::Writers).await,
+        "hit; detail=local",
+        "control"
+    );
+}
+
+/// A list of the old run that is read before a location moves to another run, and fills the cache
+/// after; and what both runs' lists say then.
+async fn a_location_moves(without: Without) -> (Vec<String>, Vec<String>) {
+    let (app, gates, mut client) = gated(without).await;
+    let location = created(&client, "mover", "old").await;
+    list(&client, "new").await;
+    gates.list_read.arm();
+    let reader = start_list(&client, "old");
+    gates.list_read.held().await;
+    let moved = v1::UpdateLocationRequest {
+        location: Some(v1::Location {
+            id: location.id,
+            production_run_id: "new".to_owned(),
+            ..v1::Location::default()
+        }),
+        ..v1::UpdateLocationRequest::default()
+    };
+    client.update_location(moved).await.expect("moved");
+    gates.list_read.release();
+    reader.await.expect("no panic").expect("listed");
+    let lists = (list(&client, "old").await, list(&client, "new").await);
+    app.stop().await;
+    lists
+}
+
+#[tokio::test]
+async fn a_location_that_moves_is_in_one_run_only() {
+    let (old, new) = a_location_moves(Without::Nothing).await;
+    assert!(old.is_empty());
+    assert_eq!(new, ["mover"]);
+    let (old, new) = a_location_moves(Without::VersionCheck).await;
+    assert_eq!(old, ["mover"], "control");
+    assert_eq!(new, ["mover"]);
+}
+
+/// The unit tests of `NextFlight` show that ordinary single-flight fails this.
+#[tokio::test]
+async fn who_lists_after_a_write_was_acknowledged_joins_no_read_from_before_it() {
+    let (app, gates, client) = gated(Without::Nothing).await;
+    gates.list_read.arm();
+    let early = start_list(&client, "run");
+    gates.list_read.held().await;
+    created(&client, "new", "run").await;
+    let late: Vec<_> = (0..20).map(|_| start_list(&client, "run")).collect();
+    gates.list_read.release();
+    let early = early.await.expect("no panic").expect("listed");
+    assert!(names(&early).is_empty(), "it began before the write");
+    for late in late {
+        let late = late.await.expect("no panic").expect("listed");
+        assert_eq!(names(&late), ["new"]);
+    }
+    app.stop().await;
+}
+
+/// What the database has, asked with another page size so that the list's entry stays as it is.
+async fn list_from_database(client: &Client, run: &str) -> Vec<String> {
+    let mut request = Request::new(v1::ListLocationsRequest {
+        page_size: 1_000,
+        ..of_run(run)
+    });
+    let no_cache = "no-cache".parse().expect("ASCII");
+    request.metadata_mut().insert("cache-control", no_cache);
+    let list = client
+        .clone()
+        .list_locations(request)
+        .await
+        .expect("listed");
+    names(&list).into_iter().map(str::to_owned).collect()
+}

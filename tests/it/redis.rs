@@ -1,0 +1,846 @@
+//! The Redis engine against real servers: what it promises beyond the protocol's own rules.
+
+use std::{
+    collections::BTreeSet,
+    fmt::Write as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use location_service::{
+    cache::{
+        Cache as _, CacheError, Key, Lookup, RedisCache, RedisConfig, Tag, Tier, Version, WriteId,
+    },
+    model::{Predicate, ProductionRunId},
+};
+use tokio::task::JoinSet;
+
+use crate::servers::redis::{RedisCluster, RedisSentinels, RedisServer};
+
+const TTL: Duration = Duration::from_mins(5);
+
+async fn connect(url: &str) -> RedisCache {
+    connect_with(url, |_| {}).await
+}
+
+async fn connect_with(url: &str, change: impl FnOnce(&mut RedisConfig)) -> RedisCache {
+    let mut config = RedisConfig {
+        url: url.to_owned(),
+        prefix: "loc:".to_owned(),
+        max_local_bytes: 8 << 20,
+        ttl: TTL,
+    };
+    change(&mut config);
+    RedisCache::connect(&config).await.expect("a good URL")
+}
+
+fn tag(run: &str) -> Tag {
+    Tag::of_predicate(&Predicate {
+        run: Some(ProductionRunId::parse(run.to_owned()).expect("a short name")),
+        ..Predicate::default()
+    })
+}
+
+fn key(number: u64) -> Key {
+    Key::new("ListLocations", None, &number)
+}
+
+fn set(tags: &[&Tag]) -> BTreeSet<Tag> {
+    tags.iter().map(|&tag| tag.clone()).collect()
+}
+
+async fn open(cache: &RedisCache, tag: &Tag) -> Version {
+    let version = cache.open(tag).await.expect("Redis answers");
+    version.expect("no write is in flight")
+}
+
+async fn fill(cache: &RedisCache, tag: &Tag, key: &Key, answer: &'static str) {
+    let version = open(cache, tag).await;
+    let stored = cache.fill(tag, key, version, answer.into()).await;
+    assert!(stored.expect("Redis answers"), "nothing has changed");
+}
+
+async fn hit(cache: &RedisCache, tag: &Tag, key: &Key) -> Option<(Bytes, Tier)> {
+    match cache.lookup(tag, key).await.expect("Redis answers") {
+        Lookup::Hit(answer, tier) => Some((answer, tier)),
+        Lookup::Miss(_) => None,
+    }
+}
+
+async fn write(cache: &RedisCache, tags: &[&Tag]) {
+    let (tags, write) = (set(tags), WriteId::generate());
+    cache.close(&tags, write).await.expect("Redis answers");
+    cache.reopen(&tags, write).await.expect("Redis answers");
+}
+
+/// Polls until a step succeeds.
+async fn recovered(cache: &RedisCache, tag: &Tag) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while cache.open(tag).await.is_err() {
+        assert!(Instant::now() < deadline, "it recovers by itself");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn replicas_share_entries_and_versions() {
+    let server = RedisServer::start();
+    let (a, b) = (connect(&server.url()).await, connect(&server.url()).await);
+    let (run, other) = (tag("run-1"), tag("run-2"));
+    assert!(matches!(
+        a.lookup(&run, &key(1)).await,
+        Ok(Lookup::Miss(None))
+    ));
+    fill(&a, &run, &key(1), "old").await;
+    fill(&a, &other, &key(2), "other").await;
+    assert_eq!(
+        hit(&a, &run, &key(1)).await,
+        Some(("old".into(), Tier::Local))
+    );
+    assert_eq!(
+        hit(&b, &run, &key(1)).await,
+        Some(("old".into(), Tier::Redis))
+    );
+    assert_eq!(
+        hit(&b, &run, &key(1)).await,
+        Some(("old".into(), Tier::Local))
+    );
+
+    let writing = WriteId::generate();
+    b.close(&set(&[&run]), writing)
+        .await
+        .expect("Redis answers");
+    for cache in [&a, &b] {
+        assert!(matches!(
+            cache.lookup(&run, &key(1)).await,
+            Ok(Lookup::Miss(None))
+        ));
+        assert_eq!(cache.open(&run).await.expect("Redis answers"), None);
+    }
+    b.reopen(&set(&[&run]), writing)
+        .await
+        .expect("Redis answers");
+    assert_eq!(hit(&a, &run, &key(1)).await, None);
+    fill(&b, &run, &key(1), "new").await;
+    assert_eq!(
+        hit(&a, &run, &key(1)).await,
+        Some(("new".into(), Tier::Redis))
+    );
+    assert_eq!(
+        hit(&a, &other, &key(2)).await,
+        Some(("other".into(), Tier::Local))
+    );
+}
+
+#[tokio::test]
+async fn a_fill_that_raced_a_write_is_rejected() {
+    let server = RedisServer::start();
+    let cache = connect(&server.url()).await;
+    let run = tag("run-1");
+    let before = open(&cache, &run).await;
+    let writing = WriteId::generate();
+    cache.close(&set(&[&run]), writing).await.expect("closed");
+    assert!(
+        !cache
+            .fill(&run, &key(1), before, "old".into())
+            .await
+            .expect("rejected")
+    );
+    cache
+        .reopen(&set(&[&run]), writing)
+        .await
+        .expect("reopened");
+    assert!(
+        !cache
+            .fill(&run, &key(1), before, "old".into())
+            .await
+            .expect("rejected")
+    );
+    let after = open(&cache, &run).await;
+    assert!(
+        !cache
+            .fill(&run, &key(1), before, "old".into())
+            .await
+            .expect("rejected")
+    );
+    assert!(
+        cache
+            .fill(&run, &key(1), after, "new".into())
+            .await
+            .expect("stored")
+    );
+    assert_eq!(cache.stats().rejected_fills, 3);
+}
+
+#[tokio::test]
+async fn two_writes_keep_a_tag_closed_until_both_are_done() {
+    let server = RedisServer::start();
+    let cache = connect(&server.url()).await;
+    let run = tag("run-1");
+    let (first, second) = (WriteId::generate(), WriteId::generate());
+    cache.close(&set(&[&run]), first).await.expect("closed");
+    cache.close(&set(&[&run]), second).await.expect("closed");
+    cache.reopen(&set(&[&run]), first).await.expect("reopened");
+    assert_eq!(cache.open(&run).await.expect("Redis answers"), None);
+    cache.reopen(&set(&[&run]), second).await.expect("reopened");
+    assert!(cache.open(&run).await.expect("Redis answers").is_some());
+}
+
+#[tokio::test]
+async fn a_dead_writer_keeps_its_tags_closed_until_its_deadline() {
+    let server = RedisServer::start();
+    let cache = connect(&server.url()).await;
+    let run = tag("run-1");
+    cache
+        .close(&set(&[&run]), WriteId::generate())
+        .await
+        .expect("closed");
+    assert_eq!(cache.open(&run).await.expect("Redis answers"), None);
+    let writers = "loc:{*,run-1,*}:writers";
+    let writer = server.command(&["--raw", "ZRANGE", writers, "0", "-1"]);
+    // As if the deadline had passed.
+    server.command(&["ZADD", writers, "1", &writer]);
+    assert!(cache.open(&run).await.expect("Redis answers").is_some());
+}
+
+/// Loses every set of keys at every point of a write, with readers at work, and reads after it.
+#[tokio::test]
+async fn no_lost_key_makes_an_answer_stale() {
+    let server = RedisServer::start();
+    let (a, b) = (connect(&server.url()).await, connect(&server.url()).await);
+    let kinds = ["version", "writers", "keys", "entry"];
+    for lost in 0..1_u32 << kinds.len() {
+        for point in 0..4 {
+            let name = format!("run-{lost}-{point}");
+            let (run, key) = (tag(&name), key(1));
+            let base = format!("loc:{{*,{name},*}}:");
+            let mut database = "old";
+            for cache in [&a, &b] {
+                assert_eq!(read_through(cache, &run, &key, database).await, "old");
+            }
+            let (mut late_fills, writing) = (Vec::new(), WriteId::generate());
+            for step in 0..4 {
+                match step {
+                    1 => a.close(&set(&[&run]), writing).await.expect("closed"),
+                    2 => database = "new",
+                    3 => a.reopen(&set(&[&run]), writing).await.expect("reopened"),
+                    _ => {}
+                }
+                if step == point {
+                    let mut delete = vec!["DEL".to_owned()];
+                    for (i, kind) in kinds.iter().enumerate() {
+                        if lost & 1 << i == 0 {
+                            continue;
+                        }
+                        match *kind {
+                            "entry" => delete.extend(server.keys(&format!("{base}????????:*"))),
+                            kind => delete.push(format!("{base}{kind}")),
+                        }
+                    }
+                    if delete.len() > 1 {
+                        let delete: Vec<_> = delete.iter().map(String::as_str).collect();
+                        server.command(&delete);
+                    }
+                }
+                if let Some(version) = b.open(&run).await.expect("Redis answers") {
+                    late_fills.push((version, database));
+                }
+                if step < 3 {
+                    for cache in [&a, &b] {
+                        read_through(cache, &run, &key, database).await;
+                    }
+                }
+            }
+            // Readers that read the database before the commit, and fill only now.
+            for (version, answer) in late_fills {
+                let _ = b.fill(&run, &key, version, answer.into()).await;
+            }
+            for cache in [&a, &b] {
+                let answer = read_through(cache, &run, &key, database).await;
+                assert_eq!(answer, "new", "lost {lost:04b} at {point}");
+            }
+        }
+    }
+}
+
+async fn read_through(cache: &RedisCache, tag: &Tag, key: &Key, database: &'static str) -> Bytes {
+    if let Some((answer, _)) = hit(cache, tag, key).await {
+        return answer;
+    }
+    if let Some(version) = cache.open(tag).await.expect("Redis answers") {
+        cache
+            .fill(tag, key, version, database.into())
+            .await
+            .expect("Redis answers");
+    }
+    database.into()
+}
+
+/// Two replicas read and write while the server is flushed again and again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_is_read_whatever_is_flushed() {
+    const WRITES: u64 = 300;
+    let server = RedisServer::start();
+    let caches = [connect(&server.url()).await, connect(&server.url()).await].map(Arc::new);
+    let (database, acknowledged) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+    let (run, key) = (tag("run-1"), key(1));
+    let mut readers = JoinSet::new();
+    for i in 0..8 {
+        let (cache, run) = (Arc::clone(&caches[i % 2]), run.clone());
+        let (database, acknowledged) = (Arc::clone(&database), Arc::clone(&acknowledged));
+        readers.spawn(async move {
+            let mut hits = 0;
+            loop {
+                let expected = acknowledged.load(Ordering::SeqCst);
+                let answer = if let Some((answer, _)) = hit(&cache, &run, &key).await {
+                    hits += 1;
+                    let answer = std::str::from_utf8(&answer).expect("digits");
+                    answer.parse().expect("a number")
+                } else {
+                    let version = cache.open(&run).await.expect("Redis answers");
+                    let answer = database.load(Ordering::SeqCst);
+                    if let Some(version) = version {
+                        let bytes = answer.to_string().into();
+                        let filled = cache.fill(&run, &key, version, bytes).await;
+                        filled.expect("Redis answers");
+                    }
+                    answer
+                };
+                assert!(answer >= expected, "read {answer} after {expected}");
+                if expected == WRITES {
+                    return hits;
+                }
+            }
+        });
+    }
+    for i in 1..=WRITES {
+        let (cache, writing) = (&caches[usize::from(i % 3 == 0)], WriteId::generate());
+        cache.close(&set(&[&run]), writing).await.expect("closed");
+        if i % 7 == 0 {
+            server.command(&["FLUSHALL"]);
+        }
+        database.store(i, Ordering::SeqCst);
+        cache
+            .reopen(&set(&[&run]), writing)
+            .await
+            .expect("reopened");
+        acknowledged.store(i, Ordering::SeqCst);
+        // Lets the readers fill and hit before the next write.
+        let _ = hit(cache, &run, &key).await;
+    }
+    let hits: usize = readers.join_all().await.into_iter().sum();
+    assert!(hits > 100, "the cache was used: {hits}");
+}
+
+#[tokio::test]
+async fn without_room_in_the_process_redis_answers() {
+    let server = RedisServer::start();
+    let cache = connect_with(&server.url(), |config| config.max_local_bytes = 0).await;
+    fill(&cache, &tag("run-1"), &key(1), "answer").await;
+    for _ in 0..2 {
+        let found = hit(&cache, &tag("run-1"), &key(1)).await;
+        assert_eq!(found, Some(("answer".into(), Tier::Redis)));
+    }
+}
+
+#[tokio::test]
+async fn each_step_is_one_round_trip() {
+    let server = RedisServer::start();
+    let (a, b) = (connect(&server.url()).await, connect(&server.url()).await);
+    let run = tag("run-1");
+    fill(&a, &run, &key(1), "answer").await;
+    write(&a, &[&run]).await;
+    fill(&a, &run, &key(1), "answer").await;
+
+    let commands = |server: &RedisServer| -> Vec<(String, u64)> {
+        ["mget", "get", "evalsha", "eval"]
+            .iter()
+            .map(|&name| (name.to_owned(), server.calls(name)))
+            .filter(|(_, calls)| *calls > 0)
+            .collect()
+    };
+    server.command(&["CONFIG", "RESETSTAT"]);
+    assert_eq!(
+        hit(&b, &run, &key(1)).await.map(|(_, tier)| tier),
+        Some(Tier::Redis)
+    );
+    assert_eq!(
+        commands(&server),
+        [("mget".to_owned(), 1)],
+        "a hit that L1 doesn't hold"
+    );
+    assert_eq!(b.stats().round_trips, 1);
+
+    let tags: BTreeSet<_> = (0..17).map(|i| tag(&format!("touched-{i}"))).collect();
+    let before = a.stats().round_trips;
+    let writing = WriteId::generate();
+    a.close(&tags, writing).await.expect("closed");
+    a.reopen(&tags, writing).await.expect("reopened");
+    assert_eq!(a.stats().round_trips - before, 2, "a write");
+    assert_eq!(server.calls("evalsha"), 34);
+}
+
+#[tokio::test]
+async fn a_thousand_hits_share_a_version_read() {
+    let server = RedisServer::start();
+    let cache = connect(&server.url()).await;
+    for i in 0..10 {
+        fill(&cache, &tag(&format!("run-{i}")), &key(i), "answer").await;
+    }
+    server.command(&["CONFIG", "RESETSTAT"]);
+    // One thread, on which all ask before any is answered.
+    let lookups = (0..1_000).map(|i| {
+        let cache = &cache;
+        async move { hit(cache, &tag(&format!("run-{}", i % 10)), &key(i % 10)).await }
+    });
+    for found in futures_util::future::join_all(lookups).await {
+        assert_eq!(found, Some(("answer".into(), Tier::Local)));
+    }
+    let reads = server.calls("mget");
+    assert!(reads <= 2, "{reads} version reads");
+}
+
+#[tokio::test]
+async fn every_key_has_a_time_to_live() {
+    let server = RedisServer::start();
+    let cache = connect(&server.url()).await;
+    let (run, other) = (tag("run-1"), tag("run-2"));
+    fill(&cache, &run, &key(1), "answer").await;
+    cache
+        .close(&set(&[&other]), WriteId::generate())
+        .await
+        .expect("closed");
+    let keys = server.keys("*");
+    assert_eq!(
+        keys.len(),
+        4,
+        "version, keys and entry, and the writers: {keys:?}"
+    );
+    for key in keys {
+        let ttl: u64 = server.command(&["TTL", &key]).parse().expect("it has one");
+        assert!((20..=300).contains(&ttl), "{key}: {ttl}");
+    }
+}
+
+#[tokio::test]
+async fn a_server_restarted_empty_is_used_again() {
+    let mut server = RedisServer::start();
+    let cache = connect(&server.url()).await;
+    let run = tag("run-1");
+    fill(&cache, &run, &key(1), "old").await;
+    server.command(&["SCRIPT", "FLUSH"]);
+    write(&cache, &[&run, &tag("run-2")]).await;
+    fill(&cache, &run, &key(1), "old").await;
+
+    server.restart();
+    recovered(&cache, &tag("another")).await;
+    assert_eq!(
+        hit(&cache, &run, &key(1)).await,
+        None,
+        "without a version nothing is current"
+    );
+    fill(&cache, &run, &key(1), "new").await;
+    write(&cache, &[&run]).await;
+    assert_eq!(hit(&cache, &run, &key(1)).await, None);
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_costs_half_a_second_and_no_more() {
+    let server = RedisServer::start();
+    let cache = connect(&server.url()).await;
+    let run = tag("run-1");
+    fill(&cache, &run, &key(1), "answer").await;
+    server.suspend();
+    let suspended = Instant::now();
+    let failed = cache.lookup(&run, &key(1)).await;
+    assert!(matches!(failed, Err(CacheError(_))), "{failed:?}");
+    assert!(suspended.elapsed() < Duration::from_secs(1));
+    let mut fast = 0;
+    while suspended.elapsed() < Duration::from_secs(3) {
+        let asked = Instant::now();
+        assert!(
+            cache
+                .close(&set(&[&run]), WriteId::generate())
+                .await
+                .is_err()
+        );
+        assert!(asked.elapsed() < Duration::from_secs(1));
+        fast += usize::from(asked.elapsed() < Duration::from_millis(50));
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(
+        fast > 20,
+        "while it connects again it fails at once: {fast}"
+    );
+    server.resume();
+    recovered(&cache, &tag("another")).await;
+    assert!(cache.stats().errors > 20);
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_at_the_start_is_used_when_it_comes() {
+    let mut server = RedisServer::start();
+    server.kill();
+    let started = Instant::now();
+    let cache = connect(&server.url()).await;
+    assert!(started.elapsed() < Duration::from_secs(2));
+    assert!(cache.lookup(&tag("run-1"), &key(1)).await.is_err());
+    server.restart();
+    recovered(&cache, &tag("run-1")).await;
+    fill(&cache, &tag("run-1"), &key(1), "answer").await;
+}
+
+#[tokio::test]
+async fn credentials_and_database_come_from_the_url() {
+    let server = RedisServer::start();
+    server.command(&["CONFIG", "SET", "requirepass", "se/cret"]);
+    let url = format!("redis://:se%2Fcret@127.0.0.1:{}/3", server.port);
+    let cache = connect(&url).await;
+    fill(&cache, &tag("run-1"), &key(1), "answer").await;
+    let keys = server.command(&["-a", "se/cret", "--no-auth-warning", "-n", "3", "DBSIZE"]);
+    assert_eq!(keys, "3");
+}
+
+#[tokio::test]
+async fn closing_a_million_entries_takes_as_long_as_closing_a_thousand() {
+    let server = RedisServer::start();
+    let cache = connect(&server.url()).await;
+    let mut small = Vec::new();
+    for i in 0..11 {
+        let run = tag(&format!("small-{i}"));
+        populate(&server, &run, 1_000);
+        small.push(time_to_close(&cache, &run).await);
+    }
+    small.sort_unstable();
+    let small = small[small.len() / 2];
+    let run = tag("large");
+    populate(&server, &run, 1_000_000);
+    let large = time_to_close(&cache, &run).await;
+    assert!(
+        large <= 2 * small,
+        "{large:?} for a million, {small:?} for a thousand"
+    );
+
+    let deadline = Instant::now() + Duration::from_secs(60);
+    // Eleven and one writers.
+    while server.command(&["DBSIZE"]) != "12" {
+        assert!(
+            Instant::now() < deadline,
+            "the background drops the entries"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Puts entries under a tag, as fills would, but faster.
+fn populate(server: &RedisServer, tag: &Tag, count: usize) {
+    const SCRIPT: &str = "for i = ARGV[1], ARGV[2] do \
+        redis.call('SADD', KEYS[1] .. 'keys', 'schema:ListLocations:' .. i) \
+        redis.call('SET', KEYS[1] .. 'schema:ListLocations:' .. i, 'x', 'EX', 300) end";
+    let base = format!("loc:{{{tag}}}:");
+    for first in (0..count).step_by(50_000) {
+        let last = (first + 50_000).min(count) - 1;
+        server.command(&[
+            "EVAL",
+            SCRIPT,
+            "1",
+            &base,
+            &first.to_string(),
+            &last.to_string(),
+        ]);
+    }
+}
+
+async fn time_to_close(cache: &RedisCache, tag: &Tag) -> Duration {
+    let (tags, started) = (set(&[tag]), Instant::now());
+    cache
+        .close(&tags, WriteId::generate())
+        .await
+        .expect("closed");
+    started.elapsed()
+}
+
+#[tokio::test]
+async fn what_was_filled_again_survives_the_background() {
+    let server = RedisServer::start();
+    let cache = connect(&server.url()).await;
+    let run = tag("run-1");
+    populate(&server, &run, 50_000);
+    let version = open(&cache, &run).await;
+    for i in 0..200 {
+        assert!(
+            cache
+                .fill(&run, &key(i), version, "old".into())
+                .await
+                .expect("stored")
+        );
+    }
+    write(&cache, &[&run]).await;
+    let version = open(&cache, &run).await;
+    for i in 0..200 {
+        assert!(
+            cache
+                .fill(&run, &key(i), version, "new".into())
+                .await
+                .expect("stored")
+        );
+    }
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !server.keys("*:dropped:*").is_empty() {
+        assert!(
+            Instant::now() < deadline,
+            "the background drops the entries"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(
+        server.command(&["DBSIZE"]),
+        "202",
+        "the version, the index, and what is current"
+    );
+}
+
+#[tokio::test]
+async fn an_index_that_nobody_closes_keeps_few_expired_members() {
+    let server = RedisServer::start();
+    let short = connect_with(&server.url(), |config| {
+        config.ttl = Duration::from_millis(500)
+    })
+    .await;
+    let long = connect(&server.url()).await;
+    let run = tag("run-1");
+    let version = open(&long, &run).await;
+    for i in 0..2_000 {
+        assert!(
+            short
+                .fill(&run, &key(i), version, "answer".into())
+                .await
+                .expect("stored")
+        );
+        if i % 100 == 0 {
+            // Keeps index and version alive.
+            assert!(
+                long.fill(&run, &key(10_000), version, "answer".into())
+                    .await
+                    .expect("stored")
+            );
+        }
+    }
+    assert!(
+        long.fill(&run, &key(10_000), version, "answer".into())
+            .await
+            .expect("stored")
+    );
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while server.keys("loc:*:ListLocations:*").len() > 1 {
+        assert!(Instant::now() < deadline, "the short-lived entries expire");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for i in 0..400 {
+        assert!(
+            long.fill(&run, &key(20_000 + i), version, "answer".into())
+                .await
+                .expect("stored")
+        );
+    }
+    let members: usize = server
+        .command(&["SCARD", "loc:{*,run-1,*}:keys"])
+        .parse()
+        .expect("a number");
+    let dead = members - 401;
+    assert!(dead * 4 <= members, "{dead} of {members} members are dead");
+}
+
+#[tokio::test]
+async fn a_full_server_still_lets_writes_invalidate() {
+    let server =
+        RedisServer::start_with(&["--maxmemory", "4mb", "--maxmemory-policy", "noeviction"]);
+    let (cache, run) = (connect(&server.url()).await, tag("run-1"));
+    let version = open(&cache, &run).await;
+    let big = Bytes::from(vec![b'x'; 64 << 10]);
+    let mut filled = 0;
+    while cache
+        .fill(&run, &key(filled), version, big.clone())
+        .await
+        .is_ok()
+    {
+        filled += 1;
+        assert!(filled < 1_000, "it has room for 4 MiB");
+    }
+    server.command(&["CONFIG", "SET", "maxmemory", "1mb"]);
+    let (tags, writing) = (set(&[&run]), WriteId::generate());
+    cache
+        .close(&tags, writing)
+        .await
+        .expect("closed though nothing fits");
+    cache
+        .reopen(&tags, writing)
+        .await
+        .expect("reopened though nothing fits");
+    assert_eq!(hit(&cache, &run, &key(0)).await, None);
+}
+
+#[tokio::test]
+async fn eviction_costs_speed_only() {
+    let server =
+        RedisServer::start_with(&["--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru"]);
+    let caches = [connect(&server.url()).await, connect(&server.url()).await];
+    let run = tag("run-1");
+    let mut filler = 0;
+    for round in 0..200_u64 {
+        let text: &'static str = if round % 2 == 0 { "even" } else { "odd" };
+        // Others' entries, whose fills throw out whatever is oldest.
+        for _ in 0..20 {
+            filler += 1;
+            let other = tag(&format!("filler-{filler}"));
+            if let Ok(Some(version)) = caches[0].open(&other).await {
+                let big = Bytes::from(vec![b'x'; 16 << 10]);
+                let _ = caches[0].fill(&other, &key(filler), version, big).await;
+            }
+        }
+        write(&caches[usize::from(round % 3 == 0)], &[&run]).await;
+        for cache in &caches {
+            assert_eq!(read_through(cache, &run, &key(1), text).await, text);
+        }
+    }
+    let evicted = server.command(&["INFO", "stats"]);
+    assert!(
+        !evicted.contains("evicted_keys:0\r\n"),
+        "something was evicted"
+    );
+}
+
+#[tokio::test]
+async fn people_can_look_and_invalidate() {
+    let server = RedisServer::start();
+    let (a, b) = (connect(&server.url()).await, connect(&server.url()).await);
+    let (run, other) = (tag("run-1"), tag("run-2"));
+    for i in 0..3 {
+        fill(&a, &run, &key(i), "answer").await;
+    }
+    fill(&a, &other, &key(7), "answer").await;
+
+    let told = b.explain(&run, &key(1)).await.expect("Redis answers");
+    let held = told.redis.expect("it is stored");
+    assert_eq!((held.bytes, Some(held.version)), (6, told.current));
+    assert!(held.age < Duration::from_secs(10));
+    assert_eq!((told.writers, told.local), (0, None));
+    let told = a.explain(&run, &key(1)).await.expect("Redis answers");
+    assert_eq!(told.local.map(|held| held.version), told.current);
+
+    assert_eq!(b.invalidate(&run).await.expect("Redis answers"), 3);
+    assert_eq!(hit(&a, &run, &key(1)).await, None);
+    assert!(
+        a.open(&run).await.expect("Redis answers").is_some(),
+        "no write is in flight"
+    );
+    assert_eq!(
+        hit(&a, &other, &key(7)).await,
+        Some(("answer".into(), Tier::Local))
+    );
+
+    let foreign = connect_with(&server.url(), |config| config.prefix = "lo*".to_owned()).await;
+    fill(&foreign, &run, &key(1), "answer").await;
+    assert_eq!(foreign.invalidate_all().await.expect("Redis answers"), 1);
+    assert_eq!(
+        hit(&a, &other, &key(7)).await,
+        Some(("answer".into(), Tier::Local))
+    );
+    assert_eq!(b.invalidate_all().await.expect("Redis answers"), 1);
+    assert_eq!(hit(&a, &other, &key(7)).await, None);
+
+    a.close(&set(&[&run]), WriteId::generate())
+        .await
+        .expect("closed");
+    let told = a.explain(&run, &key(1)).await.expect("Redis answers");
+    assert_eq!((told.writers, told.current, told.redis), (1, None, None));
+    let stats = a.stats();
+    assert_eq!((stats.fills, stats.local_hits, stats.misses), (4, 2, 2));
+}
+
+#[tokio::test]
+async fn a_cluster_keeps_each_tag_on_one_slot() {
+    let cluster = RedisCluster::start();
+    let (a, b) = (connect(&cluster.url()).await, connect(&cluster.url()).await);
+    let hostile = tag("}{*:a b\n");
+    let tags: Vec<_> = (0..600).map(|i| tag(&format!("run-{i}"))).collect();
+    fill(&a, &hostile, &key(0), "hostile").await;
+    for (i, tag) in (1..).zip(&tags) {
+        fill(&a, tag, &key(i), "answer").await;
+    }
+    let mut names = String::new();
+    for node in &cluster.nodes {
+        let keys = node.keys("*");
+        assert!(keys.len() > 300, "the tags are spread");
+        for key in keys {
+            let _ = writeln!(names, "{key}");
+            assert!(!key.contains([' ', '\n']), "{key:?}");
+            assert_eq!(key.matches(['{', '}']).count(), 2, "{key:?}");
+        }
+    }
+    assert_eq!(names.lines().count(), 3 * 601);
+    let node = &cluster.nodes[0];
+    let slots: BTreeSet<_> = names
+        .lines()
+        .filter(|name| name.starts_with("loc:{*,%7D%7B%2A%3Aa%20b%0A,*}:"))
+        .map(|name| node.command(&["CLUSTER", "KEYSLOT", name]))
+        .collect();
+    assert_eq!(slots.len(), 1, "one slot: {slots:?}");
+
+    let lookups = (1..).zip(&tags).map(|(i, tag)| {
+        let a = &a;
+        async move { hit(a, tag, &key(i)).await }
+    });
+    for found in futures_util::future::join_all(lookups).await {
+        assert_eq!(found, Some(("answer".into(), Tier::Local)));
+    }
+    let all: Vec<_> = tags.iter().collect();
+    write(&b, &all).await;
+    for (i, tag) in (1..).zip(&tags) {
+        assert_eq!(hit(&a, tag, &key(i)).await, None);
+    }
+    assert_eq!(
+        hit(&a, &hostile, &key(0)).await,
+        Some(("hostile".into(), Tier::Local))
+    );
+    assert_eq!(
+        hit(&b, &hostile, &key(0)).await,
+        Some(("hostile".into(), Tier::Redis))
+    );
+    assert_eq!(b.invalidate_all().await.expect("every node answers"), 1);
+    assert_eq!(hit(&a, &hostile, &key(0)).await, None);
+}
+
+#[tokio::test]
+async fn a_cluster_works_again_after_a_node_hung() {
+    let cluster = RedisCluster::start();
+    let cache = connect(&cluster.url()).await;
+    let tags: Vec<_> = (0..30).map(|i| tag(&format!("run-{i}"))).collect();
+    let all: Vec<_> = tags.iter().collect();
+    write(&cache, &all).await;
+    cluster.nodes[1].suspend();
+    let asked = Instant::now();
+    assert!(cache.close(&set(&all), WriteId::generate()).await.is_err());
+    assert!(asked.elapsed() < Duration::from_secs(1));
+    cluster.nodes[1].resume();
+    for tag in &tags {
+        recovered(&cache, tag).await;
+    }
+    write(&cache, &all).await;
+}
+
+#[tokio::test]
+async fn a_failover_is_followed() {
+    let mut set_of = RedisSentinels::start();
+    let cache = connect(&set_of.url()).await;
+    fill(&cache, &tag("run-1"), &key(1), "answer").await;
+    set_of.master.kill();
+    recovered(&cache, &tag("run-2")).await;
+    fill(&cache, &tag("run-3"), &key(1), "answer").await;
+    assert!(set_of.replica.keys("loc:{*,run-3,*}:*").len() == 3);
+    assert_eq!(set_of.sentinels.len(), 3);
+}

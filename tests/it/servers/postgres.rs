@@ -1,0 +1,232 @@
+//! A private PostgreSQL server.
+
+use std::{
+    fs,
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions,
+};
+
+const BINARIES: &str = "/usr/lib/postgresql/15/bin";
+const USER: &str = "postgres";
+
+/// Waits for the end of its input, which comes at the latest with the test process; then it ends
+/// the server, even a suspended one, and deletes its folder.
+const GUARDIAN: &str = r#"
+    cat >/dev/null
+    if [ -s "$1/data/postmaster.pid" ]; then
+        pid=$(head -n 1 "$1/data/postmaster.pid")
+        kill -CONT "$pid"
+        "$2/pg_ctl" -D "$1/data" -m immediate -t 20 stop
+    fi
+    rm -rf "$1"
+"#;
+
+/// A PostgreSQL server with a data folder and a port of its own. Dropping it ends it.
+pub struct Postgres {
+    dir: PathBuf,
+    port: u16,
+    guardian: Child,
+    databases: AtomicU32,
+}
+
+impl Postgres {
+    /// One for all tests that leave it as it was.
+    pub fn shared() -> &'static Self {
+        static SHARED: OnceLock<Postgres> = OnceLock::new();
+        SHARED.get_or_init(Self::start)
+    }
+
+    /// Starts a server that answers at once.
+    pub fn start() -> Self {
+        Self::start_with(|_| String::new())
+    }
+
+    /// Starts a server whose configuration has these lines. The function is given the server's
+    /// folder, and may put files there.
+    pub fn start_with(configuration: impl FnOnce(&Path) -> String) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("location-service-postgres-")
+            .tempdir()
+            .expect("a temporary folder can be made")
+            .keep();
+        let extra = configuration(&dir);
+        if is_root() {
+            run(Command::new("chown").args(["-R", USER]).arg(&dir));
+        }
+        let guardian = as_user("sh")
+            .args(["-c", GUARDIAN, "guardian"])
+            .arg(&dir)
+            .arg(BINARIES)
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("sh can be run");
+        let port = TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .expect("a port is free")
+            .port();
+        let server = Self {
+            dir,
+            port,
+            guardian,
+            databases: AtomicU32::new(0),
+        };
+        run(as_user(&format!("{BINARIES}/initdb"))
+            .args([
+                "--no-sync",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+            ])
+            .arg("--username=postgres")
+            .arg("--pgdata")
+            .arg(server.dir.join("data")));
+        let configuration = format!(
+            "listen_addresses = '127.0.0.1'\n\
+             port = {port}\n\
+             unix_socket_directories = ''\n\
+             fsync = off\n\
+             max_connections = 200\n\
+             {extra}\n"
+        );
+        let file = server.dir.join("data/postgresql.auto.conf");
+        fs::write(file, configuration).expect("the configuration can be written");
+        server.start_again();
+        server
+    }
+
+    /// Starts it again after [`stop`](Self::stop), on the same port.
+    pub fn start_again(&self) {
+        run(self
+            .pg_ctl()
+            .arg("--log")
+            .arg(self.log())
+            .args(["--wait", "start"]));
+    }
+
+    /// Stops it as an administrator does: connections end.
+    pub fn stop(&self) {
+        run(self.pg_ctl().args(["--wait", "--mode=fast", "stop"]));
+    }
+
+    /// Sends a signal, such as `STOP` or `CONT`, to all of its processes.
+    pub fn signal(&self, signal: &str) {
+        let main = self.pid();
+        let children = fs::read_to_string(format!("/proc/{main}/task/{main}/children"))
+            .expect("the server runs");
+        let pids = std::iter::once(main.as_str()).chain(children.split_whitespace());
+        kill(signal, pids);
+    }
+
+    /// The process id of the server's main process.
+    pub fn pid(&self) -> String {
+        let file = fs::read_to_string(self.dir.join("data/postmaster.pid"));
+        let file = file.expect("the server runs");
+        file.lines().next().expect("a process id").to_owned()
+    }
+
+    /// The server's log file.
+    pub fn log(&self) -> PathBuf {
+        self.dir.join("log")
+    }
+
+    /// A file of the server's folder.
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    /// Makes an empty database; answers its URL.
+    pub async fn database(&self) -> String {
+        let number = self.databases.fetch_add(1, Ordering::Relaxed);
+        let name = format!("test_{number}");
+        let maintenance = self.url("postgres");
+        execute(&maintenance, &format!("CREATE DATABASE {name}")).await;
+        self.url(&name)
+    }
+
+    /// The URL of a database.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://{USER}@127.0.0.1:{}/{database}", self.port)
+    }
+
+    fn pg_ctl(&self) -> Command {
+        let mut command = as_user(&format!("{BINARIES}/pg_ctl"));
+        command.arg("--pgdata").arg(self.dir.join("data"));
+        command
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        drop(self.guardian.stdin.take());
+        let _ = self.guardian.wait();
+    }
+}
+
+/// Connects to a database as its administrator.
+pub async fn connect(url: &str) -> PgConnection {
+    let options: PgConnectOptions = url.parse().expect("a URL");
+    options.connect().await.expect("the server answers")
+}
+
+/// Runs statements on a database.
+pub async fn execute(url: &str, sql: &str) {
+    let mut connection = connect(url).await;
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned()))
+        .execute(&mut connection)
+        .await
+        .expect("the statements are right");
+    connection.close().await.expect("the connection ends");
+}
+
+/// The first number of a query's result.
+pub async fn number(url: &str, sql: &str) -> i64 {
+    let mut connection = connect(url).await;
+    sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
+        .fetch_one(&mut connection)
+        .await
+        .expect("the query answers a number")
+}
+
+/// Sends a signal to processes.
+pub fn kill<'a>(signal: &str, pids: impl IntoIterator<Item = &'a str>) {
+    run(Command::new("kill").arg(format!("-{signal}")).args(pids));
+}
+
+/// `initdb` and the server refuse root.
+fn as_user(program: &str) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command
+        .args(["--reuid", USER, "--regid", USER, "--init-groups", "--"])
+        .arg(program)
+        .current_dir("/");
+    command
+}
+
+fn is_root() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata("/proc/self").expect("/proc is there").uid() == 0
+}
+
+fn run(command: &mut Command) {
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .unwrap_or_else(|error| panic!("{command:?} can't be run: {error}"));
+    assert!(status.success(), "{command:?}: {status}");
+}

@@ -1,0 +1,321 @@
+//! Redis: a server, a Cluster of three masters, a master with a replica and Sentinels.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader},
+    net::TcpListener,
+    process::{Child, ChildStdin, Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+/// How long a server may take for what it is bound to do.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Runs a command, tells its process id, and kills it when its own input ends: so a server goes
+/// with the test, even if that is killed. What it wrote is in the folder's `log`.
+const SUPERVISE: &str =
+    r#""$@" >>log 2>&1 </dev/null & echo $!; read -r _; kill -9 $! 2>>log; wait"#;
+
+/// A private Redis server, without persistence unless its arguments say so.
+pub struct RedisServer {
+    pub port: u16,
+    program: &'static str,
+    args: Vec<String>,
+    dir: TempDir,
+    running: Option<Running>,
+}
+
+struct Running {
+    pid: String,
+    shell: Child,
+    /// Dropped to end the server.
+    input: ChildStdin,
+}
+
+impl RedisServer {
+    /// A server with nothing in it.
+    pub fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// A server with further arguments, such as `["--maxmemory", "5mb"]`.
+    pub fn start_with(args: &[&str]) -> Self {
+        Self::launch("redis-server", args, None)
+    }
+
+    fn launch(program: &'static str, args: &[&str], config: Option<&str>) -> Self {
+        let mut server = Self {
+            port: 0,
+            program,
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            dir: TempDir::new().expect("a temporary folder"),
+            running: None,
+        };
+        // Another process may take a port between our asking for it and the server's.
+        for _ in 0..5 {
+            server.port = free_port();
+            let text = format!(
+                "port {}\nbind 127.0.0.1\nsave \"\"\n{}\n",
+                server.port,
+                config.unwrap_or_default()
+            );
+            fs::write(server.dir.path().join("redis.conf"), text).expect("a writable folder");
+            server.spawn();
+            if server.answers() {
+                return server;
+            }
+            server.kill();
+        }
+        let log = fs::read_to_string(server.dir.path().join("log"));
+        panic!("{program} doesn't start: {log:?}");
+    }
+
+    fn spawn(&mut self) {
+        let mut shell = Command::new("sh")
+            .args(["-c", SUPERVISE, "supervise", self.program, "redis.conf"])
+            .args(&self.args)
+            .current_dir(self.dir.path())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a shell");
+        let input = shell.stdin.take().expect("piped");
+        let mut pid = String::new();
+        BufReader::new(shell.stdout.take().expect("piped"))
+            .read_line(&mut pid)
+            .expect("the process id");
+        self.running = Some(Running {
+            pid: pid.trim().to_owned(),
+            shell,
+            input,
+        });
+    }
+
+    fn answers(&self) -> bool {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            if self.try_command(&["PING"]).as_deref() == Some("PONG") {
+                return true;
+            }
+            if !self.alive() {
+                return false;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        false
+    }
+
+    fn alive(&self) -> bool {
+        self.running
+            .as_ref()
+            .is_some_and(|running| signal(&running.pid, "-0"))
+    }
+
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// Runs a command by `redis-cli`, and returns what it prints.
+    pub fn command(&self, args: &[&str]) -> String {
+        self.try_command(args)
+            .unwrap_or_else(|| panic!("{args:?} failed on port {}", self.port))
+    }
+
+    fn try_command(&self, args: &[&str]) -> Option<String> {
+        let output = Command::new("redis-cli")
+            .args(["-p", &self.port.to_string()])
+            .args(args)
+            .output()
+            .expect("redis-cli is installed");
+        let text = String::from_utf8_lossy(&output.stdout)
+            .trim_end()
+            .to_owned();
+        output.status.success().then_some(text)
+    }
+
+    /// How often a command was called, as the server counts it.
+    pub fn calls(&self, command: &str) -> u64 {
+        let prefix = format!("cmdstat_{command}:calls=");
+        self.command(&["INFO", "commandstats"])
+            .lines()
+            .find_map(|line| line.strip_prefix(&prefix))
+            .and_then(|rest| rest.split(',').next())
+            .map_or(0, |calls| calls.parse().expect("a number"))
+    }
+
+    /// The keys that match a pattern.
+    pub fn keys(&self, pattern: &str) -> Vec<String> {
+        let text = self.command(&["--raw", "KEYS", pattern]);
+        text.lines().map(str::to_owned).collect()
+    }
+
+    /// Kills the server.
+    pub fn kill(&mut self) {
+        if let Some(mut running) = self.running.take() {
+            drop(running.input);
+            let _ = running.shell.wait();
+        }
+    }
+
+    /// Kills the server and starts it again on the same port, with what it persisted.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.spawn();
+        assert!(self.answers(), "it starts again");
+    }
+
+    /// Suspends the server: it takes what it is sent, and answers nothing.
+    pub fn suspend(&self) {
+        self.signal("-STOP");
+    }
+
+    /// Lets a suspended server go on.
+    pub fn resume(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal_name: &str) {
+        let running = self.running.as_ref().expect("it runs");
+        assert!(signal(&running.pid, signal_name), "{signal_name}");
+    }
+}
+
+impl Drop for RedisServer {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// A Cluster of three masters.
+pub struct RedisCluster {
+    pub nodes: Vec<RedisServer>,
+}
+
+impl RedisCluster {
+    /// A Cluster with nothing in it, whose slots are all served.
+    pub fn start() -> Self {
+        let nodes: Vec<_> = (0..3)
+            .map(|_| {
+                let bus = free_port().to_string();
+                RedisServer::start_with(&[
+                    "--cluster-enabled",
+                    "yes",
+                    "--cluster-port",
+                    &bus,
+                    "--cluster-node-timeout",
+                    "2000",
+                ])
+            })
+            .collect();
+        let bounds = [0, 5461, 10923, 16384];
+        for (node, bound) in nodes.iter().zip(bounds.windows(2)) {
+            let (first, last) = (bound[0].to_string(), (bound[1] - 1).to_string());
+            node.command(&["CLUSTER", "ADDSLOTSRANGE", &first, &last]);
+        }
+        for node in &nodes[1..] {
+            let bus = node.command(&["--raw", "CONFIG", "GET", "cluster-port"]);
+            let bus = bus.lines().last().expect("a value").to_owned();
+            nodes[0].command(&["CLUSTER", "MEET", "127.0.0.1", &node.port.to_string(), &bus]);
+        }
+        let cluster = Self { nodes };
+        until("every node sees every slot served", || {
+            cluster.nodes.iter().all(|node| {
+                let info = node.command(&["CLUSTER", "INFO"]);
+                info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:3")
+            })
+        });
+        cluster
+    }
+
+    pub fn url(&self) -> String {
+        let [first, rest @ ..] = &self.nodes[..] else {
+            unreachable!("there are three")
+        };
+        let mut url = format!("redis-cluster://127.0.0.1:{}", first.port);
+        for (i, node) in rest.iter().enumerate() {
+            let separator = if i == 0 { '?' } else { '&' };
+            url.push_str(&format!("{separator}node=127.0.0.1:{}", node.port));
+        }
+        url
+    }
+}
+
+/// A master, a replica, and three Sentinels that fail over after half a second.
+pub struct RedisSentinels {
+    pub master: RedisServer,
+    pub replica: RedisServer,
+    pub sentinels: Vec<RedisServer>,
+}
+
+impl RedisSentinels {
+    /// A set that is ready to fail over.
+    pub fn start() -> Self {
+        let master = RedisServer::start();
+        let port = master.port.to_string();
+        let replica = RedisServer::start_with(&["--replicaof", "127.0.0.1", &port]);
+        until("the replica has synchronised", || {
+            replica
+                .command(&["INFO", "replication"])
+                .contains("master_link_status:up")
+        });
+        let config = format!(
+            "sentinel monitor main 127.0.0.1 {port} 2\n\
+             sentinel down-after-milliseconds main 500\n\
+             sentinel failover-timeout main 3000\n"
+        );
+        let sentinels: Vec<_> = (0..3)
+            .map(|_| RedisServer::launch("redis-sentinel", &[], Some(&config)))
+            .collect();
+        until("every Sentinel knows the others and the replica", || {
+            sentinels.iter().all(|sentinel| {
+                let state = sentinel.command(&["--raw", "SENTINEL", "MASTER", "main"]);
+                let lines: Vec<_> = state.lines().collect();
+                let has = |name, value| lines.windows(2).any(|pair| pair == [name, value]);
+                has("num-other-sentinels", "2") && has("num-slaves", "1")
+            })
+        });
+        Self {
+            master,
+            replica,
+            sentinels,
+        }
+    }
+
+    pub fn url(&self) -> String {
+        let ports: Vec<_> = self
+            .sentinels
+            .iter()
+            .map(|sentinel| sentinel.port)
+            .collect();
+        format!(
+            "redis-sentinel://127.0.0.1:{}?sentinelServiceName=main&node=127.0.0.1:{}&node=127.0.0.1:{}",
+            ports[0], ports[1], ports[2]
+        )
+    }
+}
+
+/// Waits for something that is bound to happen.
+pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < deadline, "in time: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("bound").port()
+}
+
+fn signal(pid: &str, signal: &str) -> bool {
+    Command::new("kill")
+        .args([signal, pid])
+        .stderr(Stdio::null())
+        .status()
+        .expect("kill is installed")
+        .success()
+}
