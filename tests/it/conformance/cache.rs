@@ -42,7 +42,7 @@ async fn the_second_call_of_a_cached_method_hits(app: &TestApp) {
             .await
             .expect("listed");
         check(cache_status(&list));
-        assert_eq!(list.get_ref().locations, [location.clone()]);
+        assert_eq!(list.get_ref().locations, std::slice::from_ref(&location));
         let one = client
             .get_location(get(&location.id))
             .await

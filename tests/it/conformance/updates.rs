@@ -124,7 +124,8 @@ async fn a_mask_changes_what_it_names(app: &TestApp) {
         display_name: "ignored".to_owned(),
         ..v1::Location::default()
     };
-    let clear: [(&str, fn(&mut v1::Location)); 7] = [
+    type Clear = fn(&mut v1::Location);
+    let clear: [(&str, Clear); 7] = [
         ("production_run_id", |location| {
             location.production_run_id.clear()
         }),
