@@ -120,11 +120,11 @@ async fn a_star_changes_everything(app: &TestApp) {
 }
 
 async fn a_mask_changes_what_it_names(app: &TestApp) {
+    type Clear = fn(&mut v1::Location);
     let change = v1::Location {
         display_name: "ignored".to_owned(),
         ..v1::Location::default()
     };
-    type Clear = fn(&mut v1::Location);
     let clear: [(&str, Clear); 7] = [
         ("production_run_id", |location| {
             location.production_run_id.clear()
