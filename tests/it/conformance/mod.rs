@@ -52,7 +52,7 @@ fn is_hit<T>(response: &Response<T>) -> bool {
     cache_status(response).starts_with("location-service; hit")
 }
 
-/// The fields that a BadRequest names, in alphabetical order.
+/// The fields that a `BadRequest` names, in alphabetical order.
 fn bad_fields(status: &Status) -> Vec<String> {
     assert_eq!(status.code(), Code::InvalidArgument, "{status:?}");
     assert_eq!(reason(status), "INVALID_FIELD");

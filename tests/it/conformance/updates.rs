@@ -66,9 +66,9 @@ async fn an_empty_mask_changes_what_is_set(app: &TestApp) {
     };
     let (before, answer) = updated(app, change.clone(), &[]).await;
     let expected = changed(before, &answer, |location| {
-        location.display_name = "new".to_owned();
+        location.display_name = "new".into();
         location.capacity = 99;
-        location.address = change.address.clone();
+        location.address.clone_from(&change.address);
     });
     assert_eq!(answer, expected);
     // A mask that isn't there is as good as an empty one.
@@ -127,13 +127,13 @@ async fn a_mask_changes_what_it_names(app: &TestApp) {
     };
     let clear: [(&str, Clear); 7] = [
         ("production_run_id", |location| {
-            location.production_run_id.clear()
+            location.production_run_id.clear();
         }),
         ("address", |location| location.address = None),
         ("coordinates", |location| location.coordinates = None),
         ("capacity", |location| location.capacity = 0),
         ("state", |location| {
-            location.state = v1::LocationState::Active.into()
+            location.state = v1::LocationState::Active.into();
         }),
         ("description", |location| location.description.clear()),
         ("labels", |location| location.labels.clear()),
@@ -155,10 +155,10 @@ async fn a_mask_reaches_into_fields(app: &TestApp) {
         }),
         ..full()
     };
-    address(&mut change).locality = "Lyon".to_owned();
+    address(&mut change).locality = "Lyon".into();
     address(&mut change).address_lines.clear();
-    address(&mut change).postal_code = "ignored".to_owned();
-    address(&mut change).region_code = "BE".to_owned();
+    address(&mut change).postal_code = "ignored".into();
+    address(&mut change).region_code = "BE".into();
     let paths = [
         "address.locality",
         "address.address_lines",
@@ -171,9 +171,9 @@ async fn a_mask_reaches_into_fields(app: &TestApp) {
     let (before, answer) = updated(app, change, &paths).await;
     let expected = changed(before, &answer, |location| {
         let address = address(location);
-        address.locality = "Lyon".to_owned();
+        address.locality = "Lyon".into();
         address.address_lines.clear();
-        address.region_code = "BE".to_owned();
+        address.region_code = "BE".into();
         location.coordinates.as_mut().expect("it has some").latitude = -1.0;
         location.labels.insert("a.b/c".to_owned(), "new".to_owned());
         location.labels.remove("colour");
@@ -374,7 +374,7 @@ async fn a_mask_may_repeat_paths_at_no_cost(app: &TestApp) {
         ..full()
     };
     // A copy of the labels for each would be 20 GB.
-    let (before, answer) = updated(app, change.clone(), &["labels"; 300_000]).await;
+    let (before, answer) = updated(app, change.clone(), &vec!["labels"; 300_000]).await;
     let expected = changed(before, &answer, |location| location.labels = change.labels);
     assert_eq!(answer, expected);
 }

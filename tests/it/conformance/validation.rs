@@ -1,4 +1,4 @@
-//! Limits, and what a BadRequest says when they are exceeded.
+//! Limits, and what a `BadRequest` says when they are exceeded.
 
 use location_service::proto::location::v1;
 
@@ -199,29 +199,29 @@ async fn values_past_the_limits_are_refused(app: &TestApp) {
         ("type", |location| location.r#type = 0),
         ("type", |location| location.r#type = i32::MIN),
         ("display_name", |location| {
-            location.display_name = long("é", 257)
+            location.display_name = long("é", 257);
         }),
         ("display_name", |location| {
-            location.display_name = "a\0b".to_owned()
+            location.display_name = "a\0b".into();
         }),
         ("production_run_id", |location| {
-            location.production_run_id = long("é", 129)
+            location.production_run_id = long("é", 129);
         }),
         ("production_run_id", |location| {
-            location.production_run_id = "\0".to_owned()
+            location.production_run_id = "\0".into();
         }),
-        ("owner_id", |location| location.owner_id = "\0".to_owned()),
+        ("owner_id", |location| location.owner_id = "\0".into()),
         ("address.address_lines", |location| {
             address(location).address_lines = vec![String::new(); 11];
         }),
         ("address.region_code", |location| {
-            address(location).region_code = "ZZ".to_owned()
+            address(location).region_code = "ZZ".into();
         }),
         ("address.region_code", |location| {
-            address(location).region_code = "FRA".to_owned()
+            address(location).region_code = "FRA".into();
         }),
         ("address.region_code", |location| {
-            address(location).region_code = "A ".to_owned()
+            address(location).region_code = "A ".into();
         }),
         ("coordinates.latitude", |location| {
             location.coordinates = Some(v1::LatLng {
@@ -243,13 +243,13 @@ async fn values_past_the_limits_are_refused(app: &TestApp) {
                 .collect();
         }),
         ("labels", |location| {
-            location.labels = [(String::new(), String::new())].into()
+            location.labels = [(String::new(), String::new())].into();
         }),
         ("labels", |location| {
-            location.labels = [(long("é", 64), String::new())].into()
+            location.labels = [(long("é", 64), String::new())].into();
         }),
         ("labels.a\0", |location| {
-            location.labels = [("a".to_owned(), "\0".to_owned())].into()
+            location.labels = [("a".to_owned(), "\0".to_owned())].into();
         }),
     ];
     for (field, change) in changes {

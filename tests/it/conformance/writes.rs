@@ -154,7 +154,7 @@ async fn a_batch_is_read_in_the_order_asked_or_not_at_all(app: &TestApp) {
     let answer = client.batch_create_locations(batch(requests)).await;
     let mut locations = answer.expect("created").into_inner().locations;
     locations.reverse();
-    locations[1] = locations[0].clone();
+    locations[1] = v1::Location::clone(&locations[0]);
     let ids = |locations: &[v1::Location]| v1::BatchGetLocationsRequest {
         ids: locations
             .iter()
@@ -177,7 +177,7 @@ async fn a_batch_is_read_in_the_order_asked_or_not_at_all(app: &TestApp) {
 
     let mut request = ids(&locations[..3]);
     request.ids[0] = String::new();
-    request.ids[2] = "x".to_owned();
+    request.ids[2] = "x".into();
     let status = client.batch_get_locations(request).await.expect_err("bad");
     assert_eq!(bad_fields(&status), ["ids[0]", "ids[2]"]);
     let mut request = ids(&locations);
