@@ -105,10 +105,16 @@ impl Shared {
             version,
             answer,
         };
-        let mut stored = true;
         for (evicted, entry) in self.entries.insert(*key, entry) {
-            stored &= evicted != *key;
-            tags.forget(&evicted, &entry);
+            // Under the key itself it is the entry before, or this one, which didn't fit.
+            if evicted != *key {
+                tags.forget(&evicted, &entry);
+            }
+        }
+        let held = self.entries.peek(key);
+        let stored = held.is_some_and(|held| held.version == version);
+        if !stored {
+            tags.unindex(tag, key, version);
         }
         stored
     }
@@ -117,13 +123,17 @@ impl Shared {
 impl Tags {
     /// Takes an entry that is gone out of its tag's index.
     fn forget(&mut self, key: &Key, entry: &Entry) {
-        let Some(state) = self.states.get_mut(&entry.tag) else {
+        self.unindex(&entry.tag, key, entry.version);
+    }
+
+    fn unindex(&mut self, tag: &Tag, key: &Key, version: Version) {
+        let Some(state) = self.states.get_mut(tag) else {
             return;
         };
-        if state.version == Some(entry.version) {
+        if state.version == Some(version) {
             state.keys.remove(key);
             if state.is_bare() {
-                self.states.remove(&entry.tag);
+                self.states.remove(tag);
             }
         }
     }

@@ -40,7 +40,7 @@ pub type Client = LocationServiceClient<InterceptedService<Channel, Bearer>>;
 /// How long anything that is bound to happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-const SECRET: &[u8] = b"a secret of the tests, of 32 bytes or more";
+pub const SECRET: &[u8] = b"a secret of the tests, of 32 bytes or more";
 
 /// A running service.
 pub struct TestApp {

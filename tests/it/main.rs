@@ -25,5 +25,6 @@ mod harness;
 mod postgres;
 mod races;
 mod redis;
+mod robustness;
 mod servers;
 mod tags;
