@@ -118,8 +118,16 @@ pub struct App {
 }
 
 impl App {
-    /// Opens the engines that the configuration names.
+    /// The service over the engines that the configuration names.
     pub async fn build(config: &ServeConfig) -> Result<Self, StartError> {
+        let (store, cache) = Self::open(config).await?;
+        Self::assemble(config, store, cache).await
+    }
+
+    /// Opens the engines that the configuration names.
+    pub async fn open(
+        config: &ServeConfig,
+    ) -> Result<(Arc<dyn Store>, Arc<dyn Cache>), StartError> {
         match (&config.database, &config.redis_url) {
             (DatabaseUrl::Postgres(_), None) => return Err(StartError::PostgresWithoutRedis),
             (DatabaseUrl::Sqlite(_), Some(_)) => return Err(StartError::RedisWithoutPostgres),
@@ -148,7 +156,7 @@ impl App {
                 Arc::new(RedisCache::connect(&redis).await?)
             }
         };
-        Self::assemble(config, store, cache).await
+        Ok((store, cache))
     }
 
     /// The service over these engines.

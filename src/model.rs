@@ -99,6 +99,15 @@ pub type LabelKey = Text<1, 63>;
 /// A value of a label.
 pub type LabelValue = Text<0, 255>;
 
+/// The text with differences of case taken away, for comparing. Upper case first: lower case alone
+/// keeps ß from SS, and the Greek final sigma from the others.
+pub fn fold_case(text: &str) -> String {
+    text.chars()
+        .flat_map(char::to_uppercase)
+        .flat_map(char::to_lowercase)
+        .collect()
+}
+
 /// A location's id: any UUID, a version 7 one if the service chose it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LocationId(pub Uuid);
@@ -217,24 +226,28 @@ pub struct Coordinates {
 }
 
 impl Coordinates {
-    /// A position, if both are in range; the error names the field.
-    pub fn new(latitude: f64, longitude: f64) -> Result<Self, (&'static str, String)> {
-        let check = |field, value: f64, limit: f64| {
-            if value.abs() <= limit {
-                Ok(())
-            } else {
-                Err((
-                    field,
-                    format!("must be -{limit} to {limit} degrees, is {value}"),
-                ))
-            }
-        };
-        check("coordinates.latitude", latitude, 90.0)?;
-        check("coordinates.longitude", longitude, 180.0)?;
-        Ok(Self {
-            latitude,
-            longitude,
+    /// A position, if both are in range; the error names every field that isn't.
+    pub fn new(latitude: f64, longitude: f64) -> Result<Self, Vec<(&'static str, String)>> {
+        let bad: Vec<_> = [
+            ("coordinates.latitude", latitude, 90.0),
+            ("coordinates.longitude", longitude, 180.0),
+        ]
+        .into_iter()
+        // What isn't a number isn't in range either.
+        .filter(|(_, value, limit)| !(-limit..=*limit).contains(value))
+        .map(|(field, value, limit)| {
+            let why = format!("must be -{limit} to {limit} degrees, is {value}");
+            (field, why)
         })
+        .collect();
+        if bad.is_empty() {
+            Ok(Self {
+                latitude,
+                longitude,
+            })
+        } else {
+            Err(bad)
+        }
     }
 
     /// Degrees north.
@@ -372,8 +385,10 @@ pub enum Change {
     PostalCode(PostalCode),
     RegionCode(RegionCode),
     Coordinates(Option<Coordinates>),
-    Latitude(f64),
-    Longitude(f64),
+    /// The latitude of this position.
+    Latitude(Coordinates),
+    /// The longitude of this position.
+    Longitude(Coordinates),
     Capacity(Capacity),
     State(LocationState),
     Description(Description),
@@ -404,13 +419,19 @@ impl Location {
             Change::PostalCode(value) => details.address.postal_code = value,
             Change::RegionCode(value) => details.address.region_code = value,
             Change::Coordinates(value) => details.coordinates = value,
-            Change::Latitude(latitude) => {
+            Change::Latitude(Coordinates { latitude, .. }) => {
                 let longitude = position.map_or(0.0, Coordinates::longitude);
-                details.coordinates = Some(Coordinates::new(latitude, longitude)?);
+                details.coordinates = Some(Coordinates {
+                    latitude,
+                    longitude,
+                });
             }
-            Change::Longitude(longitude) => {
+            Change::Longitude(Coordinates { longitude, .. }) => {
                 let latitude = position.map_or(0.0, Coordinates::latitude);
-                details.coordinates = Some(Coordinates::new(latitude, longitude)?);
+                details.coordinates = Some(Coordinates {
+                    latitude,
+                    longitude,
+                });
             }
             Change::Capacity(value) => details.capacity = value,
             Change::State(value) => details.state = value,

@@ -1,6 +1,6 @@
 //! From the proto to the model: every violation of a request is collected.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
     cache::Tag,
@@ -9,7 +9,7 @@ use crate::{
         Address, AddressText, Capacity, Change, Coordinates, Details, Etag, LabelKey, LabelValue,
         ListQuery, LocationId, LocationState, LocationType, MAX_ADDRESS_LINES, MAX_LABELS,
         NewLocation, Order, OrderField, OwnerId, Predicate, Principal, ProductionRunId, RegionCode,
-        ReportQuery, Text, parse_uuid,
+        ReportQuery, Text, fold_case, parse_uuid,
     },
     proto::location::v1,
     service::{Creation, Write},
@@ -17,6 +17,8 @@ use crate::{
 
 /// The most items of a batch.
 const MAX_BATCH: usize = 1_000;
+/// How many characters of a path that isn't known an error repeats.
+const MAX_SHOWN_PATH: usize = 64;
 const DEFAULT_PAGE: u32 = 50;
 const MAX_PAGE: u32 = 1_000;
 
@@ -68,7 +70,7 @@ pub fn list(request: v1::ListLocationsRequest) -> Result<(ListQuery, String)> {
         Some(ListQuery {
             predicate: predicate?,
             state: state?,
-            text: text?.as_str().to_lowercase(),
+            text: fold_case(text?.as_str()),
             order: order?,
             limit: limit?,
             skip: skip?,
@@ -219,11 +221,18 @@ pub fn update(request: v1::UpdateLocationRequest) -> Result<(Write, bool)> {
     };
     let id = bad.check("location.id", LocationId::parse(&location.id));
     let etag = etag(&location.etag);
-    let paths = request.update_mask.unwrap_or_default().paths;
+    // Without repeats, each of which would be a copy of the field. Sorted, whole fields come before
+    // their parts.
+    let paths: BTreeSet<_> = request
+        .update_mask
+        .unwrap_or_default()
+        .paths
+        .into_iter()
+        .collect();
     let changes = if paths.is_empty() {
         changes(populated(&location), &location, &mut bad)
     } else {
-        let all = paths.iter().any(|path| path == "*");
+        let all = paths.contains("*");
         if all && paths.len() > 1 {
             bad.add("update_mask", "may have no other path beside *");
         }
@@ -382,7 +391,11 @@ fn coordinates(
     };
     Coordinates::new(position.latitude, position.longitude)
         .map(Some)
-        .map_err(|(field, why)| bad.add(format!("{path}.{field}"), why))
+        .map_err(|violations| {
+            for (field, why) in violations {
+                bad.add(format!("{path}.{field}"), why);
+            }
+        })
         .ok()
 }
 
@@ -463,6 +476,7 @@ fn change(path: &str, location: &v1::Location, bad: &mut Violations) -> Option<C
     let field = format!("location.{path}");
     let address = || location.address.clone().unwrap_or_default();
     let position = || location.coordinates.unwrap_or_default();
+    let zero = v1::LatLng::default();
     Some(match path {
         // Unspecified means that the client doesn't know it: it can't be changed anyway.
         "type" if location.r#type == 0 => return None,
@@ -488,8 +502,22 @@ fn change(path: &str, location: &v1::Location, bad: &mut Violations) -> Option<C
             Change::RegionCode(bad.check(field, RegionCode::parse(&address().region_code))?)
         }
         "coordinates" => Change::Coordinates(coordinates(location.coordinates, "location", bad)?),
-        "coordinates.latitude" => Change::Latitude(position().latitude),
-        "coordinates.longitude" => Change::Longitude(position().longitude),
+        "coordinates.latitude" => {
+            let latitude = position().latitude;
+            Change::Latitude(coordinates(
+                Some(v1::LatLng { latitude, ..zero }),
+                "location",
+                bad,
+            )??)
+        }
+        "coordinates.longitude" => {
+            let longitude = position().longitude;
+            Change::Longitude(coordinates(
+                Some(v1::LatLng { longitude, ..zero }),
+                "location",
+                bad,
+            )??)
+        }
         "capacity" => Change::Capacity(bad.check(field, Capacity::new(location.capacity))?),
         "state" => Change::State(state(location.state, field, bad)?),
         "description" => {
@@ -500,10 +528,11 @@ fn change(path: &str, location: &v1::Location, bad: &mut Violations) -> Option<C
         "id" | "owner_id" | "create_time" | "update_time" | "etag" => return None,
         path => {
             let Some(key) = path.strip_prefix("labels.") else {
+                let shown: String = path.chars().take(MAX_SHOWN_PATH).collect();
                 bad.add(
                     "update_mask",
                     format!(
-                        "names {path:?}, which is no field of a location: use names such as \
+                        "names {shown:?}, which is no field of a location: use names such as \
                          display_name, address.locality, labels.colour, or *"
                     ),
                 );

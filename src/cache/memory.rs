@@ -111,10 +111,8 @@ impl Shared {
                 tags.forget(&evicted, &entry);
             }
         }
-        let stored = self
-            .entries
-            .peek(key)
-            .is_some_and(|held| held.version == version);
+        let held = self.entries.peek(key);
+        let stored = held.is_some_and(|held| held.version == version);
         if !stored {
             tags.unindex(tag, key, version);
         }

@@ -17,7 +17,7 @@ use crate::{
     model::{
         Address, Capacity, Coordinates, Cursor, Details, Etag, ListQuery, Location, LocationId,
         LocationState, LocationType, Micros, Order, OrderField, OwnerId, Page, Predicate,
-        RegionCode, Report, ReportCursor, ReportQuery, SortValue, Text,
+        RegionCode, Report, ReportCursor, ReportQuery, SortValue, Text, fold_case,
     },
 };
 
@@ -380,7 +380,7 @@ fn location_values(location: &Location) -> Vec<Value> {
         Value::Id(location.id.0),
         Value::Int(location.kind as i64),
         text(display_name.as_str()),
-        Value::Text(display_name.as_str().to_lowercase()),
+        Value::Text(fold_case(display_name.as_str())),
         text(production_run_id.as_str()),
         text(location.owner.as_str()),
         Value::Text(serde_json::Value::from(lines).to_string()),

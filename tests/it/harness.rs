@@ -1,15 +1,23 @@
 //! Starts the service, as `main` does, on a free port and with a database of its own.
 
-use std::{future::Future, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    path::PathBuf,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
 
 use location_service::{
     app::App,
     auth,
-    cache::{Cache, MemoryCache},
+    cache::Cache,
     config::{AuthConfig, CacheConfig, DatabaseUrl, KeyFile, LogConfig, LogFormat, ServeConfig},
     model::OwnerId,
     proto::location::v1::{self, location_service_client::LocationServiceClient},
-    store::{Migrate, Store, sqlite},
+    store::{Migrate, Store},
 };
 use tempfile::TempDir;
 use tokio::{net::TcpListener, sync::oneshot, task::JoinHandle};
@@ -21,13 +29,17 @@ use tonic::{
 };
 use tracing_subscriber::EnvFilter;
 
+use crate::servers::{
+    postgres::Postgres,
+    redis::{RedisCluster, RedisServer},
+};
+
 /// A client that sends a caller's token.
 pub type Client = LocationServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// How long anything that is bound to happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// What the tests' tokens are signed with.
 pub const SECRET: &[u8] = b"a secret of the tests, of 32 bytes or more";
 
 /// A running service.
@@ -41,31 +53,45 @@ pub struct TestApp {
     dir: Arc<TempDir>,
 }
 
+/// A pair of engines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pair {
+    /// SQLite, and a cache in the process.
+    Embedded,
+    /// PostgreSQL and a Redis server.
+    Redis,
+    /// PostgreSQL and a Redis Cluster of three masters.
+    Cluster,
+}
+
 impl TestApp {
     /// The service on SQLite and memory.
     pub async fn spawn() -> Self {
-        let dir = Arc::new(TempDir::new().expect("a temporary folder"));
-        let config = config(&dir);
-        let app = App::build(&config).await.expect("it starts");
-        Self::serve(app, config, dir).await
+        Self::spawn_on(Pair::Embedded).await
+    }
+
+    /// The service on a pair of engines.
+    pub async fn spawn_on(pair: Pair) -> Self {
+        Self::spawn_with(pair, |store, cache| (store, cache)).await
     }
 
     /// The service over engines that a test has wrapped.
     pub async fn spawn_with(
+        pair: Pair,
         wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
     ) -> Self {
         let dir = Arc::new(TempDir::new().expect("a temporary folder"));
-        let config = config(&dir);
-        let DatabaseUrl::Sqlite(path) = &config.database else {
-            unreachable!("the tests' configuration says SQLite")
-        };
-        let store = sqlite::open(path, Migrate::Auto)
-            .await
-            .expect("a new database");
-        let cache = MemoryCache::new(config.cache.max_bytes, config.cache.ttl);
-        let (store, cache) = wrap(store, Arc::new(cache));
+        let config = config_on(pair, &dir).await;
+        let (store, cache) = App::open(&config).await.expect("the engines open");
+        let (store, cache) = wrap(store, cache);
         let app = App::assemble(&config, store, cache).await;
         Self::serve(app.expect("it starts"), config, dir).await
+    }
+
+    /// Another replica, on the same engines.
+    pub async fn replica(&self) -> Self {
+        let app = App::build(&self.config).await.expect("it starts");
+        Self::serve(app, self.config.clone(), Arc::clone(&self.dir)).await
     }
 
     async fn serve(app: App, config: ServeConfig, dir: Arc<TempDir>) -> Self {
@@ -177,6 +203,26 @@ pub fn config(dir: &TempDir) -> ServeConfig {
             format: LogFormat::Text,
             filter: EnvFilter::new("off"),
         },
+    }
+}
+
+/// As [`config`], on a pair of engines that nobody else uses.
+pub async fn config_on(pair: Pair, dir: &TempDir) -> ServeConfig {
+    static SERVICES: AtomicU32 = AtomicU32::new(0);
+    static REDIS: OnceLock<RedisServer> = OnceLock::new();
+    static CLUSTER: OnceLock<RedisCluster> = OnceLock::new();
+    let redis_url = match pair {
+        Pair::Embedded => return config(dir),
+        Pair::Redis => REDIS.get_or_init(RedisServer::start).url(),
+        Pair::Cluster => CLUSTER.get_or_init(RedisCluster::start).url(),
+    };
+    let postgres = Postgres::shared();
+    let database = postgres.database().await;
+    ServeConfig {
+        database: DatabaseUrl::Postgres(database),
+        redis_url: Some(redis_url),
+        redis_key_prefix: format!("test-{}:", SERVICES.fetch_add(1, Ordering::Relaxed)),
+        ..config(dir)
     }
 }
 

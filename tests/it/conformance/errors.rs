@@ -1,0 +1,122 @@
+//! What callers are told when the database doesn't answer. No pair of engines: one that is down.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use location_service::{
+    error::{Error, Result},
+    model::{
+        Cursor, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report, ReportCursor,
+        ReportQuery,
+    },
+    proto::location::v1,
+    store::{Store, Transaction},
+};
+use tonic::Code;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_types::StatusExt as _;
+
+use super::{batch, delete, full, get, reason, update, uuid};
+use crate::harness::{TestApp, create};
+
+/// A database that has gone away after the start.
+struct Down;
+
+fn down<T>() -> Result<T> {
+    let cause = std::io::Error::other("password of the driver");
+    Err(Error::DatabaseUnavailable(Arc::new(cause)))
+}
+
+#[async_trait]
+impl Store for Down {
+    async fn list(&self, _: &ListQuery, _: Option<&Cursor>) -> Result<Page<Location, Cursor>> {
+        down()
+    }
+
+    async fn get(&self, _: &[LocationId], _: Option<&OwnerId>) -> Result<Vec<Location>> {
+        down()
+    }
+
+    async fn reports(
+        &self,
+        _: &ReportQuery,
+        _: Option<&ReportCursor>,
+    ) -> Result<Page<Report, ReportCursor>> {
+        down()
+    }
+
+    async fn begin(&self) -> Result<Box<dyn Transaction>> {
+        down()
+    }
+
+    async fn forget_answers(&self, _: Micros) -> Result<()> {
+        down()
+    }
+
+    async fn page_token_key(&self) -> Result<[u8; 32]> {
+        Ok([7; 32])
+    }
+
+    async fn ping(&self) -> Result<()> {
+        down()
+    }
+
+    async fn close(&self) {}
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_down_is_unavailable_and_worth_a_retry() {
+    let app = TestApp::spawn_with(|_, cache| (Arc::new(Down), cache)).await;
+    let mut client = app.admin();
+    let ids = vec![uuid(1)];
+    let found = v1::Location {
+        id: uuid(1),
+        ..full()
+    };
+    let statuses = [
+        client
+            .list_locations(v1::ListLocationsRequest::default())
+            .await
+            .map(|_| ()),
+        client.get_location(get(&uuid(1))).await.map(|_| ()),
+        client
+            .batch_get_locations(v1::BatchGetLocationsRequest { ids })
+            .await
+            .map(|_| ()),
+        client.create_location(create(full())).await.map(|_| ()),
+        client
+            .batch_create_locations(batch([create(full())]))
+            .await
+            .map(|_| ()),
+        client
+            .update_location(update(found, &["capacity"]))
+            .await
+            .map(|_| ()),
+        client.delete_location(delete(&uuid(1))).await.map(|_| ()),
+        client
+            .list_location_reports(v1::ListLocationReportsRequest::default())
+            .await
+            .map(|_| ()),
+    ];
+    for status in statuses.map(|answer| answer.expect_err("it is down")) {
+        assert_eq!(status.code(), Code::Unavailable);
+        assert_eq!(reason(&status), "DATABASE_UNAVAILABLE");
+        let retry = status.get_details_retry_info().expect("given");
+        assert!(retry.retry_delay.is_some_and(|delay| !delay.is_zero()));
+        assert!(
+            !format!("{status:?}").contains("password"),
+            "never a driver's text"
+        );
+    }
+    let mut health = HealthClient::new(app.channel.clone());
+    for service in ["", "location.v1.LocationService"] {
+        let request = HealthCheckRequest {
+            service: service.to_owned(),
+        };
+        let answer = health.check(request).await.expect("it is known");
+        assert_eq!(answer.get_ref().status(), ServingStatus::NotServing);
+    }
+    app.stop().await;
+}

@@ -1,0 +1,166 @@
+//! Creations that are safe to retry (AIP-155).
+
+use std::collections::HashSet;
+
+use location_service::proto::location::v1;
+use tonic::{Code, Status};
+
+use super::{batch, count, delete, get, reason, update, uuid};
+use crate::harness::{TestApp, create, storage};
+
+on_every_pair! {
+    a_retry_answers_the_first_result_whatever_came_after
+    another_body_is_refused
+    callers_do_not_share_request_ids
+    a_batch_may_repeat_and_retry_requests
+    concurrent_calls_with_one_id_create_one
+    a_failed_call_does_not_use_up_its_id
+}
+
+fn once(id: u128, name: &str) -> v1::CreateLocationRequest {
+    v1::CreateLocationRequest {
+        request_id: uuid(id),
+        ..create(storage(name, "run"))
+    }
+}
+
+fn assert_reused(status: &Status) {
+    assert_eq!(status.code(), Code::AlreadyExists);
+    assert_eq!(reason(status), "REQUEST_ID_REUSED");
+}
+
+async fn a_retry_answers_the_first_result_whatever_came_after(app: &TestApp) {
+    let mut client = app.admin();
+    let first = client
+        .create_location(once(0xA, "x"))
+        .await
+        .expect("created")
+        .into_inner();
+    let mut retry = once(0xA, "x");
+    retry.request_id = retry.request_id.to_uppercase();
+    let change = v1::Location {
+        display_name: "y".to_owned(),
+        ..first.clone()
+    };
+    let changed = client
+        .update_location(update(change, &["display_name"]))
+        .await;
+    let changed = changed.expect("updated").into_inner();
+    let answer = client
+        .create_location(retry.clone())
+        .await
+        .expect("a retry");
+    assert_eq!(answer.into_inner(), first);
+    let current = client
+        .get_location(get(&first.id))
+        .await
+        .expect("it exists");
+    assert_eq!(current.into_inner(), changed);
+    client
+        .delete_location(delete(&first.id))
+        .await
+        .expect("deleted");
+    let answer = client.create_location(retry).await.expect("a retry");
+    assert_eq!(answer.into_inner(), first);
+    assert_eq!(count(app).await, 0);
+}
+
+async fn another_body_is_refused(app: &TestApp) {
+    let mut client = app.admin();
+    client.create_location(once(1, "x")).await.expect("created");
+    let with_id = v1::CreateLocationRequest {
+        location_id: uuid(2),
+        ..once(1, "x")
+    };
+    for other in [once(1, "y"), with_id] {
+        assert_reused(
+            &client
+                .create_location(other.clone())
+                .await
+                .expect_err("reused"),
+        );
+        let answer = client
+            .batch_create_locations(batch([once(3, "z"), other]))
+            .await;
+        assert_reused(&answer.expect_err("reused"));
+    }
+    assert_eq!(count(app).await, 1);
+}
+
+async fn callers_do_not_share_request_ids(app: &TestApp) {
+    let mut ids = HashSet::new();
+    for mut client in [app.user("ann"), app.user("bob"), app.admin()] {
+        let answer = client.create_location(once(1, "x")).await.expect("created");
+        ids.insert(answer.into_inner().id);
+        let answer = client.create_location(once(1, "x")).await.expect("a retry");
+        assert!(ids.contains(&answer.into_inner().id));
+    }
+    assert_eq!((ids.len(), count(app).await), (3, 3));
+}
+
+async fn a_batch_may_repeat_and_retry_requests(app: &TestApp) {
+    let mut client = app.admin();
+    let single = client
+        .create_location(once(1, "a"))
+        .await
+        .expect("created")
+        .into_inner();
+    let request = batch([
+        once(2, "b"),
+        once(1, "a"),
+        once(2, "b"),
+        create(storage("c", "")),
+    ]);
+    let answer = client.batch_create_locations(request.clone()).await;
+    let first = answer.expect("created").into_inner().locations;
+    assert_eq!(first[1], single);
+    assert_eq!(first[0], first[2]);
+    assert_eq!(count(app).await, 3);
+    let answer = client.batch_create_locations(request).await;
+    let second = answer.expect("created").into_inner().locations;
+    assert_eq!(second[..3], first[..3]);
+    assert_ne!(second[3].id, first[3].id, "it had no request id");
+    let answer = client
+        .batch_create_locations(batch([once(3, "d"), once(3, "e")]))
+        .await;
+    assert_reused(&answer.expect_err("reused"));
+    assert_eq!(count(app).await, 4);
+}
+
+async fn concurrent_calls_with_one_id_create_one(app: &TestApp) {
+    let mut calls = tokio::task::JoinSet::new();
+    for number in 0..16 {
+        let mut client = app.admin();
+        calls.spawn(async move {
+            if number % 2 == 0 {
+                let answer = client.create_location(once(1, "x")).await;
+                answer.expect("created").into_inner()
+            } else {
+                let answer = client.batch_create_locations(batch([once(1, "x")])).await;
+                answer.expect("created").into_inner().locations.remove(0)
+            }
+        });
+    }
+    let answers = calls.join_all().await;
+    assert!(answers.iter().all(|answer| *answer == answers[0]));
+    assert_eq!(count(app).await, 1);
+}
+
+async fn a_failed_call_does_not_use_up_its_id(app: &TestApp) {
+    let mut client = app.admin();
+    let used = v1::CreateLocationRequest {
+        location_id: uuid(7),
+        ..create(storage("x", ""))
+    };
+    client.create_location(used).await.expect("created");
+    let request = v1::CreateLocationRequest {
+        location_id: uuid(7),
+        ..once(1, "y")
+    };
+    let status = client
+        .create_location(request)
+        .await
+        .expect_err("the id is used");
+    assert_eq!(reason(&status), "LOCATION_EXISTS");
+    client.create_location(once(1, "z")).await.expect("created");
+}

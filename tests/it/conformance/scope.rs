@@ -1,0 +1,255 @@
+//! Who sees and changes what, and who isn't let in.
+
+use std::time::Duration;
+
+use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
+use location_service::{auth, model::OwnerId, proto::location::v1};
+use tonic::{Code, Status};
+
+use super::{
+    anonymous, bad_fields, batch, count, created, delete, full, get, read, reason, update, with,
+};
+use crate::harness::{SECRET, TestApp, create, names, storage, token};
+
+on_every_pair! {
+    users_see_their_own_alone
+    users_change_their_own_alone
+    only_an_admin_names_owners
+    whoever_is_not_known_is_not_let_in
+}
+
+async fn two_owners(app: &TestApp) -> [v1::Location; 2] {
+    let mut locations = Vec::new();
+    for owner in ["ann", "bob"] {
+        locations.push(created(&mut app.user(owner), storage(owner, "run")).await);
+    }
+    locations.try_into().expect("two")
+}
+
+fn assert_missing(status: &Status) {
+    assert_eq!(status.code(), Code::NotFound);
+    assert_eq!(reason(status), "LOCATION_NOT_FOUND");
+}
+
+async fn users_see_their_own_alone(app: &TestApp) {
+    let [anns, bobs] = two_owners(app).await;
+    let mut ann = app.user("ann");
+    for owner_id in ["", "ann"] {
+        let request = v1::ListLocationsRequest {
+            owner_id: owner_id.to_owned(),
+            include_total_size: true,
+            ..v1::ListLocationsRequest::default()
+        };
+        let list = ann.list_locations(request).await.expect("listed");
+        assert_eq!(names(&list), ["ann"]);
+        assert_eq!(list.get_ref().total_size, 1);
+        let request = v1::ListLocationReportsRequest {
+            owner_id: owner_id.to_owned(),
+            ..v1::ListLocationReportsRequest::default()
+        };
+        let reports = ann.list_location_reports(request).await.expect("reported");
+        assert_eq!(reports.get_ref().reports[0].location_count, 1);
+    }
+    assert_eq!(read(&mut ann, &anns.id).await, anns);
+    // Cached or not, for bob and for an admin.
+    for mut other in [app.user("bob"), app.admin()] {
+        assert_eq!(read(&mut other, &bobs.id).await, bobs);
+        assert_missing(&ann.get_location(get(&bobs.id)).await.expect_err("bob's"));
+    }
+    for (ids, missing) in [(vec![&anns.id], false), (vec![&anns.id, &bobs.id], true)] {
+        let ids = v1::BatchGetLocationsRequest {
+            ids: ids.into_iter().cloned().collect(),
+        };
+        let answer = ann.batch_get_locations(ids).await;
+        assert_eq!(
+            answer.is_err_and(|status| {
+                assert_missing(&status);
+                true
+            }),
+            missing
+        );
+    }
+    let request = v1::ListLocationsRequest {
+        owner_id: "bob".to_owned(),
+        ..Default::default()
+    };
+    let list = ann.list_locations(request).await.map(|_| ());
+    let request = v1::ListLocationReportsRequest {
+        owner_id: "bob".to_owned(),
+        ..Default::default()
+    };
+    let reports = ann.list_location_reports(request).await.map(|_| ());
+    for status in [list, reports].map(|answer| answer.expect_err("bob's")) {
+        assert_eq!(status.code(), Code::PermissionDenied);
+        assert_eq!(reason(&status), "NOT_ALLOWED");
+    }
+    for (owner_id, expected) in [("", &["bob", "ann"][..]), ("bob", &["bob"]), ("carl", &[])] {
+        let request = v1::ListLocationsRequest {
+            owner_id: owner_id.to_owned(),
+            ..Default::default()
+        };
+        let list = app.admin().list_locations(request).await.expect("listed");
+        assert_eq!(names(&list), expected);
+    }
+}
+
+async fn users_change_their_own_alone(app: &TestApp) {
+    let [anns, bobs] = two_owners(app).await;
+    let mut ann = app.user("ann");
+    let change = v1::Location {
+        capacity: 5,
+        ..bobs.clone()
+    };
+    for etag in ["", "wrong", &bobs.etag] {
+        let change = v1::Location {
+            etag: etag.to_owned(),
+            ..change.clone()
+        };
+        let status = ann.update_location(update(change, &["capacity"])).await;
+        assert_missing(&status.expect_err("bob's"));
+        let request = v1::DeleteLocationRequest {
+            etag: etag.to_owned(),
+            ..delete(&bobs.id)
+        };
+        assert_missing(&ann.delete_location(request).await.expect_err("bob's"));
+    }
+    let request = v1::DeleteLocationRequest {
+        allow_missing: true,
+        ..delete(&bobs.id)
+    };
+    ann.delete_location(request)
+        .await
+        .expect("as if it were missing");
+    assert_eq!(read(&mut app.user("bob"), &bobs.id).await, bobs);
+
+    let change = v1::Location {
+        capacity: 5,
+        ..anns.clone()
+    };
+    ann.update_location(update(change, &["capacity"]))
+        .await
+        .expect("her own");
+    ann.delete_location(delete(&anns.id))
+        .await
+        .expect("her own");
+    app.admin()
+        .update_location(update(bobs.clone(), &["capacity"]))
+        .await
+        .expect("an admin may");
+    app.admin()
+        .delete_location(delete(&bobs.id))
+        .await
+        .expect("an admin may");
+    assert_eq!(count(app).await, 0);
+}
+
+async fn only_an_admin_names_owners(app: &TestApp) {
+    let for_bob = || {
+        create(v1::Location {
+            owner_id: "bob".to_owned(),
+            ..full()
+        })
+    };
+    for (mut client, owner) in [(app.user("ann"), "ann"), (app.admin(), "bob")] {
+        let answer = client.create_location(for_bob()).await.expect("created");
+        assert_eq!(answer.get_ref().owner_id, owner);
+        let answer = client
+            .batch_create_locations(batch([for_bob()]))
+            .await
+            .expect("created");
+        assert_eq!(answer.get_ref().locations[0].owner_id, owner);
+    }
+    let nobody = create(v1::Location {
+        owner_id: "x".repeat(256),
+        ..full()
+    });
+    app.user("ann")
+        .create_location(nobody.clone())
+        .await
+        .expect("it is ignored");
+    let status = app
+        .admin()
+        .create_location(nobody)
+        .await
+        .expect_err("too long");
+    assert_eq!(bad_fields(&status), ["location.owner_id"]);
+}
+
+async fn whoever_is_not_known_is_not_let_in(app: &TestApp) {
+    let good = token("ann", true);
+    let parts: Vec<_> = good.split('.').collect();
+    let none = BASE64.encode(r#"{"alg":"none","typ":"JWT"}"#);
+    let root = BASE64.encode(r#"{"sub":"root","admin":true}"#);
+    let subject = OwnerId::parse("ann".to_owned()).expect("a subject");
+    let mint =
+        |secret: &[u8], ttl| auth::mint(secret, &subject, true, ttl, None, None).expect("it signs");
+    let wrong_key = mint(
+        b"another secret, of 32 bytes or more",
+        Duration::from_mins(1),
+    );
+    let expired = mint(SECRET, Duration::ZERO);
+    for authorization in [
+        None,
+        Some(String::new()),
+        Some("Bearer".to_owned()),
+        Some("Bearer ".to_owned()),
+        Some(good.clone()),
+        Some(format!("Basic {good}")),
+        Some(format!("Bearer {none}.{root}.")),
+        Some(format!("Bearer {none}.{}.{}", parts[1], parts[2])),
+        Some(format!("Bearer {}.{root}.{}", parts[0], parts[2])),
+        Some(format!("Bearer {}.{}.", parts[0], parts[1])),
+        Some(format!("Bearer {}.{}", parts[0], parts[1])),
+        Some(format!("Bearer {good} {good}")),
+        Some(format!("Bearer {wrong_key}")),
+        Some(format!("Bearer {expired}")),
+        Some(format!("Bearer {}", "x".repeat(10_000))),
+    ] {
+        let mut request = tonic::Request::new(v1::ListLocationsRequest::default());
+        if let Some(authorization) = &authorization {
+            let authorization = authorization.parse().expect("ASCII");
+            request
+                .metadata_mut()
+                .insert("authorization", authorization);
+        }
+        let status = anonymous(app)
+            .list_locations(request)
+            .await
+            .expect_err("unknown");
+        assert_eq!(status.code(), Code::Unauthenticated, "{authorization:?}");
+        assert_eq!(reason(&status), "CREDENTIALS_INVALID");
+        assert!(!status.message().is_empty());
+    }
+    let mut client = anonymous(app);
+    let statuses = [
+        client.get_location(get("x")).await.map(|_| ()),
+        client
+            .batch_get_locations(v1::BatchGetLocationsRequest::default())
+            .await
+            .map(|_| ()),
+        client.create_location(create(full())).await.map(|_| ()),
+        client.batch_create_locations(batch([])).await.map(|_| ()),
+        client
+            .update_location(update(full(), &["*"]))
+            .await
+            .map(|_| ()),
+        client.delete_location(delete("x")).await.map(|_| ()),
+        client
+            .list_location_reports(v1::ListLocationReportsRequest::default())
+            .await
+            .map(|_| ()),
+    ];
+    for status in statuses.map(|answer| answer.expect_err("unknown")) {
+        assert_eq!(status.code(), Code::Unauthenticated);
+    }
+    let request = with(
+        v1::ListLocationsRequest::default(),
+        "authorization",
+        &format!("bearer  {good}"),
+    );
+    client
+        .list_locations(request)
+        .await
+        .expect("the scheme's case and spaces don't matter");
+    assert_eq!(count(app).await, 0);
+}

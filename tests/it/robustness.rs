@@ -1,0 +1,620 @@
+//! Whatever is thrown at the service, it answers clearly, and goes on answering.
+
+use std::{future::poll_fn, net::SocketAddr, time::Duration};
+
+use bytes::{Buf, BufMut, Bytes};
+use h2::client::SendRequest;
+use http::{HeaderMap, HeaderValue, Method};
+use location_service::{app::MAX_REQUEST_BYTES, proto::location::v1};
+use prost::Message;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    task::JoinSet,
+    time::timeout,
+};
+use tonic::{
+    Code, Status,
+    client::Grpc,
+    codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder},
+};
+
+use crate::harness::{PATIENCE, TestApp, create, of_run, storage, token};
+
+const METHODS: [&str; 8] = [
+    "ListLocations",
+    "GetLocation",
+    "BatchGetLocations",
+    "CreateLocation",
+    "BatchCreateLocations",
+    "UpdateLocation",
+    "DeleteLocation",
+    "ListLocationReports",
+];
+
+fn path(method: &str) -> String {
+    format!("/location.v1.LocationService/{method}")
+}
+
+/// The same random bytes every time.
+struct Random(blake3::OutputReader);
+
+impl Random {
+    fn new(seed: &str) -> Self {
+        Self(blake3::Hasher::new().update(seed.as_bytes()).finalize_xof())
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        let mut bytes = [0; 8];
+        self.0.fill(&mut bytes);
+        usize::try_from(u64::from_le_bytes(bytes) % limit as u64).expect("less than the limit")
+    }
+
+    fn bytes(&mut self, max: usize) -> Vec<u8> {
+        let mut bytes = vec![0; self.below(max + 1)];
+        self.0.fill(&mut bytes);
+        bytes
+    }
+
+    /// The bytes with a few of them changed, taken out, doubled or cut off.
+    fn mutate(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
+        for _ in 0..=self.below(4) {
+            if bytes.is_empty() {
+                break;
+            }
+            let at = self.below(bytes.len());
+            match self.below(5) {
+                0 => bytes[at] ^= 1 << self.below(8),
+                1 => bytes[at] = [0, 1, 0x7F, 0x80, 0xFF][self.below(5)],
+                2 => drop(bytes.remove(at)),
+                3 => bytes.insert(at, bytes[at]),
+                _ => bytes.truncate(at),
+            }
+        }
+        bytes
+    }
+}
+
+/// Sends a message as it is and takes any answer.
+#[derive(Default)]
+struct Raw;
+
+impl Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = Status;
+
+    fn encode(&mut self, item: Vec<u8>, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put_slice(&item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
+
+/// Calls a method with a message that needn't be one.
+async fn call(app: &TestApp, method: &str, message: Vec<u8>) -> Result<Bytes, Status> {
+    let mut client = Grpc::new(app.channel.clone());
+    client.ready().await.expect("it accepts");
+    let mut request = tonic::Request::new(message);
+    let bearer = format!("Bearer {}", token("root", true));
+    request
+        .metadata_mut()
+        .insert("authorization", bearer.parse().expect("ASCII"));
+    let path = path(method).parse().expect("a path");
+    let answer = timeout(PATIENCE, client.unary(request, path, Raw)).await;
+    Ok(answer.expect("it answers in time")?.into_inner())
+}
+
+/// Fails unless the service still writes and lists.
+async fn assert_answers(app: &TestApp) {
+    let run = uuid::Uuid::new_v4().to_string();
+    let mut client = app.admin();
+    let work = async {
+        client
+            .create_location(create(storage("fine", &run)))
+            .await
+            .expect("created");
+        let list = client.list_locations(of_run(&run)).await.expect("listed");
+        assert_eq!(list.get_ref().locations.len(), 1);
+    };
+    timeout(PATIENCE, work).await.expect("it answers in time");
+}
+
+/// Messages that say something to a method, to be mutated.
+fn sensible(method: &str) -> Vec<u8> {
+    let id = "0190a5e2-7c1b-7e3a-9f3d-2b8c4d5e6f70".to_owned();
+    let location = v1::Location {
+        id: id.clone(),
+        capacity: 7,
+        address: Some(v1::Address {
+            region_code: "FR".to_owned(),
+            ..v1::Address::default()
+        }),
+        coordinates: Some(v1::LatLng {
+            latitude: 1.5,
+            longitude: 2.5,
+        }),
+        labels: [("colour".to_owned(), "red".to_owned())].into(),
+        ..storage("name", "run")
+    };
+    let new = v1::CreateLocationRequest {
+        request_id: id.clone(),
+        ..create(location.clone())
+    };
+    match method {
+        "ListLocations" => v1::ListLocationsRequest {
+            page_size: 10,
+            skip: 1,
+            query: "na".to_owned(),
+            order_by: "capacity desc".to_owned(),
+            ..of_run("run")
+        }
+        .encode_to_vec(),
+        "GetLocation" => v1::GetLocationRequest { id }.encode_to_vec(),
+        "BatchGetLocations" => v1::BatchGetLocationsRequest { ids: vec![id; 3] }.encode_to_vec(),
+        "CreateLocation" => new.encode_to_vec(),
+        "BatchCreateLocations" => v1::BatchCreateLocationsRequest {
+            requests: vec![new; 2],
+        }
+        .encode_to_vec(),
+        "UpdateLocation" => v1::UpdateLocationRequest {
+            location: Some(location),
+            update_mask: Some(prost_types::FieldMask {
+                paths: vec!["capacity".to_owned(), "labels.colour".to_owned()],
+            }),
+            validate_only: false,
+        }
+        .encode_to_vec(),
+        "DeleteLocation" => v1::DeleteLocationRequest {
+            id,
+            allow_missing: true,
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        _ => v1::ListLocationReportsRequest {
+            page_size: 3,
+            ..Default::default()
+        }
+        .encode_to_vec(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn thousands_of_random_messages_get_clear_errors() {
+    let app = TestApp::spawn().await;
+    for method in METHODS {
+        let mut random = Random::new(method);
+        for number in 0..400 {
+            let message = if number % 2 == 0 {
+                random.bytes(200)
+            } else {
+                random.mutate(sensible(method))
+            };
+            let Err(status) = call(&app, method, message.clone()).await else {
+                continue;
+            };
+            let clear = match status.code() {
+                Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::Aborted => {
+                    true
+                }
+                // What isn't a message.
+                Code::Internal => status.message().contains("decode"),
+                _ => false,
+            };
+            assert!(
+                clear && !status.message().is_empty(),
+                "{method} {message:?}: {status:?}"
+            );
+        }
+    }
+    assert_answers(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_tokens_are_refused() {
+    let app = TestApp::spawn().await;
+    let mut random = Random::new("tokens");
+    let good = token("root", true);
+    for number in 0..1_000 {
+        let value = match number % 3 {
+            0 => random.bytes(200),
+            1 => [b"Bearer ".to_vec(), random.bytes(200)].concat(),
+            _ => [
+                b"Bearer ".to_vec(),
+                random.mutate(good.clone().into_bytes()),
+            ]
+            .concat(),
+        };
+        let Ok(value) = HeaderValue::from_bytes(&value) else {
+            continue;
+        };
+        if value.as_bytes() == format!("Bearer {good}").as_bytes() {
+            continue;
+        }
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", value);
+        let mut request = tonic::Request::new(v1::ListLocationsRequest::default());
+        *request.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers);
+        let mut client =
+            v1::location_service_client::LocationServiceClient::new(app.channel.clone());
+        let status = client
+            .list_locations(request)
+            .await
+            .expect_err("it isn't a token");
+        assert_eq!(status.code(), Code::Unauthenticated);
+    }
+    assert_answers(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn random_page_tokens_are_refused() {
+    let app = TestApp::spawn().await;
+    let mut client = app.admin();
+    for run in ["a", "b"] {
+        client
+            .create_location(create(storage("x", run)))
+            .await
+            .expect("created");
+    }
+    let list = v1::ListLocationsRequest {
+        page_size: 1,
+        ..Default::default()
+    };
+    let reports = v1::ListLocationReportsRequest {
+        page_size: 1,
+        ..Default::default()
+    };
+    let first = client.list_locations(list.clone()).await.expect("listed");
+    let list_token = first.into_inner().next_page_token;
+    let first = client
+        .list_location_reports(reports.clone())
+        .await
+        .expect("reported");
+    let reports_token = first.into_inner().next_page_token;
+    let mut random = Random::new("page tokens");
+    for number in 0..1_000 {
+        let mut token = |good: &str| {
+            let bytes = if number % 2 == 0 {
+                random.bytes(100)
+            } else {
+                random.mutate(good.as_bytes().to_vec())
+            };
+            let token = String::from_utf8_lossy(&bytes).into_owned();
+            (!token.is_empty() && token != good).then_some(token)
+        };
+        if let Some(page_token) = token(&list_token) {
+            let request = v1::ListLocationsRequest {
+                page_token,
+                ..list.clone()
+            };
+            let status = client
+                .list_locations(request)
+                .await
+                .expect_err("it isn't a page token");
+            assert_eq!(status.code(), Code::InvalidArgument);
+        }
+        if let Some(page_token) = token(&reports_token) {
+            let request = v1::ListLocationReportsRequest {
+                page_token,
+                ..reports.clone()
+            };
+            let status = client.list_location_reports(request).await;
+            let status = status.expect_err("it isn't a page token");
+            assert_eq!(status.code(), Code::InvalidArgument);
+        }
+    }
+    assert_answers(&app).await;
+    app.stop().await;
+}
+
+fn address(app: &TestApp) -> SocketAddr {
+    let address = app.url.strip_prefix("http://").expect("a URL");
+    address.parse().expect("an address")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn garbage_instead_of_http_2_closes_the_connection_alone() {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let app = TestApp::spawn().await;
+    let mut random = Random::new("frames");
+    let mut connections = JoinSet::new();
+    for number in 0..200 {
+        let garbage = match number % 8 {
+            0 => random.bytes(4_000),
+            1 => b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
+            2 => [PREFACE, &random.bytes(4_000)].concat(),
+            3 => [PREFACE, SETTINGS, &random.bytes(4_000)].concat(),
+            // A frame of a random type with a plausible length.
+            4 => {
+                let body = random.bytes(255);
+                let length = u8::try_from(body.len()).expect("short");
+                let kind = u8::try_from(random.below(12)).expect("small");
+                let stream = u8::try_from(random.below(4)).expect("small");
+                [
+                    PREFACE,
+                    SETTINGS,
+                    &[0, 0, length, kind, 5, 0, 0, 0, stream],
+                    &body,
+                ]
+                .concat()
+            }
+            // A frame of 16 MiB, and not a byte of it.
+            5 => [PREFACE, SETTINGS, &[0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 0, 1]].concat(),
+            6 => PREFACE[..random.below(PREFACE.len())].to_vec(),
+            _ => Vec::new(),
+        };
+        let address = address(&app);
+        connections.spawn(async move {
+            let mut connection = TcpStream::connect(address).await.expect("it accepts");
+            // It may be gone before all is written or read.
+            let _ = connection.write_all(&garbage).await;
+            let _ = connection.shutdown().await;
+            let _ = timeout(PATIENCE, connection.read_to_end(&mut Vec::new()))
+                .await
+                .expect("it closes");
+        });
+    }
+    connections.join_all().await;
+    assert_answers(&app).await;
+    app.stop().await;
+}
+
+/// What came back on a stream.
+#[derive(Debug)]
+struct Answer {
+    http_status: u16,
+    code: Option<Code>,
+    message: String,
+}
+
+/// A connection of its own, without any of what a gRPC client would mend.
+async fn connect(app: &TestApp) -> SendRequest<Bytes> {
+    let connection = TcpStream::connect(address(app)).await.expect("it accepts");
+    let (client, connection) = h2::client::handshake(connection).await.expect("HTTP/2");
+    tokio::spawn(connection);
+    client.ready().await.expect("it is ready")
+}
+
+async fn send(
+    app: &TestApp,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Vec<u8>,
+) -> Answer {
+    let bearer = format!("Bearer {}", token("root", true));
+    let mut request = http::Request::builder()
+        .method(method)
+        .uri(format!("{}{path}", app.url))
+        .header("authorization", bearer);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let request = request.body(()).expect("a request");
+    let mut client = connect(app).await;
+    let exchange = async {
+        let (response, mut stream) = client.send_request(request, false).expect("sent");
+        // It may be refused before all is sent.
+        let _ = stream.send_data(body.into(), true);
+        let (head, mut body) = response.await.expect("answered").into_parts();
+        while let Some(chunk) = body.data().await {
+            let chunk = chunk.expect("the body");
+            body.flow_control()
+                .release_capacity(chunk.len())
+                .expect("in the window");
+        }
+        let trailers = body
+            .trailers()
+            .await
+            .expect("the trailers")
+            .unwrap_or_default();
+        let field = |name| {
+            head.headers
+                .get(name)
+                .or_else(|| trailers.get(name))
+                .cloned()
+        };
+        let text = |name| field(name).map(|value| value.to_str().expect("ASCII").to_owned());
+        Answer {
+            http_status: head.status.as_u16(),
+            code: text("grpc-status").map(|code| code.parse::<i32>().expect("a number").into()),
+            message: text("grpc-message").unwrap_or_default(),
+        }
+    };
+    timeout(PATIENCE, exchange)
+        .await
+        .expect("it answers in time")
+}
+
+const GRPC: (&str, &str) = ("content-type", "application/grpc");
+
+/// A message with its length before it.
+fn frame(flag: u8, length: u32, message: &[u8]) -> Vec<u8> {
+    [&[flag], &length.to_be_bytes()[..], message].concat()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_frames_get_clear_errors() {
+    let app = TestApp::spawn().await;
+    let list = path("ListLocations");
+    let gzip = [GRPC, ("grpc-encoding", "gzip")];
+    let unknown = [GRPC, ("grpc-encoding", "br")];
+    for (what, headers, body, code) in [
+        ("an empty message", &[GRPC][..], frame(0, 0, &[]), Code::Ok),
+        ("nothing", &[GRPC], Vec::new(), Code::Internal),
+        ("half a header", &[GRPC], vec![0, 0], Code::Internal),
+        (
+            "half a message",
+            &[GRPC],
+            frame(0, 9, &[1, 2]),
+            Code::Internal,
+        ),
+        ("an unknown flag", &[GRPC], frame(7, 0, &[]), Code::Internal),
+        (
+            "a length of 4 GiB",
+            &[GRPC],
+            frame(0, u32::MAX, &[1, 2]),
+            Code::OutOfRange,
+        ),
+        (
+            "compressed with nothing",
+            &[GRPC],
+            frame(1, 2, &[1, 2]),
+            Code::Internal,
+        ),
+        ("no gzip", &gzip, frame(1, 2, &[1, 2]), Code::Internal),
+        (
+            "an unknown encoding",
+            &unknown,
+            frame(1, 2, &[1, 2]),
+            Code::Unimplemented,
+        ),
+    ] {
+        let answer = send(&app, Method::POST, &list, headers, body).await;
+        assert_eq!(
+            (answer.http_status, answer.code),
+            (200, Some(code)),
+            "{what}: {answer:?}"
+        );
+        assert_eq!(
+            answer.message.is_empty(),
+            code == Code::Ok,
+            "{what}: {answer:?}"
+        );
+    }
+    assert_answers(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_a_call_is_refused() {
+    let app = TestApp::spawn().await;
+    let empty = || frame(0, 0, &[]);
+    for path in [
+        "/",
+        "/location.v1.LocationService",
+        "/location.v1.LocationService/Nothing",
+        "/x/y",
+        "/%00",
+    ] {
+        let answer = send(&app, Method::POST, path, &[GRPC], empty()).await;
+        assert_eq!(answer.code, Some(Code::Unimplemented), "{path}: {answer:?}");
+    }
+    let list = path("ListLocations");
+    for headers in [
+        &[GRPC, ("grpc-timeout", "soon")][..],
+        &[GRPC, ("grpc-timeout", "99999999999999999999H")],
+        &[GRPC, ("grpc-timeout", "99999999H")],
+        &[GRPC, ("cache-control", "no-cache, , =;\"")],
+        &[GRPC, ("grpc-accept-encoding", ",,;q=é")],
+    ] {
+        let answer = send(&app, Method::POST, &list, headers, empty()).await;
+        assert!(
+            matches!(
+                answer.code,
+                Some(Code::Ok | Code::InvalidArgument | Code::Internal)
+            ),
+            "{headers:?}: {answer:?}"
+        );
+    }
+    for content_type in ["application/json", "text/html", "application/grpc-web", ""] {
+        let headers = [("content-type", content_type)];
+        let answer = send(&app, Method::POST, &list, &headers, b"{}".to_vec()).await;
+        let refused = answer.http_status == 415 || answer.code.is_some_and(|code| code != Code::Ok);
+        assert!(refused, "{content_type}: {answer:?}");
+    }
+    assert_answers(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn oversized_messages_are_refused() {
+    let app = TestApp::spawn().await;
+    for method in METHODS {
+        let status = call(&app, method, vec![0; MAX_REQUEST_BYTES + 1]).await;
+        assert_eq!(status.expect_err("too large").code(), Code::OutOfRange);
+    }
+    // What is small until it is unpacked.
+    let large = v1::Location {
+        description: "x".repeat(64 << 20),
+        ..storage("x", "")
+    };
+    for encoding in [CompressionEncoding::Gzip, CompressionEncoding::Zstd] {
+        let mut client = app.admin().send_compressed(encoding);
+        let status = client.create_location(create(large.clone())).await;
+        assert_eq!(
+            status.expect_err("too large").code(),
+            Code::ResourceExhausted
+        );
+    }
+    // Headers, too, are bounded.
+    let mut client = app.admin();
+    let mut request = tonic::Request::new(v1::ListLocationsRequest::default());
+    let value = "x".repeat(1 << 20).parse().expect("ASCII");
+    request.metadata_mut().insert("x-large", value);
+    let answer = timeout(Duration::from_secs(10), client.list_locations(request)).await;
+    answer.expect("it answers in time").expect_err("too large");
+    assert_answers(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn streams_that_are_reset_or_left_open_block_nobody() {
+    let app = TestApp::spawn().await;
+    let bearer = format!("Bearer {}", token("root", true));
+    let mut open = Vec::new();
+    for number in 0..600 {
+        if number % 100 == 0 {
+            open.push((connect(&app).await, Vec::new()));
+        }
+        let Some((client, streams)) = open.last_mut() else {
+            continue;
+        };
+        poll_fn(|context| client.poll_ready(context))
+            .await
+            .expect("ready");
+        let request = http::Request::post(format!("{}{}", app.url, path("CreateLocation")))
+            .header(GRPC.0, GRPC.1)
+            .header("authorization", &bearer)
+            .body(())
+            .expect("a request");
+        let (response, mut stream) = client.send_request(request, false).expect("sent");
+        stream
+            .send_data(frame(0, 100, &[1]).into(), false)
+            .expect("sent");
+        if number % 2 == 0 {
+            stream.send_reset(h2::Reason::CANCEL);
+        } else {
+            streams.push((response, stream));
+        }
+    }
+    assert_answers(&app).await;
+    drop(open);
+    assert_answers(&app).await;
+    app.stop().await;
+}
