@@ -1,21 +1,34 @@
 //! The integration tests: the service over real TCP, put together by its own composition root.
 
-/// Makes a test of each function for each pair of engines.
+/// Makes a test of each function for each pair of engines. A function takes `pair`: the pair;
+/// `app`: a running service on it, which is stopped afterwards; `owned`: one that it stops itself.
 macro_rules! on_every_pair {
-    ($($test:ident)*) => {
-        on_every_pair! { @pair embedded Embedded $($test)* }
-        on_every_pair! { @pair redis Redis $($test)* }
-        on_every_pair! { @pair cluster Cluster $($test)* }
+    ($given:ident: $($test:ident)*) => {
+        on_every_pair! { @pair embedded Embedded $given $($test)* }
+        on_every_pair! { @pair redis Redis $given $($test)* }
+        on_every_pair! { @pair cluster Cluster $given $($test)* }
     };
-    (@pair $module:ident $pair:ident $($test:ident)*) => {
+    (@pair $module:ident $pair:ident $given:ident $($test:ident)*) => {
         mod $module {
             $(
                 #[tokio::test(flavor = "multi_thread")]
                 async fn $test() {
-                    super::$test(crate::harness::Pair::$pair).await;
+                    let pair = crate::harness::Pair::$pair;
+                    on_every_pair! { @run $given super::$test, pair }
                 }
             )*
         }
+    };
+    (@run pair $test:path, $pair:ident) => {
+        $test($pair).await;
+    };
+    (@run owned $test:path, $pair:ident) => {
+        $test(crate::harness::TestApp::spawn_on($pair).await).await;
+    };
+    (@run app $test:path, $pair:ident) => {
+        let app = crate::harness::TestApp::spawn_on($pair).await;
+        $test(&app).await;
+        app.stop().await;
     };
 }
 

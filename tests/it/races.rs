@@ -12,7 +12,7 @@ use crate::{
     harness::{Client, Pair, TestApp, cache_status, create, eventually, names, of_run, storage},
 };
 
-on_every_pair! {
+on_every_pair! { pair:
     a_fill_that_a_write_overtook_is_refused
     a_write_that_fails_after_close_opens_its_tags_again
     a_caller_who_leaves_after_close_doesnt_stop_the_write

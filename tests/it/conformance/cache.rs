@@ -6,7 +6,7 @@ use tonic::{Request, Response};
 use super::{anonymous, authorized, batch, created, delete, get, is_hit, update};
 use crate::harness::{Client, TestApp, cache_status, create, names, of_run, storage};
 
-on_every_pair! {
+on_every_pair! { app:
     the_second_call_of_a_cached_method_hits
     a_write_invalidates_what_it_changes_and_nothing_else
     what_changes_nothing_invalidates_nothing

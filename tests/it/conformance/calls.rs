@@ -12,7 +12,7 @@ use tonic_reflection::pb;
 use super::{anonymous, authorized, batch, full};
 use crate::harness::{TestApp, create, eventually, of_run, storage};
 
-on_every_pair! {
+on_every_pair! { app:
     health_tells_of_each_service_and_needs_no_token
     reflection_v1_lists_the_services_and_needs_no_token
     reflection_v1alpha_lists_the_services_and_needs_no_token

@@ -19,7 +19,7 @@ use tonic_health::pb::{
 use tonic_types::StatusExt as _;
 
 use super::{batch, delete, full, get, reason, update, uuid};
-use crate::harness::{TestApp, create};
+use crate::harness::{Pair, TestApp, create};
 
 /// A database that has gone away after the start.
 struct Down;
@@ -68,7 +68,7 @@ impl Store for Down {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_down_is_unavailable_and_worth_a_retry() {
-    let app = TestApp::spawn_with(|_, cache| (Arc::new(Down), cache)).await;
+    let app = TestApp::spawn_with(Pair::Embedded, |_, cache| (Arc::new(Down), cache)).await;
     let mut client = app.admin();
     let ids = vec![uuid(1)];
     let found = v1::Location {

@@ -5,7 +5,7 @@ use location_service::proto::location::v1;
 use super::{batch, created};
 use crate::harness::{TestApp, create, names, of_run, storage};
 
-on_every_pair! {
+on_every_pair! { app:
     page_sizes_have_a_default_and_a_maximum
     filters_combine
     no_run_is_not_any_run

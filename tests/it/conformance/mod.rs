@@ -1,38 +1,10 @@
-//! What the contract promises, on every pair of engines: a test is a function of a running service,
-//! and `on_every_pair!` makes a `#[tokio::test]` of it for each pair.
+//! What the contract promises, on every pair of engines.
 
 use location_service::proto::location::v1::{self, location_service_client::LocationServiceClient};
 use tonic::{Code, Request, Response, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
 use crate::harness::{Client, TestApp, cache_status, create, storage, token};
-
-/// Makes a test of each function for each pair of engines. With `owned`, the function takes the
-/// service and stops it itself.
-macro_rules! on_every_pair {
-    (owned $($test:ident)*) => {
-        mod embedded {
-            $(
-                #[tokio::test(flavor = "multi_thread")]
-                async fn $test() {
-                    super::$test(crate::harness::TestApp::spawn().await).await;
-                }
-            )*
-        }
-    };
-    ($($test:ident)*) => {
-        mod embedded {
-            $(
-                #[tokio::test(flavor = "multi_thread")]
-                async fn $test() {
-                    let app = crate::harness::TestApp::spawn().await;
-                    super::$test(&app).await;
-                    app.stop().await;
-                }
-            )*
-        }
-    };
-}
 
 mod cache;
 mod calls;

@@ -8,7 +8,7 @@ use tonic::Response;
 use super::{bad_fields, batch, created, delete};
 use crate::harness::{TestApp, create, names, of_run, storage};
 
-on_every_pair! {
+on_every_pair! { app:
     pages_are_complete_in_every_order_while_others_write
     pages_of_a_filtered_list_are_complete
     page_size_and_skip_may_change_between_pages

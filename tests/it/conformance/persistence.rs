@@ -5,8 +5,7 @@ use location_service::proto::location::v1;
 use super::{batch, created, delete, full, get, read, uuid};
 use crate::harness::{TestApp, create, names, of_run, storage};
 
-on_every_pair! {
-    owned
+on_every_pair! { owned:
     everything_survives_a_restart
 }
 

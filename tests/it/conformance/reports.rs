@@ -5,7 +5,7 @@ use location_service::proto::location::v1;
 use super::{bad_fields, batch, created, update};
 use crate::harness::{TestApp, create, storage};
 
-on_every_pair! {
+on_every_pair! { app:
     a_report_counts_and_sums_what_there_is
     a_sum_stays_at_the_largest_number
     reports_come_in_order_and_in_pages

@@ -8,7 +8,7 @@ use tonic::{Code, Status};
 use super::{batch, count, delete, get, reason, update, uuid};
 use crate::harness::{TestApp, create, storage};
 
-on_every_pair! {
+on_every_pair! { app:
     a_retry_answers_the_first_result_whatever_came_after
     another_body_is_refused
     callers_do_not_share_request_ids

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::harness::{SECRET, TestApp, create, names, storage, token};
 
-on_every_pair! {
+on_every_pair! { app:
     users_see_their_own_alone
     users_change_their_own_alone
     only_an_admin_names_owners

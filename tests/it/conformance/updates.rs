@@ -6,7 +6,7 @@ use tonic::Code;
 use super::{bad_fields, created, full, get, read, reason, update, uuid};
 use crate::harness::TestApp;
 
-on_every_pair! {
+on_every_pair! { app:
     an_empty_mask_changes_what_is_set
     a_star_changes_everything
     a_mask_changes_what_it_names

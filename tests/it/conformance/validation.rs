@@ -5,7 +5,7 @@ use location_service::proto::location::v1;
 use super::{bad_fields, created, delete, get};
 use crate::harness::{TestApp, create, storage};
 
-on_every_pair! {
+on_every_pair! { app:
     every_violation_of_a_creation_is_told_at_once
     every_violation_of_a_list_is_told_at_once
     values_at_the_limits_are_taken_and_kept

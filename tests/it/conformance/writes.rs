@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{bad_fields, batch, count, created, delete, full, get, read, reason, update, uuid};
 use crate::harness::{TestApp, create, storage};
 
-on_every_pair! {
+on_every_pair! { app:
     every_field_is_kept_and_output_only_ones_are_assigned
     the_least_location_gets_its_defaults
     a_client_may_choose_the_id_once
