@@ -2,7 +2,6 @@
 
 use std::{
     future::Future,
-    path::PathBuf,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -135,13 +134,6 @@ impl TestApp {
         self.stop().await;
         let app = App::build(&config).await.expect("it starts again");
         Self::serve(app, config, dir).await
-    }
-
-    pub fn database(&self) -> PathBuf {
-        match &self.config.database {
-            DatabaseUrl::Sqlite(path) => path.clone(),
-            DatabaseUrl::Postgres(_) => unreachable!("the tests' configuration says SQLite"),
-        }
     }
 
     /// A client with an admin's token.
