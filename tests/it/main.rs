@@ -19,7 +19,9 @@ macro_rules! on_every_pair {
     };
 }
 
+mod cache_service;
 mod conformance;
+mod costs;
 mod gates;
 mod harness;
 mod postgres;
