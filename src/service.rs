@@ -1,13 +1,6 @@
 //! The use cases: who may do what, reading through the cache, and close-commit-reopen.
 
-use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -16,7 +9,7 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
-    cache::{Cache, Explanation, Key, Lookup, NextFlight, Stats, Tag, Tier, WriteId},
+    cache::{Cache, Counter, Explanation, Key, Lookup, NextFlight, Stats, Tag, Tier, WriteId},
     error::{Error, Result},
     model::{
         Change, Cursor, Etag, Image, ListQuery, Location, LocationId, LocationType, Micros,
@@ -151,6 +144,57 @@ pub struct Creation {
     pub fingerprint: [u8; 32],
 }
 
+/// How reads have been answered since the start, each counted once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reads {
+    /// From the process.
+    pub local_hits: u64,
+    /// From Redis.
+    pub redis_hits: u64,
+    /// From the database, because the cache had no current answer. Also those that failed.
+    pub misses: u64,
+    /// Past the cache: a write was in flight, the caller asked for the database, or the cache
+    /// didn't answer.
+    pub bypasses: u64,
+}
+
+/// The running counts behind [`Reads`].
+#[derive(Debug, Default)]
+struct ReadCounters {
+    local_hits: Counter,
+    redis_hits: Counter,
+    misses: Counter,
+    bypasses: Counter,
+}
+
+impl ReadCounters {
+    fn count(&self, read: &Result<Served>) {
+        let counter = match read.as_ref().map(|served| served.origin) {
+            Ok(Origin::Cache(Tier::Local)) => &self.local_hits,
+            Ok(Origin::Cache(Tier::Redis)) => &self.redis_hits,
+            Err(_)
+            | Ok(Origin::Database {
+                because: Because::Miss,
+                ..
+            }) => &self.misses,
+            Ok(Origin::Database { .. }) => &self.bypasses,
+        };
+        counter.add(1);
+    }
+
+    fn snapshot(&self) -> Reads {
+        Reads {
+            local_hits: self.local_hits.get(),
+            redis_hits: self.redis_hits.get(),
+            misses: self.misses.get(),
+            bypasses: self.bypasses.get(),
+        }
+    }
+}
+
+/// What an admin may do to the cache.
+pub struct CacheAdmin<'a>(&'a Service);
+
 /// The use cases, over any store and any cache. Cheap to clone.
 #[derive(Clone)]
 pub struct Service {
@@ -158,8 +202,7 @@ pub struct Service {
     cache: Arc<dyn Cache>,
     page_tokens: PageTokens,
     reads: Arc<NextFlight<(Key, Freshness), Result<Served>>>,
-    /// How many reads went past the cache.
-    bypasses: Arc<AtomicU64>,
+    counters: Arc<ReadCounters>,
     writes: TaskTracker,
 }
 
@@ -172,7 +215,7 @@ impl Service {
             cache,
             page_tokens,
             reads: Arc::default(),
-            bypasses: Arc::default(),
+            counters: Arc::default(),
             writes: TaskTracker::new(),
         })
     }
@@ -239,39 +282,13 @@ impl Service {
         })
     }
 
-    /// Why a list would be answered from the cache, or why not.
-    pub async fn explain_list(
-        &self,
-        caller: &Principal,
-        subject: &Principal,
-        query: ListQuery,
-        page_token: &str,
-    ) -> Result<ListExplanation> {
-        require_admin(caller)?;
-        let plan = self.plan_list(subject, query, page_token)?;
-        let cached = self.cache.explain(&plan.tag, &plan.key).await;
-        Ok(ListExplanation {
-            canonical: plan.canonical,
-            key: plan.key,
-            tag: plan.tag,
-            cached: cached.map_err(|error| Error::CacheUnavailable(Arc::new(error)))?,
-        })
-    }
-
-    /// Drops what is cached under a tag (`None`: under any), and counts it.
-    pub async fn invalidate(&self, caller: &Principal, tag: Option<&Tag>) -> Result<u64> {
-        require_admin(caller)?;
-        let dropped = match tag {
-            Some(tag) => self.cache.invalidate(tag).await,
-            None => self.cache.invalidate_all().await,
-        };
-        dropped.map_err(|error| Error::CacheUnavailable(Arc::new(error)))
-    }
-
-    /// What the cache has done since the start, and how many reads went past it.
-    pub fn stats(&self, caller: &Principal) -> Result<(Stats, u64)> {
-        require_admin(caller)?;
-        Ok((self.cache.stats(), self.bypasses.load(Ordering::Relaxed)))
+    /// The cache, for a caller who is an admin.
+    pub fn cache_admin(&self, caller: &Principal) -> Result<CacheAdmin<'_>> {
+        if caller.admin {
+            return Ok(CacheAdmin(self));
+        }
+        let why = "only an admin may see or change the cache: call with an admin's token";
+        Err(Error::PermissionDenied(why.to_owned()))
     }
 
     /// A page of reports: a `ListLocationReportsResponse`.
@@ -375,6 +392,18 @@ impl Service {
         freshness: Freshness,
         load: impl Future<Output = Result<Bytes>> + Send + 'static,
     ) -> Result<Served> {
+        let served = self.look_up_or_load(key, tag, freshness, load).await;
+        self.counters.count(&served);
+        served
+    }
+
+    async fn look_up_or_load(
+        &self,
+        key: Key,
+        tag: Tag,
+        freshness: Freshness,
+        load: impl Future<Output = Result<Bytes>> + Send + 'static,
+    ) -> Result<Served> {
         if freshness == Freshness::Current
             && let Ok(Lookup::Hit(bytes, tier)) = self.cache.lookup(&tag, &key).await
         {
@@ -421,14 +450,8 @@ impl Service {
             .await
             .map_err(Error::internal)?;
         let mut served = landed.value?;
-        if let Origin::Database {
-            because, collapsed, ..
-        } = &mut served.origin
-        {
+        if let Origin::Database { collapsed, .. } = &mut served.origin {
             *collapsed = landed.collapsed;
-            if *because != Because::Miss {
-                self.bypasses.fetch_add(1, Ordering::Relaxed);
-            }
         }
         Ok(served)
     }
@@ -459,6 +482,39 @@ impl Service {
             .spawn(task.run().in_current_span())
             .await
             .map_err(Error::internal)?
+    }
+}
+
+impl CacheAdmin<'_> {
+    /// Why a subject's list would be answered from the cache, or why not.
+    pub async fn explain_list(
+        &self,
+        subject: &Principal,
+        query: ListQuery,
+        page_token: &str,
+    ) -> Result<ListExplanation> {
+        let plan = self.0.plan_list(subject, query, page_token)?;
+        let cached = self.0.cache.explain(&plan.tag, &plan.key).await;
+        Ok(ListExplanation {
+            canonical: plan.canonical,
+            key: plan.key,
+            tag: plan.tag,
+            cached: cached.map_err(|error| Error::CacheUnavailable(Arc::new(error)))?,
+        })
+    }
+
+    /// Drops what is cached under a tag (`None`: under any), and counts it.
+    pub async fn invalidate(&self, tag: Option<&Tag>) -> Result<u64> {
+        let dropped = match tag {
+            Some(tag) => self.0.cache.invalidate(tag).await,
+            None => self.0.cache.invalidate_all().await,
+        };
+        dropped.map_err(|error| Error::CacheUnavailable(Arc::new(error)))
+    }
+
+    /// What the cache has done since the start, and how reads were answered.
+    pub fn stats(&self) -> (Stats, Reads) {
+        (self.0.cache.stats(), self.0.counters.snapshot())
     }
 }
 
@@ -664,14 +720,6 @@ impl Writer {
         }
         Ok(applied)
     }
-}
-
-fn require_admin(caller: &Principal) -> Result<()> {
-    if caller.admin {
-        return Ok(());
-    }
-    let why = "only an admin may see or change the cache: call with an admin's token";
-    Err(Error::PermissionDenied(why.to_owned()))
 }
 
 /// Writes the caller's scope into a predicate.

@@ -8,7 +8,7 @@ use super::{caller, convert};
 use crate::{
     cache::{Explanation, Held, Stats, Version},
     proto::location::v1::{self, cache_service_server::CacheService},
-    service::{ListExplanation, Service},
+    service::{ListExplanation, Reads, Service},
 };
 
 /// `location.v1.CacheService`.
@@ -33,12 +33,12 @@ impl CacheService for CacheApi {
         &self,
         request: Request<v1::ExplainListRequest>,
     ) -> Result<Response<v1::ExplainListResponse>, Status> {
-        let caller = caller(&request)?;
+        let cache = self.service.cache_admin(&caller(&request)?)?;
         let (subject, query, page_token) = convert::explain_list(request.into_inner())?;
-        let explained = self
-            .service
-            .explain_list(&caller, &subject, query, &page_token)
-            .await?;
+        let explained = cache
+            .explain_list(&subject, query, &page_token)
+            .await
+            .map_err(convert::within_request)?;
         let ListExplanation {
             canonical,
             key,
@@ -67,9 +67,9 @@ impl CacheService for CacheApi {
         &self,
         request: Request<v1::InvalidateRequest>,
     ) -> Result<Response<v1::InvalidateResponse>, Status> {
-        let caller = caller(&request)?;
+        let cache = self.service.cache_admin(&caller(&request)?)?;
         let tag = convert::invalidate(request.into_inner())?;
-        let dropped = self.service.invalidate(&caller, tag.as_ref()).await?;
+        let dropped = cache.invalidate(tag.as_ref()).await?;
         Ok(Response::new(v1::InvalidateResponse {
             dropped_count: count(dropped),
         }))
@@ -79,11 +79,14 @@ impl CacheService for CacheApi {
         &self,
         request: Request<v1::GetStatsRequest>,
     ) -> Result<Response<v1::GetStatsResponse>, Status> {
-        let (stats, bypasses) = self.service.stats(&caller(&request)?)?;
-        let Stats {
+        let (stats, reads) = self.service.cache_admin(&caller(&request)?)?.stats();
+        let Reads {
             local_hits,
             redis_hits,
             misses,
+            bypasses,
+        } = reads;
+        let Stats {
             fills,
             rejected_fills,
             invalidations,
@@ -127,10 +130,15 @@ fn explain(cached: &Explanation) -> (bool, String) {
         redis,
     } = cached;
     if current.is_none() && *writers > 0 {
-        let why = format!(
-            "Bypass: {writers} writes on the tag are in flight, and until they are done or dead \
-             the database answers."
-        );
+        let why = match writers {
+            1 => "Bypass: a write on the tag is in flight, and until it is done or dead the \
+                  database answers."
+                .to_owned(),
+            _ => format!(
+                "Bypass: {writers} writes on the tag are in flight, and until they are done or \
+                 dead the database answers."
+            ),
+        };
         return (false, why);
     }
     let Some(current) = current else {

@@ -98,7 +98,13 @@ pub fn explain_list(request: v1::ExplainListRequest) -> Result<(Principal, ListQ
             admin: false,
         }
     };
-    let (query, page_token) = list(listing).map_err(|error| match error {
+    let (query, page_token) = list(listing).map_err(within_request)?;
+    Ok((subject, query, page_token))
+}
+
+/// An error about a list's fields, as one about the request that contains the list.
+pub fn within_request(error: Error) -> Error {
+    match error {
         Error::InvalidArgument(mut violations) => {
             for violation in &mut violations {
                 violation.field.insert_str(0, "request.");
@@ -106,8 +112,7 @@ pub fn explain_list(request: v1::ExplainListRequest) -> Result<(Principal, ListQ
             Error::InvalidArgument(violations)
         }
         error => error,
-    })?;
-    Ok((subject, query, page_token))
+    }
 }
 
 /// The tag that a request names; `None` for everything.

@@ -92,18 +92,21 @@ impl Entries {
         (self.cache.len() as u64, self.cache.weight())
     }
 
-    /// Stores an entry and returns what had to go for it, which may be the entry itself.
+    /// Stores an entry, in place of the key's last one, and returns what had to go for it, which
+    /// may be the entry itself.
     pub(super) fn insert(&self, key: Key, entry: Entry) -> Vec<(Key, Entry)> {
-        let slot = Slot {
+        let slot = Arc::new(Slot {
             entry,
             filled_at: Instant::now(),
             read_at_secs: AtomicU64::new(self.now_secs()),
-        };
+        });
         let mut evicted = Vec::new();
         self.cache
-            .insert_with_lifecycle(key, slot.into(), &mut evicted);
+            .insert_with_lifecycle(key, Arc::clone(&slot), &mut evicted);
         evicted
             .into_iter()
+            // The map calls what was replaced evicted too.
+            .filter(|(gone, old)| *gone != key || Arc::ptr_eq(old, &slot))
             .map(|(key, slot)| (key, slot.entry.clone()))
             .collect()
     }

@@ -196,12 +196,9 @@ impl Cache for MemoryCache {
             .get(tag)
             .and_then(|state| state.version);
         let answer = version.and_then(|version| self.0.entries.get(key, version));
-        Ok(if let Some(answer) = answer {
-            self.0.counters.local_hits.add(1);
-            Lookup::Hit(answer, Tier::Local)
-        } else {
-            self.0.counters.misses.add(1);
-            Lookup::Miss(version)
+        Ok(match answer {
+            Some(answer) => Lookup::Hit(answer, Tier::Local),
+            None => Lookup::Miss(version),
         })
     }
 
@@ -414,6 +411,19 @@ mod tests {
             !fill(&cache, &tag, &key(0), 2 << 20).await,
             "larger than all"
         );
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_is_filled_again_is_replaced() {
+        let cache = cache(1 << 20);
+        let tag = Tag::of_predicate(&Predicate::default());
+        for bytes in [1_000, 10] {
+            assert!(fill(&cache, &tag, &key(0), bytes).await);
+            assert!(is_hit(&cache, &tag, &key(0)).await);
+        }
+        assert!(!fill(&cache, &tag, &key(0), 2 << 20).await);
+        assert!(!is_hit(&cache, &tag, &key(0)).await);
+        assert!(cache.0.tags().states.is_empty(), "the index is clean");
     }
 
     #[tokio::test]

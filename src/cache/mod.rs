@@ -35,6 +35,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use uuid::Uuid;
 
+pub(crate) use self::stats::Counter;
 pub use self::{
     flight::{Crashed, Landed, NextFlight},
     key::Key,

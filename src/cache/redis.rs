@@ -301,14 +301,7 @@ impl RedisCache {
 #[async_trait]
 impl Cache for RedisCache {
     async fn lookup(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
-        let result = self.counted(self.look_up(tag, key).await)?;
-        let counters = &self.redis.counters;
-        match &result {
-            Lookup::Hit(_, Tier::Local) => counters.local_hits.add(1),
-            Lookup::Hit(_, Tier::Redis) => counters.redis_hits.add(1),
-            Lookup::Miss(_) => counters.misses.add(1),
-        }
-        Ok(result)
+        self.counted(self.look_up(tag, key).await)
     }
 
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {

@@ -5,12 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// What a cache has done since it started, and what it holds in the process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Lookups answered from the process.
-    pub local_hits: u64,
-    /// Lookups answered from Redis.
-    pub redis_hits: u64,
-    /// Lookups that found no current entry.
-    pub misses: u64,
     /// Answers stored.
     pub fills: u64,
     /// Answers not stored, because their tag's version had changed or because they don't fit.
@@ -30,9 +24,6 @@ pub struct Stats {
 /// The running counts behind [`Stats`].
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    pub(super) local_hits: Counter,
-    pub(super) redis_hits: Counter,
-    pub(super) misses: Counter,
     pub(super) fills: Counter,
     pub(super) rejected_fills: Counter,
     pub(super) invalidations: Counter,
@@ -40,15 +31,16 @@ pub(super) struct Counters {
     pub(super) round_trips: Counter,
 }
 
+/// A count that only grows.
 #[derive(Debug, Default)]
-pub(super) struct Counter(AtomicU64);
+pub(crate) struct Counter(AtomicU64);
 
 impl Counter {
-    pub(super) fn add(&self, count: usize) {
+    pub(crate) fn add(&self, count: usize) {
         self.0.fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    pub(super) fn get(&self) -> u64 {
+    pub(crate) fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }
 }
@@ -64,9 +56,6 @@ impl Counters {
 
     pub(super) fn snapshot(&self, (local_entries, local_bytes): (u64, u64)) -> Stats {
         Stats {
-            local_hits: self.local_hits.get(),
-            redis_hits: self.redis_hits.get(),
-            misses: self.misses.get(),
             fills: self.fills.get(),
             rejected_fills: self.rejected_fills.get(),
             invalidations: self.invalidations.get(),

@@ -15,7 +15,10 @@ use location_service::{
     cache::Cache,
     config::{AuthConfig, CacheConfig, DatabaseUrl, KeyFile, LogConfig, LogFormat, ServeConfig},
     model::OwnerId,
-    proto::location::v1::{self, location_service_client::LocationServiceClient},
+    proto::location::v1::{
+        self, cache_service_client::CacheServiceClient,
+        location_service_client::LocationServiceClient,
+    },
     store::{Migrate, Store},
 };
 use tempfile::TempDir;
@@ -35,6 +38,9 @@ use crate::servers::{
 
 /// A client that sends a caller's token.
 pub type Client = LocationServiceClient<InterceptedService<Channel, Bearer>>;
+
+/// A client of the cache's own service that sends a caller's token.
+pub type CacheClient = CacheServiceClient<InterceptedService<Channel, Bearer>>;
 
 /// How long anything that is bound to happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
@@ -79,12 +85,22 @@ impl TestApp {
         pair: Pair,
         wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
     ) -> Self {
-        let dir = Arc::new(TempDir::new().expect("a temporary folder"));
+        let dir = TempDir::new().expect("a temporary folder");
         let config = config_on(pair, &dir).await;
+        Self::spawn_config(config, dir, wrap).await
+    }
+
+    /// The service that a configuration describes, whose files are in the folder, over engines that
+    /// a test has wrapped.
+    pub async fn spawn_config(
+        config: ServeConfig,
+        dir: TempDir,
+        wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
+    ) -> Self {
         let (store, cache) = App::open(&config).await.expect("the engines open");
         let (store, cache) = wrap(store, cache);
         let app = App::assemble(&config, store, cache).await;
-        Self::serve(app.expect("it starts"), config, dir).await
+        Self::serve(app.expect("it starts"), config, dir.into()).await
     }
 
     /// Another replica, on the same engines.
@@ -141,14 +157,28 @@ impl TestApp {
         self.client("root", true)
     }
 
+    /// A client with an admin's token, over a connection of its own.
+    pub fn admin_over(&self, channel: Channel) -> Client {
+        LocationServiceClient::with_interceptor(channel, bearer("root", true))
+    }
+
     /// A client with the token of someone who isn't an admin.
     pub fn user(&self, subject: &str) -> Client {
         self.client(subject, false)
     }
 
+    /// A client of the cache's own service with an admin's token.
+    pub fn cache_admin(&self) -> CacheClient {
+        CacheServiceClient::with_interceptor(self.channel.clone(), bearer("root", true))
+    }
+
+    /// A client of the cache's own service with the token of someone who isn't an admin.
+    pub fn cache_user(&self, subject: &str) -> CacheClient {
+        CacheServiceClient::with_interceptor(self.channel.clone(), bearer(subject, false))
+    }
+
     fn client(&self, subject: &str, admin: bool) -> Client {
-        let bearer = Bearer(format!("Bearer {}", token(subject, admin)));
-        LocationServiceClient::with_interceptor(self.channel.clone(), bearer)
+        LocationServiceClient::with_interceptor(self.channel.clone(), bearer(subject, admin))
     }
 }
 
@@ -162,6 +192,10 @@ impl Interceptor for Bearer {
         request.metadata_mut().insert("authorization", value);
         Ok(request)
     }
+}
+
+fn bearer(subject: &str, admin: bool) -> Bearer {
+    Bearer(format!("Bearer {}", token(subject, admin)))
 }
 
 /// A token that the tests' service takes.

@@ -32,8 +32,10 @@ macro_rules! on_every_pair {
     };
 }
 
+mod cache_service;
 mod clients;
 mod conformance;
+mod costs;
 mod durability;
 mod gates;
 mod harness;

@@ -538,21 +538,7 @@ async fn closing_a_million_entries_takes_as_long_as_closing_a_thousand() {
 
 /// Puts entries under a tag, as fills would, but faster.
 fn populate(server: &RedisServer, tag: &Tag, count: usize) {
-    const SCRIPT: &str = "for i = ARGV[1], ARGV[2] do \
-        redis.call('SADD', KEYS[1] .. 'keys', 'schema:ListLocations:' .. i) \
-        redis.call('SET', KEYS[1] .. 'schema:ListLocations:' .. i, 'x', 'EX', 300) end";
-    let base = format!("loc:{{{tag}}}:");
-    for first in (0..count).step_by(50_000) {
-        let last = (first + 50_000).min(count) - 1;
-        server.command(&[
-            "EVAL",
-            SCRIPT,
-            "1",
-            &base,
-            &first.to_string(),
-            &last.to_string(),
-        ]);
-    }
+    server.populate(&format!("loc:{{{tag}}}:"), count);
 }
 
 async fn time_to_close(cache: &RedisCache, tag: &Tag) -> Duration {
@@ -758,8 +744,7 @@ async fn people_can_look_and_invalidate() {
         .expect("closed");
     let told = a.explain(&run, &key(1)).await.expect("Redis answers");
     assert_eq!((told.writers, told.current, told.redis), (1, None, None));
-    let stats = a.stats();
-    assert_eq!((stats.fills, stats.local_hits, stats.misses), (4, 2, 2));
+    assert_eq!(a.stats().fills, 4);
 }
 
 #[tokio::test]

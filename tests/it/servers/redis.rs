@@ -20,6 +20,30 @@ const PATIENCE: Duration = Duration::from_secs(30);
 const SUPERVISE: &str =
     r#""$@" >>log 2>&1 </dev/null & echo $!; read -r _; kill -9 $! 2>>log; wait"#;
 
+/// Counts the members of the service's indexes, and those whose entry is gone. Within a script time
+/// stands still, so that nothing expires between the two.
+const INDEX_MEMBERS: &str = "
+local members, dead, cursor = 0, 0, '0'
+repeat
+  local page = redis.call('SCAN', cursor, 'MATCH', '*{*}:keys', 'COUNT', 1000)
+  cursor = page[1]
+  for _, key in ipairs(page[2]) do
+    local base = string.sub(key, 1, -5)
+    for _, member in ipairs(redis.call('SMEMBERS', key)) do
+      members = members + 1
+      dead = dead + 1 - redis.call('EXISTS', base .. member)
+    end
+  end
+until cursor == '0'
+return {members, dead}";
+
+/// Puts entries under a tag, as fills would, but faster.
+const POPULATE: &str = "
+for i = ARGV[1], ARGV[2] do
+  redis.call('SADD', KEYS[1] .. 'keys', 'schema:ListLocations:' .. i)
+  redis.call('SET', KEYS[1] .. 'schema:ListLocations:' .. i, 'x', 'EX', 300)
+end";
+
 /// A private Redis server, without persistence unless its arguments say so.
 pub struct RedisServer {
     pub port: u16,
@@ -145,6 +169,36 @@ impl RedisServer {
             .find_map(|line| line.strip_prefix(&prefix))
             .and_then(|rest| rest.split(',').next())
             .map_or(0, |calls| calls.parse().expect("a number"))
+    }
+
+    /// How often each command was called that isn't one of these tests' own, by name.
+    pub fn all_calls(&self) -> Vec<(String, u64)> {
+        let info = self.command(&["INFO", "commandstats"]);
+        let names = info.lines().filter_map(|line| {
+            let (name, _) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
+            let own = ["info", "config|resetstat"].contains(&name);
+            (!own).then_some(name)
+        });
+        names
+            .map(|name| (name.to_owned(), self.calls(name)))
+            .collect()
+    }
+
+    /// How many members the service's indexes have, and how many of them have no entry any more.
+    pub fn index_members(&self) -> (u64, u64) {
+        let reply = self.command(&["--raw", "EVAL", INDEX_MEMBERS, "0"]);
+        let mut counts = reply.lines().map(|line| line.parse().expect("a number"));
+        let mut count = || counts.next().expect("two numbers");
+        (count(), count())
+    }
+
+    /// Puts `count` entries under a tag, whose keys begin with `base`.
+    pub fn populate(&self, base: &str, count: usize) {
+        for first in (0..count).step_by(50_000) {
+            let last = (first + 50_000).min(count) - 1;
+            let (first, last) = (first.to_string(), last.to_string());
+            self.command(&["EVAL", POPULATE, "1", base, &first, &last]);
+        }
     }
 
     /// The keys that match a pattern.

@@ -1,0 +1,360 @@
+//! What calls cost on PostgreSQL and Redis: counted, not timed, through the API, by the servers
+//! themselves where they count.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::future::join_all;
+use location_service::{
+    cache::{
+        Cache, CacheError, Explanation, Key, Lookup, RedisCache, RedisConfig, Stats, Tag, Version,
+        WriteId,
+    },
+    config::DatabaseUrl,
+    model::{Predicate, ProductionRunId},
+    proto::location::v1,
+};
+use tempfile::TempDir;
+use tokio::sync::Barrier;
+use tonic::{Response, Status, transport::Endpoint};
+
+use crate::{
+    harness::{Client, Pair, TestApp, cache_status, config_on, create, of_run, storage},
+    servers::{postgres::Postgres, redis::RedisServer},
+};
+
+/// How many callers ask at once.
+const CALLERS: usize = 1_000;
+
+/// A server takes 256 calls at once on a connection.
+const CALLERS_PER_CONNECTION: usize = 200;
+
+/// The service, and servers that serve nobody else and tell what they are asked.
+struct Counted {
+    app: TestApp,
+    redis: RedisServer,
+    postgres: Postgres,
+}
+
+impl Counted {
+    async fn spawn() -> Self {
+        Self::spawn_with(|cache| cache).await
+    }
+
+    async fn spawn_with(wrap: impl FnOnce(Arc<dyn Cache>) -> Arc<dyn Cache>) -> Self {
+        let redis = RedisServer::start();
+        let postgres = Postgres::start_with(|_| "log_statement = all".to_owned());
+        let dir = TempDir::new().expect("a temporary folder");
+        let mut config = config_on(Pair::Embedded, &dir).await;
+        config.redis_url = Some(redis.url());
+        config.database = DatabaseUrl::Postgres(postgres.database().await);
+        Self {
+            app: TestApp::spawn_config(config, dir, |store, cache| (store, wrap(cache))).await,
+            redis,
+            postgres,
+        }
+    }
+
+    /// What the database has been asked since its start, less what nobody called for.
+    fn statements(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.postgres.log()).expect("a log");
+        log.lines()
+            .filter_map(|line| {
+                let (_, rest) = line.split_once(" LOG:  ")?;
+                let (kind, statement) = rest.split_once(": ")?;
+                (kind == "statement" || kind.starts_with("execute")).then(|| statement.to_owned())
+            })
+            .filter(|statement| !BACKGROUND.iter().any(|own| statement.starts_with(own)))
+            .collect()
+    }
+
+    async fn stats(app: &TestApp) -> v1::GetStatsResponse {
+        let stats = app.cache_admin().get_stats(v1::GetStatsRequest {}).await;
+        stats.expect("counted").into_inner()
+    }
+
+    async fn stop(self) {
+        self.app.stop().await;
+    }
+}
+
+/// What the service asks of the database by itself.
+const BACKGROUND: [&str; 2] = [
+    "SELECT id FROM locations LIMIT 1",
+    "DELETE FROM create_requests WHERE create_time < ",
+];
+
+async fn list(client: &mut Client) -> String {
+    let list = client.list_locations(of_run("run")).await.expect("listed");
+    cache_status(&list).to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hit_that_the_process_doesnt_hold_is_one_round_trip() {
+    let counted = Counted::spawn().await;
+    list(&mut counted.app.admin()).await;
+    let replica = counted.app.replica().await;
+    let mut client = replica.admin();
+    let statements = counted.statements().len();
+    counted.redis.command(&["CONFIG", "RESETSTAT"]);
+    assert_eq!(
+        list(&mut client).await,
+        "location-service; hit; detail=redis"
+    );
+    assert_eq!(counted.redis.all_calls(), [("mget".to_owned(), 1)]);
+    assert_eq!(Counted::stats(&replica).await.round_trip_count, 1);
+    assert_eq!(counted.statements()[statements..], [] as [&str; 0]);
+
+    assert_eq!(
+        list(&mut client).await,
+        "location-service; hit; detail=local"
+    );
+    assert_eq!(counted.redis.all_calls(), [("mget".to_owned(), 2)]);
+    assert_eq!(Counted::stats(&replica).await.round_trip_count, 2);
+    assert_eq!(counted.statements()[statements..], [] as [&str; 0]);
+    replica.stop().await;
+    counted.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_is_two_round_trips_and_one_transaction() {
+    let counted = Counted::spawn().await;
+    let mut client = counted.app.admin();
+    // The scripts are known to the server from the second time on.
+    for name in ["first", "second"] {
+        let before = Counted::stats(&counted.app).await.round_trip_count;
+        let statements = counted.statements().len();
+        counted.redis.command(&["CONFIG", "RESETSTAT"]);
+        client
+            .create_location(create(storage(name, "run")))
+            .await
+            .expect("created");
+        if name == "first" {
+            continue;
+        }
+        let after = Counted::stats(&counted.app).await.round_trip_count;
+        assert_eq!(after - before, 2, "close, reopen");
+        let scripts = counted.redis.calls("evalsha");
+        assert_eq!(scripts, 18, "each of nine tags is closed and reopened");
+        assert_eq!(counted.redis.calls("eval"), 0);
+        let asked = counted.statements().split_off(statements);
+        let first_words: Vec<_> = asked
+            .iter()
+            .filter_map(|statement| statement.split_whitespace().next())
+            .collect();
+        // The commit's message begins with its check of the write's age.
+        assert_eq!(first_words, ["BEGIN", "INSERT", "DO"], "{asked:?}");
+    }
+    counted.stop().await;
+}
+
+/// Holds the first lookups until all callers have come to theirs, so that they are truly at once.
+struct AllAtOnce {
+    inner: Arc<dyn Cache>,
+    armed: AtomicUsize,
+    all: Barrier,
+}
+
+impl AllAtOnce {
+    /// The next lookups are held.
+    fn arm(&self) {
+        self.armed.store(CALLERS, Ordering::SeqCst);
+    }
+}
+
+#[async_trait]
+impl Cache for AllAtOnce {
+    async fn lookup(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
+        let one_less = |armed: usize| armed.checked_sub(1);
+        let (set, fetch) = (Ordering::SeqCst, Ordering::SeqCst);
+        if self.armed.fetch_update(set, fetch, one_less).is_ok() {
+            self.all.wait().await;
+        }
+        self.inner.lookup(tag, key).await
+    }
+
+    async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
+        self.inner.open(tag).await
+    }
+
+    async fn fill(
+        &self,
+        tag: &Tag,
+        key: &Key,
+        version: Version,
+        answer: Bytes,
+    ) -> Result<bool, CacheError> {
+        self.inner.fill(tag, key, version, answer).await
+    }
+
+    async fn close(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+        self.inner.close(tags, write).await
+    }
+
+    async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+        self.inner.reopen(tags, write).await
+    }
+
+    async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError> {
+        self.inner.invalidate(tag).await
+    }
+
+    async fn invalidate_all(&self) -> Result<u64, CacheError> {
+        self.inner.invalidate_all().await
+    }
+
+    async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError> {
+        self.inner.explain(tag, key).await
+    }
+
+    fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+}
+
+async fn all_at_once() -> (Counted, Arc<AllAtOnce>) {
+    let mut at_once = None;
+    let counted = Counted::spawn_with(|inner| {
+        let cache = Arc::new(AllAtOnce {
+            inner,
+            armed: AtomicUsize::new(0),
+            all: Barrier::new(CALLERS),
+        });
+        at_once = Some(Arc::clone(&cache));
+        cache
+    })
+    .await;
+    (counted, at_once.expect("it was wrapped"))
+}
+
+/// Calls a method for each caller, all at once.
+async fn call_all<F>(
+    app: &TestApp,
+    call: impl Fn(Client) -> F,
+) -> Vec<Result<Response<v1::ListLocationsResponse>, Status>>
+where
+    F: Future<Output = Result<Response<v1::ListLocationsResponse>, Status>>,
+{
+    let mut calls = Vec::new();
+    for _ in 0..CALLERS / CALLERS_PER_CONNECTION {
+        let endpoint = Endpoint::new(app.url.clone()).expect("a URL");
+        let client = app.admin_over(endpoint.connect().await.expect("it accepts"));
+        calls.extend((0..CALLERS_PER_CONNECTION).map(|_| call(client.clone())));
+    }
+    join_all(calls).await
+}
+
+// One thread, so that the callers who are let go together have all asked before any is answered.
+#[tokio::test]
+async fn a_thousand_hits_on_one_entry_share_a_handful_of_version_reads() {
+    let (counted, at_once) = all_at_once().await;
+    list(&mut counted.app.admin()).await;
+    let statements = counted.statements().len();
+    let before = Counted::stats(&counted.app).await.round_trip_count;
+    counted.redis.command(&["CONFIG", "RESETSTAT"]);
+    at_once.arm();
+    let lists = call_all(&counted.app, |mut client| async move {
+        client.list_locations(of_run("run")).await
+    });
+    for list in lists.await {
+        let list = list.expect("listed");
+        assert_eq!(cache_status(&list), "location-service; hit; detail=local");
+    }
+    let reads = counted.redis.calls("mget");
+    assert!((1..=5).contains(&reads), "{reads} version reads");
+    assert_eq!(counted.redis.all_calls(), [("mget".to_owned(), reads)]);
+    let after = Counted::stats(&counted.app).await.round_trip_count;
+    assert_eq!(u64::try_from(after - before), Ok(reads));
+    assert_eq!(counted.statements()[statements..], [] as [&str; 0]);
+    counted.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_of_a_thousand_callers_is_at_most_two_queries_on_a_replica() {
+    let (counted, at_once) = all_at_once().await;
+    let statements = counted.statements().len();
+    at_once.arm();
+    let lists = call_all(&counted.app, |mut client| async move {
+        client.list_locations(of_run("run")).await
+    });
+    for list in lists.await {
+        list.expect("listed");
+    }
+    let asked = counted.statements().split_off(statements);
+    assert!((1..=2).contains(&asked.len()), "{asked:?}");
+    let stats = Counted::stats(&counted.app).await;
+    assert_eq!(stats.error_count, 0);
+    let reads: i64 = stats.tiers[1].hit_count + stats.tiers[1].miss_count;
+    let callers = i64::try_from(CALLERS).expect("small");
+    assert_eq!(stats.tiers[0].hit_count + reads, callers);
+    counted.stop().await;
+}
+
+/// An hour's traffic, squeezed: many pages of many lists that live for a moment, and few writes.
+#[tokio::test(flavor = "multi_thread")]
+async fn traffic_leaves_few_index_members_without_their_entries() {
+    const TTL: Duration = Duration::from_millis(250);
+    const TRAFFIC: Duration = Duration::from_secs(3);
+    const TAGS: u64 = 20;
+    let server = RedisServer::start();
+    let config = RedisConfig {
+        url: server.url(),
+        prefix: "test:".to_owned(),
+        max_local_bytes: 0,
+        ttl: TTL,
+    };
+    let cache = Arc::new(RedisCache::connect(&config).await.expect("a good URL"));
+    let requests = Arc::new(AtomicU64::new(0));
+    let started = Instant::now();
+    let readers = (0..8).map(|_| {
+        let (cache, requests) = (Arc::clone(&cache), Arc::clone(&requests));
+        tokio::spawn(async move {
+            while started.elapsed() < TRAFFIC {
+                let number = requests.fetch_add(1, Ordering::Relaxed);
+                let tag = Tag::of_predicate(&Predicate {
+                    run: ProductionRunId::parse(format!("run-{}", number % TAGS)).ok(),
+                    ..Predicate::default()
+                });
+                if number % 1_000 == 999 {
+                    let (tags, write) = (BTreeSet::from([tag.clone()]), WriteId::generate());
+                    cache.close(&tags, write).await.expect("closed");
+                    cache.reopen(&tags, write).await.expect("reopened");
+                }
+                // Some pages come again while they are cached; most don't.
+                let page = if number % 4 == 0 {
+                    number % 400
+                } else {
+                    number
+                };
+                let key = Key::new("ListLocations", None, &page);
+                let found = cache.lookup(&tag, &key).await.expect("Redis answers");
+                if let Lookup::Miss(_) = found
+                    && let Some(version) = cache.open(&tag).await.expect("Redis answers")
+                {
+                    let answer = Bytes::from_static(b"answer");
+                    let filled = cache.fill(&tag, &key, version, answer).await;
+                    filled.expect("Redis answers");
+                }
+            }
+        })
+    });
+    for reader in join_all(readers).await {
+        reader.expect("no panic");
+    }
+    let (members, dead) = server.index_members();
+    let fills = cache.stats().fills;
+    assert!(
+        fills > 10 * members,
+        "most of {fills} entries are gone, and {members} are indexed"
+    );
+    assert!(dead * 4 <= members, "{dead} of {members} members are dead");
+}
