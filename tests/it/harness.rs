@@ -40,7 +40,7 @@ pub type Client = LocationServiceClient<InterceptedService<Channel, Bearer>>;
 /// How long anything that is bound to happen may take.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-const SECRET: &[u8] = b"a secret of the tests, of 32 bytes or more";
+pub const SECRET: &[u8] = b"a secret of the tests, of 32 bytes or more";
 
 /// A running service.
 pub struct TestApp {
@@ -82,16 +82,42 @@ impl TestApp {
     ) -> Self {
         let dir = Arc::new(TempDir::new().expect("a temporary folder"));
         let config = config_on(pair, &dir).await;
-        let (store, cache) = App::open(&config).await.expect("the engines open");
-        let (store, cache) = wrap(store, cache);
-        let app = App::assemble(&config, store, cache).await;
-        Self::serve(app.expect("it starts"), config, dir).await
+        Self::start(config, dir, wrap).await
+    }
+
+    /// The service on servers of the test's own.
+    pub async fn spawn_at(database: String, redis_url: String) -> Self {
+        let dir = Arc::new(TempDir::new().expect("a temporary folder"));
+        let config = ServeConfig {
+            database: DatabaseUrl::Postgres(database),
+            redis_url: Some(redis_url),
+            ..config(&dir)
+        };
+        Self::start(config, dir, |store, cache| (store, cache)).await
     }
 
     /// Another replica, on the same engines.
     pub async fn replica(&self) -> Self {
-        let app = App::build(&self.config).await.expect("it starts");
-        Self::serve(app, self.config.clone(), Arc::clone(&self.dir)).await
+        self.replica_with(|store, cache| (store, cache)).await
+    }
+
+    /// Another replica, over engines that a test has wrapped.
+    pub async fn replica_with(
+        &self,
+        wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
+    ) -> Self {
+        Self::start(self.config.clone(), Arc::clone(&self.dir), wrap).await
+    }
+
+    async fn start(
+        config: ServeConfig,
+        dir: Arc<TempDir>,
+        wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
+    ) -> Self {
+        let (store, cache) = App::open(&config).await.expect("the engines open");
+        let (store, cache) = wrap(store, cache);
+        let app = App::assemble(&config, store, cache).await;
+        Self::serve(app.expect("it starts"), config, dir).await
     }
 
     async fn serve(app: App, config: ServeConfig, dir: Arc<TempDir>) -> Self {

@@ -25,5 +25,7 @@ mod harness;
 mod postgres;
 mod races;
 mod redis;
+mod replicas;
 mod servers;
 mod tags;
+mod watch;
