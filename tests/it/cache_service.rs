@@ -12,7 +12,7 @@ use crate::{
     harness::{CacheClient, Client, Pair, TestApp, cache_status, create, of_run, storage},
 };
 
-on_every_pair! {
+on_every_pair! { pair:
     a_list_is_explained_at_every_step
     an_explanation_of_what_cant_be_listed_is_the_lists_error
     what_is_invalidated_is_dropped_and_nothing_else
@@ -67,6 +67,7 @@ fn page_of(size: i32) -> v1::ListLocationsRequest {
     }
 }
 
+#[allow(clippy::too_many_lines, reason = "one scenario, step by step")]
 async fn a_list_is_explained_at_every_step(pair: Pair) {
     let (app, gates) = gated(pair).await;
     let (mut cache, mut ann) = (app.cache_admin(), app.user("ann"));

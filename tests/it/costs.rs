@@ -247,7 +247,7 @@ where
     let mut calls = Vec::new();
     for _ in 0..CALLERS / CALLERS_PER_CONNECTION {
         let endpoint = Endpoint::new(app.url.clone()).expect("a URL");
-        let client = app.admin_over(endpoint.connect().await.expect("it accepts"));
+        let client = TestApp::admin_over(endpoint.connect().await.expect("it accepts"));
         calls.extend((0..CALLERS_PER_CONNECTION).map(|_| call(client.clone())));
     }
     join_all(calls).await

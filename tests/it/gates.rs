@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
 };
 
@@ -61,7 +61,8 @@ impl Gate {
         self.released.add_permits(1);
     }
 
-    async fn pass(&self) {
+    /// Passes, once it is released if it was armed.
+    pub async fn pass(&self) {
         if self.armed.swap(false, Ordering::SeqCst) {
             self.arrived.add_permits(1);
             self.released
@@ -88,6 +89,9 @@ pub struct Gates {
     pub die_before_commit: AtomicBool,
     /// The next writer dies between its commit and `reopen`.
     pub die_before_reopen: AtomicBool,
+    /// How many lists the database is asked for now, and at most since the start.
+    pub lists_now: AtomicUsize,
+    pub lists_at_once: AtomicUsize,
 }
 
 /// A protection of the protocol that a control takes out.
@@ -101,6 +105,8 @@ pub enum Without {
     Close,
     /// `reopen` does nothing.
     Reopen,
+    /// Neither `close` nor `reopen` does anything.
+    Invalidation,
     /// `close` drops the version but doesn't note the write as in flight.
     Writers,
 }
@@ -117,8 +123,11 @@ impl Store for GatedStore {
         query: &ListQuery,
         after: Option<&Cursor>,
     ) -> Result<Page<Location, Cursor>> {
+        let now = self.gates.lists_now.fetch_add(1, Ordering::SeqCst) + 1;
+        self.gates.lists_at_once.fetch_max(now, Ordering::SeqCst);
         let page = self.inner.list(query, after).await;
         self.gates.list_read.pass().await;
+        self.gates.lists_now.fetch_sub(1, Ordering::SeqCst);
         page
     }
 
@@ -252,7 +261,7 @@ impl Cache for Uncontrolled {
 
     async fn close(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
         match self.without {
-            Without::Close => Ok(()),
+            Without::Close | Without::Invalidation => Ok(()),
             Without::Writers => {
                 self.inner.close(tags, write).await?;
                 self.inner.reopen(tags, write).await
@@ -263,7 +272,7 @@ impl Cache for Uncontrolled {
 
     async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
         match self.without {
-            Without::Reopen => Ok(()),
+            Without::Reopen | Without::Invalidation => Ok(()),
             _ => self.inner.reopen(tags, write).await,
         }
     }

@@ -90,6 +90,17 @@ impl TestApp {
         Self::spawn_config(config, dir, wrap).await
     }
 
+    /// The service on servers of the test's own.
+    pub async fn spawn_at(database: String, redis_url: String) -> Self {
+        let dir = TempDir::new().expect("a temporary folder");
+        let config = ServeConfig {
+            database: DatabaseUrl::Postgres(database),
+            redis_url: Some(redis_url),
+            ..config(&dir)
+        };
+        Self::spawn_config(config, dir, |store, cache| (store, cache)).await
+    }
+
     /// The service that a configuration describes, whose files are in the folder, over engines that
     /// a test has wrapped.
     pub async fn spawn_config(
@@ -105,8 +116,15 @@ impl TestApp {
 
     /// Another replica, on the same engines.
     pub async fn replica(&self) -> Self {
-        let app = App::build(&self.config).await.expect("it starts");
-        Self::serve(app, self.config.clone(), Arc::clone(&self.dir)).await
+        self.replica_with(|store, cache| (store, cache)).await
+    }
+
+    /// Another replica, over engines that a test has wrapped.
+    pub async fn replica_with(
+        &self,
+        wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
+    ) -> Self {
+        Self::start(self.config.clone(), Arc::clone(&self.dir), wrap).await
     }
 
     async fn serve(app: App, config: ServeConfig, dir: Arc<TempDir>) -> Self {
@@ -158,7 +176,7 @@ impl TestApp {
     }
 
     /// A client with an admin's token, over a connection of its own.
-    pub fn admin_over(&self, channel: Channel) -> Client {
+    pub fn admin_over(channel: Channel) -> Client {
         LocationServiceClient::with_interceptor(channel, bearer("root", true))
     }
 

@@ -44,6 +44,8 @@ mod postgres;
 mod process;
 mod races;
 mod redis;
+mod replicas;
 mod robustness;
 mod servers;
 mod tags;
+mod watch;
