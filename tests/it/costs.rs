@@ -58,7 +58,8 @@ impl Counted {
         config.redis_url = Some(redis.url());
         config.database = DatabaseUrl::Postgres(postgres.database().await);
         Self {
-            app: TestApp::spawn_config(config, dir, |store, cache| (store, wrap(cache))).await,
+            app: TestApp::spawn_config(config, dir.into(), |store, cache| (store, wrap(cache)))
+                .await,
             redis,
             postgres,
         }

@@ -85,14 +85,14 @@ impl TestApp {
         pair: Pair,
         wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
     ) -> Self {
-        let dir = TempDir::new().expect("a temporary folder");
+        let dir = Arc::new(TempDir::new().expect("a temporary folder"));
         let config = config_on(pair, &dir).await;
         Self::spawn_config(config, dir, wrap).await
     }
 
     /// The service on servers of the test's own.
     pub async fn spawn_at(database: String, redis_url: String) -> Self {
-        let dir = TempDir::new().expect("a temporary folder");
+        let dir = Arc::new(TempDir::new().expect("a temporary folder"));
         let config = ServeConfig {
             database: DatabaseUrl::Postgres(database),
             redis_url: Some(redis_url),
@@ -105,13 +105,13 @@ impl TestApp {
     /// a test has wrapped.
     pub async fn spawn_config(
         config: ServeConfig,
-        dir: TempDir,
+        dir: Arc<TempDir>,
         wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
     ) -> Self {
         let (store, cache) = App::open(&config).await.expect("the engines open");
         let (store, cache) = wrap(store, cache);
         let app = App::assemble(&config, store, cache).await;
-        Self::serve(app.expect("it starts"), config, dir.into()).await
+        Self::serve(app.expect("it starts"), config, dir).await
     }
 
     /// Another replica, on the same engines.
@@ -124,7 +124,7 @@ impl TestApp {
         &self,
         wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
     ) -> Self {
-        Self::start(self.config.clone(), Arc::clone(&self.dir), wrap).await
+        Self::spawn_config(self.config.clone(), Arc::clone(&self.dir), wrap).await
     }
 
     async fn serve(app: App, config: ServeConfig, dir: Arc<TempDir>) -> Self {
