@@ -48,4 +48,5 @@ mod replicas;
 mod robustness;
 mod servers;
 mod tags;
+mod transfer;
 mod watch;

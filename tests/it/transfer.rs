@@ -1,0 +1,214 @@
+//! `import` and `export`, by the real binary against a real service.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output, Stdio},
+};
+
+use location_service::proto::location::v1;
+
+use crate::{
+    harness::{create, token},
+    process::{Home, Process, isolated},
+};
+
+/// The command of the binary that calls a service as an admin.
+fn client_command(service: &Process, command: &str, admin: &str) -> Command {
+    let mut binary = isolated(env!("CARGO_BIN_EXE_location-service"));
+    binary
+        .args([command, "--server", &service.url])
+        .env("LOCATION_SERVICE_TOKEN", token(admin, true));
+    binary
+}
+
+fn import(service: &Process, file: &Path, arguments: &[&str]) -> Output {
+    let mut import = client_command(service, "import", "root");
+    let output = import.arg(file).args(arguments).output();
+    output.expect("the binary runs")
+}
+
+fn export(service: &Process, file: &Path) -> String {
+    let mut export = client_command(service, "export", "root");
+    let output = export.arg(file).output().expect("the binary runs");
+    assert!(output.status.success(), "{output:?}");
+    fs::read_to_string(file).expect("it was written")
+}
+
+/// What an import said at its end.
+fn summary(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr);
+    text.trim_end().to_owned()
+}
+
+fn write(home: &Home, name: &str, content: &str) -> PathBuf {
+    let path = home.dir.path().join(name);
+    fs::write(&path, content).expect("a file");
+    path
+}
+
+fn places(count: usize) -> String {
+    let mut csv = String::from("number,display_name,people,zone\n");
+    for number in 0..count {
+        writeln!(csv, "{number},\"Place, {number}\",{number},Europe/Paris").expect("a string");
+    }
+    csv
+}
+
+const MAPPED: [&str; 8] = [
+    "--set",
+    "type=storage",
+    "--map",
+    "capacity=people",
+    "--map",
+    "production_run_id=zone",
+    "--id-from",
+    "number",
+];
+
+#[tokio::test]
+async fn an_import_that_runs_again_creates_nothing_twice_and_tells_the_bad_rows() {
+    let home = Home::new();
+    let service = home.start().await;
+    let mut csv = places(2_500);
+    csv.push_str("2500,,7,Europe/Paris\n2501,Negative,-7,Europe/Paris\n2502,Good,7,\n");
+    let file = write(&home, "places.csv", &csv);
+
+    let first = import(&service, &file, &MAPPED);
+    assert_eq!(first.status.code(), Some(1), "{first:?}");
+    let said = summary(&first);
+    assert!(
+        said.contains("2,501 created, 0 already there, 2 rejected"),
+        "{said}"
+    );
+    let rejects = fs::read_dir(home.dir.path())
+        .expect("the folder")
+        .map(|entry| entry.expect("an entry").path())
+        .find(|path| path.to_string_lossy().contains("reject"))
+        .expect("the rejected rows are in a file");
+    let rejects = fs::read_to_string(rejects).expect("it is text");
+    for (line, reason) in [("2502", "display_name"), ("2503", "capacity")] {
+        let row = rejects.lines().find(|row| row.contains(line));
+        assert!(row.is_some_and(|row| row.contains(reason)), "{rejects}");
+    }
+
+    let second = import(&service, &file, &MAPPED);
+    let said = summary(&second);
+    assert!(
+        said.contains("0 created, 2,501 already there, 2 rejected"),
+        "{said}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_exported_is_imported_unchanged() {
+    let home = Home::new();
+    let service = home.start().await;
+    let mut client = service.admin().await;
+    let full = v1::Location {
+        r#type: v1::LocationType::Delivery.into(),
+        display_name: "Quai \"7\",\nÉtage 2".to_owned(),
+        production_run_id: "spring".to_owned(),
+        owner_id: "ann".to_owned(),
+        address: Some(v1::Address {
+            address_lines: vec!["7, quai de la Rapée".to_owned(), "B;C".to_owned()],
+            locality: "Paris".to_owned(),
+            administrative_area: "Île-de-France".to_owned(),
+            postal_code: "75012".to_owned(),
+            region_code: "FR".to_owned(),
+        }),
+        coordinates: Some(v1::LatLng {
+            latitude: 48.846_1,
+            longitude: -2.5e-7,
+        }),
+        capacity: i64::MAX,
+        state: v1::LocationState::Inactive.into(),
+        description: "two\nlines".to_owned(),
+        labels: [("a b".to_owned(), "{}".to_owned())].into(),
+        ..v1::Location::default()
+    };
+    for location in [
+        full,
+        v1::Location {
+            r#type: v1::LocationType::Storage.into(),
+            display_name: "Plain".to_owned(),
+            ..v1::Location::default()
+        },
+    ] {
+        client
+            .create_location(create(location))
+            .await
+            .expect("created");
+    }
+
+    for format in ["ndjson", "csv"] {
+        let exported = export(&service, &home.dir.path().join(format!("all.{format}")));
+        let other = Home::new();
+        let empty = other.start().await;
+        let done = import(
+            &empty,
+            &write(&other, &format!("all.{format}"), &exported),
+            &[],
+        );
+        assert!(done.status.success(), "{}", summary(&done));
+        let again = export(&empty, &other.dir.path().join(format!("again.{format}")));
+        assert_eq!(without_output_only(&again), without_output_only(&exported));
+    }
+}
+
+/// An export without what the service itself sets, in whatever order.
+fn without_output_only(export: &str) -> Vec<String> {
+    let timestamp = |text: &str| text.starts_with("20") && text.ends_with('Z');
+    let etag = |text: &str| text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let mut words: Vec<_> = export
+        .split(['"', ',', '\n', '\\'])
+        .filter(|word| !timestamp(word) && !etag(word))
+        .map(str::to_owned)
+        .collect();
+    words.sort();
+    words
+}
+
+#[tokio::test]
+async fn an_import_that_is_interrupted_is_completed_by_a_second_run() {
+    let home = Home::new();
+    let service = home.start().await;
+    let file = write(&home, "places.csv", &places(20_000));
+    let mut import_command = client_command(&service, "import", "root");
+    let child = import_command
+        .arg(&file)
+        .args(MAPPED)
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    let mut client = service.admin().await;
+    loop {
+        let list = client.list_locations(v1::ListLocationsRequest::default());
+        if !list
+            .await
+            .expect("listed")
+            .into_inner()
+            .locations
+            .is_empty()
+        {
+            break;
+        }
+    }
+    let interrupt = Command::new("sh")
+        .args(["-c", "kill -INT \"$1\"", "sh"])
+        .arg(child.id().to_string())
+        .status();
+    assert!(interrupt.expect("a shell").success());
+    let stopped = child.wait_with_output().expect("it ends");
+    assert_eq!(stopped.status.code(), Some(130), "{}", summary(&stopped));
+
+    let second = import(&service, &file, &MAPPED);
+    assert!(second.status.success(), "{}", summary(&second));
+    let request = v1::ListLocationsRequest {
+        include_total_size: true,
+        ..v1::ListLocationsRequest::default()
+    };
+    let list = client.list_locations(request).await.expect("listed");
+    assert_eq!(list.into_inner().total_size, 20_000);
+}
