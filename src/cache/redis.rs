@@ -34,7 +34,7 @@ use std::{
     fmt::Write as _,
     mem,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, SystemTime},
@@ -202,7 +202,7 @@ impl RedisCache {
         tasks.spawn(reclaim(Arc::clone(&redis), detached));
         tasks.spawn(sweep(Arc::clone(&local)));
         // A service that starts with its cache connected answers its first calls faster.
-        let _ = tokio::time::timeout(CONNECT_TIMEOUT, redis.client.wait_for_connect()).await;
+        let _ = tokio::time::timeout(CONNECT_TIMEOUT, redis.client().wait_for_connect()).await;
         Ok(Self {
             redis,
             local,
@@ -383,7 +383,8 @@ impl Cache for RedisCache {
 /// The server, as the protocol sees it: each method is one round trip.
 #[derive(Debug)]
 struct Redis {
-    client: WithOptions<Client>,
+    /// Replaced when it hangs.
+    client: RwLock<WithOptions<Client>>,
     scripts: Scripts,
     prefix: String,
     /// What sets the entries of this release's response schema apart from another's: two releases
@@ -441,7 +442,7 @@ impl Redis {
             .map_err(|error| RedisConfigError::Url(error.details().to_owned()))?;
         let schema = blake3::hash(crate::proto::DESCRIPTORS).to_hex();
         Ok(Self {
-            client: client.with_options(&fail_fast()),
+            client: RwLock::new(client.with_options(&fail_fast())),
             scripts: Scripts {
                 open: Script::from_lua(include_str!("redis/open.lua")),
                 fill: Script::from_lua(include_str!("redis/fill.lua")),
@@ -458,6 +459,19 @@ impl Redis {
             stuck: Notify::new(),
             counters: Counters::default(),
         })
+    }
+
+    fn client(&self) -> WithOptions<Client> {
+        let client = self.client.read();
+        client.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the client by one that isn't connected. The old one can't be started again: it still
+    /// counts the commands that it was dropped with as queued, and never flushes a connection's
+    /// buffer as long as commands seem to be queued behind.
+    fn replace_client(&self) {
+        let fresh = self.client().clone_new().with_options(&fail_fast());
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = fresh;
     }
 
     /// The names of a tag's keys. The one place that knows what they begin with.
@@ -479,10 +493,9 @@ impl Redis {
         let names = self.names(tag);
         let keys = vec![names.of("version"), names.of(&self.member(key))];
         self.counters.round_trips.add(1);
-        let reply: Vec<Option<Bytes>> = self
-            .command(self.client.mget(keys))
-            .await
-            .map_err(unavailable)?;
+        let client = self.client();
+        let reply: Vec<Option<Bytes>> =
+            self.command(client.mget(keys)).await.map_err(unavailable)?;
         let [version, entry] = <[_; 2]>::try_from(reply)
             .map_err(|_| CacheError("MGET answered another number of values".to_owned()))?;
         Ok((version.as_deref().and_then(Version::from_bytes), entry))
@@ -491,11 +504,11 @@ impl Redis {
     async fn versions(&self, tags: &[Tag]) -> Result<Vec<Option<Version>>, CacheError> {
         self.counters.round_trips.add(1);
         let keys = tags.iter().map(|tag| self.names(tag).of("version"));
-        let reply: Result<Vec<Option<Bytes>>, _> = if self.client.is_clustered() {
-            try_join_all(keys.map(|key| self.command(self.client.get(key)))).await
+        let client = self.client();
+        let reply: Result<Vec<Option<Bytes>>, _> = if client.is_clustered() {
+            try_join_all(keys.map(|key| self.command(client.get(key)))).await
         } else {
-            self.command(self.client.mget(keys.collect::<Vec<_>>()))
-                .await
+            self.command(client.mget(keys.collect::<Vec<_>>())).await
         };
         let versions = reply.map_err(unavailable)?;
         Ok(versions
@@ -621,13 +634,11 @@ impl Redis {
         pattern: &str,
     ) -> impl Stream<Item = Result<RedisKey, FredError>> + Send + Unpin + use<> {
         let pattern = pattern.to_owned();
-        Box::pin(if self.client.is_clustered() {
-            Either::Left(
-                self.client
-                    .scan_cluster_buffered(pattern, Some(SCAN_COUNT), None),
-            )
+        let client = self.client();
+        Box::pin(if client.is_clustered() {
+            Either::Left(client.scan_cluster_buffered(pattern, Some(SCAN_COUNT), None))
         } else {
-            Either::Right(self.client.scan_buffered(pattern, Some(SCAN_COUNT), None))
+            Either::Right(client.scan_buffered(pattern, Some(SCAN_COUNT), None))
         })
     }
 
@@ -650,14 +661,14 @@ impl Redis {
 
     async fn execute<T: FromValue>(&self, script: &Script, call: Call) -> Result<T, CacheError> {
         let Call { keys, args } = call.clone();
-        let by_hash = self.client.evalsha(script.sha1().clone(), keys, args);
+        let client = self.client();
+        let by_hash = client.evalsha(script.sha1().clone(), keys, args);
         match self.command(by_hash).await {
             // A server that was restarted, or another node, doesn't know the script yet.
             Err(error) if error.details().starts_with("NOSCRIPT") => {
                 self.counters.round_trips.add(1);
                 let lua = script.lua().cloned().unwrap_or_default();
-                self.command(self.client.eval(lua, call.keys, call.args))
-                    .await
+                self.command(client.eval(lua, call.keys, call.args)).await
             }
             reply => reply,
         }
@@ -677,7 +688,7 @@ impl Redis {
         match &reply {
             Err(error) if *error.kind() == ErrorKind::Timeout => {
                 // One node of a Cluster may hang while the others reply.
-                if self.client.is_clustered() || self.replies.load(Ordering::Relaxed) == before {
+                if self.client().is_clustered() || self.replies.load(Ordering::Relaxed) == before {
                     self.stuck.notify_one();
                 }
             }
@@ -721,13 +732,13 @@ impl Names {
 }
 
 /// Keeps the client running. It reconnects by itself, but ends at some errors, and may wait for ever
-/// on a server that takes what it is sent and answers nothing: then it is started anew.
+/// on a server that takes what it is sent and answers nothing: then another takes its place.
 async fn keep_connected(redis: Arc<Redis>) {
-    let client = &redis.client;
-    let mut errors = client.error_rx();
-    let mut connections = client.reconnect_rx();
     let mut away = false;
     loop {
+        let client = redis.client();
+        let mut errors = client.error_rx();
+        let mut connections = client.reconnect_rx();
         let mut router = AbortOnDropHandle::new(client.connect());
         loop {
             tokio::select! {
@@ -755,6 +766,7 @@ async fn keep_connected(redis: Arc<Redis>) {
             }
         }
         drop(router);
+        redis.replace_client();
         tokio::time::sleep(RESTART_AFTER).await;
         // Whatever has timed out by now was sent to the old connection.
         let _ = redis.stuck.notified().now_or_never();
