@@ -37,7 +37,7 @@ use std::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -96,6 +96,10 @@ const RECLAIM_AT_ONCE: i64 = 250;
 
 /// How many detached indexes may wait to be reclaimed. Beyond it they wait for their time to live.
 const MAX_RECLAIMS: usize = 1_024;
+
+/// How many writes may wait for their `reopen` to be tried again, and how long between two tries.
+const MAX_REOPENS: usize = 1_024;
+const REOPEN_AFTER: Duration = Duration::from_millis(200);
 
 /// How many checks of versions one round trip takes.
 const CHECKS_AT_ONCE: usize = 1_024;
@@ -173,6 +177,7 @@ pub struct RedisCache {
     local: Arc<Entries>,
     checks: mpsc::Sender<Check>,
     reclaims: mpsc::Sender<Reclaim>,
+    reopens: mpsc::Sender<Reopen>,
     _tasks: JoinSet<()>,
 }
 
@@ -188,6 +193,13 @@ struct Reclaim {
     dropped: RedisKey,
 }
 
+/// Tags of a write that is over, whose `reopen` the server didn't confirm.
+struct Reopen {
+    tags: BTreeSet<Tag>,
+    write: WriteId,
+    since: Instant,
+}
+
 impl RedisCache {
     /// Connects, and keeps connecting for as long as it isn't dropped: a server that is away for
     /// the moment is no error. Must be called within a tokio runtime.
@@ -196,10 +208,12 @@ impl RedisCache {
         let local = Arc::new(Entries::new(config.max_local_bytes, config.ttl));
         let (checks, asked) = mpsc::channel(MAX_IN_FLIGHT);
         let (reclaims, detached) = mpsc::channel(MAX_RECLAIMS);
+        let (reopens, unconfirmed) = mpsc::channel(MAX_REOPENS);
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_connected(Arc::clone(&redis)));
         tasks.spawn(read_versions(Arc::clone(&redis), asked));
         tasks.spawn(reclaim(Arc::clone(&redis), detached));
+        tasks.spawn(reopen_late(Arc::clone(&redis), unconfirmed));
         tasks.spawn(sweep(Arc::clone(&local)));
         // A service that starts with its cache connected answers its first calls faster.
         let _ = tokio::time::timeout(CONNECT_TIMEOUT, redis.client().wait_for_connect()).await;
@@ -208,6 +222,7 @@ impl RedisCache {
             local,
             checks,
             reclaims,
+            reopens,
             _tasks: tasks,
         })
     }
@@ -338,13 +353,16 @@ impl Cache for RedisCache {
     }
 
     async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
-        let tags: Vec<_> = tags.iter().collect();
-        for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
-            let calls = tags.iter().map(|tag| self.redis.reopen_call(tag, write));
-            let reopened = self.redis.run_all(&self.redis.scripts.reopen, calls).await;
-            self.counted::<Vec<u64>>(reopened)?;
+        let reopened = self.redis.reopen(tags, write).await;
+        if reopened.is_err() {
+            // What doesn't fit the queue stays closed until the deadline.
+            let _ = self.reopens.try_send(Reopen {
+                tags: tags.clone(),
+                write,
+                since: Instant::now(),
+            });
         }
-        Ok(())
+        self.counted(reopened)
     }
 
     async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError> {
@@ -578,6 +596,15 @@ impl Redis {
         }
     }
 
+    async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+        let tags: Vec<_> = tags.iter().collect();
+        for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
+            let calls = tags.iter().map(|tag| self.reopen_call(tag, write));
+            let _: Vec<u64> = self.run_all(&self.scripts.reopen, calls).await?;
+        }
+        Ok(())
+    }
+
     fn reopen_call(&self, tag: &Tag, WriteId(write): WriteId) -> Call {
         let names = self.names(tag);
         Call {
@@ -662,6 +689,10 @@ impl Redis {
     async fn execute<T: FromValue>(&self, script: &Script, call: Call) -> Result<T, CacheError> {
         let Call { keys, args } = call.clone();
         let client = self.client();
+        // fred's options for a command, such as to fail fast, don't reach scripts.
+        if !client.is_connected() {
+            return Err(CacheError("there is no connection".to_owned()));
+        }
         let by_hash = client.evalsha(script.sha1().clone(), keys, args);
         match self.command(by_hash).await {
             // A server that was restarted, or another node, doesn't know the script yet.
@@ -813,6 +844,16 @@ async fn reclaim(redis: Arc<Redis>, mut detached: mpsc::Receiver<Reclaim>) {
             && next != START
         {
             cursor = next;
+        }
+    }
+}
+
+/// Tries again to reopen what a server that was away still holds closed, for it may carry out a
+/// `close` that its caller has given up on. After the deadline the tags are open by themselves.
+async fn reopen_late(redis: Arc<Redis>, mut unconfirmed: mpsc::Receiver<Reopen>) {
+    while let Some(Reopen { tags, write, since }) = unconfirmed.recv().await {
+        while since.elapsed() < WRITE_DEADLINE && redis.reopen(&tags, write).await.is_err() {
+            tokio::time::sleep(REOPEN_AFTER).await;
         }
     }
 }
