@@ -20,9 +20,11 @@ macro_rules! on_every_pair {
 }
 
 mod conformance;
+mod faults;
 mod gates;
 mod harness;
 mod postgres;
+mod process;
 mod races;
 mod redis;
 mod replicas;

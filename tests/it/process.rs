@@ -1,0 +1,203 @@
+//! Starts the real binary as a process of its own, and ends it in every way that a process ends.
+
+use std::{
+    env, fs,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    time::Duration,
+};
+
+use location_service::proto::location::v1::location_service_client::LocationServiceClient;
+use tempfile::TempDir;
+use tonic::transport::Endpoint;
+
+use crate::harness::{Bearer, Client, PATIENCE, SECRET, eventually, token};
+
+/// What a service needs, for one process after the other.
+pub struct Home {
+    /// Holds the secret, the log, and the database unless that is elsewhere.
+    pub dir: TempDir,
+    pub database: PathBuf,
+}
+
+/// A running service. Dropping it kills it.
+pub struct Process {
+    child: Child,
+    pub url: String,
+}
+
+/// A service that didn't start.
+#[derive(Debug)]
+pub struct Refusal {
+    pub status: ExitStatus,
+    pub stderr: String,
+}
+
+impl Home {
+    pub fn new() -> Self {
+        let dir = TempDir::new().expect("a temporary folder");
+        fs::write(dir.path().join("secret"), SECRET).expect("a file");
+        let database = dir.path().join("locations.db");
+        Self { dir, database }
+    }
+
+    /// Starts the service, which is to start.
+    pub async fn start(&self) -> Process {
+        self.try_start().await.expect("it starts")
+    }
+
+    pub async fn try_start(&self) -> Result<Process, Refusal> {
+        self.run(self.command()).await
+    }
+
+    /// The command that serves from here, on a free port.
+    pub fn command(&self) -> Command {
+        let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
+        command
+            .arg("serve")
+            .args(["--listen", "127.0.0.1:0"])
+            .arg(format!("--database-url=sqlite:{}", self.database.display()))
+            .arg("--jwt-secret-file")
+            .arg(self.dir.path().join("secret"));
+        command
+    }
+
+    /// What the process that was last started has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.path().join("log")).expect("it logs UTF-8")
+    }
+
+    /// Runs a command that ends in the service, and waits until it listens.
+    pub async fn run(&self, mut command: Command) -> Result<Process, Refusal> {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(fs::File::create(self.dir.path().join("log")).expect("a file"))
+            .spawn()
+            .expect("the binary runs");
+        let stdout = child.stdout.take().expect("it is piped");
+        let mut process = Process {
+            child,
+            url: String::new(),
+        };
+        let first_line = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            BufReader::new(stdout).read_line(&mut line).map(|_| line)
+        });
+        let line = tokio::time::timeout(PATIENCE, first_line)
+            .await
+            .expect("it starts or refuses in time")
+            .expect("no panic")
+            .expect("it prints UTF-8");
+        match line.trim_end().strip_prefix("listening on ") {
+            Some(url) => {
+                url.clone_into(&mut process.url);
+                Ok(process)
+            }
+            None => Err(Refusal {
+                status: process.wait().await,
+                stderr: self.log(),
+            }),
+        }
+    }
+}
+
+impl Process {
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// A client with an admin's token.
+    pub async fn admin(&self) -> Client {
+        let channel = Endpoint::new(self.url.clone())
+            .expect("a URL")
+            .connect()
+            .await
+            .expect("it accepts");
+        let bearer = Bearer(format!("Bearer {}", token("root", true)));
+        LocationServiceClient::with_interceptor(channel, bearer)
+    }
+
+    /// Ends it as a crash does (SIGKILL).
+    pub fn kill(mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Asks it to stop (SIGTERM).
+    pub fn terminate(&self) {
+        let kill = Command::new("sh")
+            .args(["-c", "kill -TERM \"$1\"", "sh"])
+            .arg(self.id().to_string())
+            .status();
+        assert!(kill.expect("a shell").success());
+    }
+
+    /// Waits for its end.
+    pub async fn wait(mut self) -> ExitStatus {
+        let mut status = None;
+        eventually("it ends", || {
+            status = self.child.try_wait().expect("it is our child");
+            let ended = status.is_some();
+            async move { ended }
+        })
+        .await;
+        status.expect("it ended")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Both fail when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A command that none of the caller's own settings reach.
+pub fn isolated(program: impl AsRef<std::ffi::OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("LOCATION_SERVICE_")
+            || name_text.to_lowercase().ends_with("_proxy")
+        {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Runs a command to its end, which is to be a success, and answers what it printed.
+pub async fn output_of(mut command: Command) -> String {
+    const LIMIT: Duration = Duration::from_mins(2);
+    let shown = format!("{command:?}");
+    let run = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output());
+    let output = tokio::time::timeout(LIMIT, run)
+        .await
+        .unwrap_or_else(|_| panic!("it ends in time: {shown}"))
+        .expect("no panic")
+        .unwrap_or_else(|error| panic!("{error}: {shown}"));
+    let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(
+        output.status.success(),
+        "{}: {shown}\n{stdout}{}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    stdout
+}
+
+/// A program or folder that `tests/run` installs.
+pub fn tool(path: &str) -> PathBuf {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("target/tools")
+        .join(path);
+    assert!(
+        tool.exists(),
+        "{} is missing: run tests/run once, which installs it",
+        tool.display()
+    );
+    tool
+}
