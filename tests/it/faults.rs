@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use location_service::proto::location::v1;
+use location_service::{config::DatabaseUrl, proto::location::v1};
 use tokio::task::JoinHandle;
 use tonic::{Code, Response, Status};
 use tonic_health::pb::{
@@ -18,10 +18,10 @@ use uuid::Uuid;
 
 use crate::{
     gates::{GatedStore, Gates, Uncontrolled, Without},
-    harness::{Client, Pair, TestApp, cache_status, create, eventually, names, of_run, storage},
+    harness::{Client, TestApp, cache_status, create, eventually, names, of_run, storage},
     process::{Home, Process, isolated},
     servers::{
-        postgres::{Postgres, kill, number},
+        postgres::{Postgres, execute, kill, number},
         proxy::Proxy,
         redis::RedisServer,
     },
@@ -32,7 +32,7 @@ const CLOSED: &str = "location-service; fwd=bypass; detail=write-in-flight";
 const AWAY: &str = "location-service; fwd=bypass; detail=cache-unavailable";
 const LOCAL: &str = "location-service; hit; detail=local";
 
-/// Two replicas on a PostgreSQL and a Redis of the test's own; one can be held.
+/// Two replicas on a `PostgreSQL` and a Redis of the test's own; one can be held.
 struct Replicas {
     a: TestApp,
     b: TestApp,
@@ -157,9 +157,9 @@ async fn lost_before_commit(loss: Loss, without: Without) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_lost_between_close_and_commit_makes_nothing_stale() {
     for loss in [Loss::Flush, Loss::Restart, Loss::Writers] {
-        let lists = lost_before_commit(loss, Without::Nothing).await;
+        let lists = Box::pin(lost_before_commit(loss, Without::Nothing)).await;
         assert_eq!(lists, ["new", "old"], "{loss:?}");
-        let lists = lost_before_commit(loss, Without::Reopen).await;
+        let lists = Box::pin(lost_before_commit(loss, Without::Reopen)).await;
         assert_eq!(lists, ["old"], "{loss:?}, control");
     }
 }
@@ -265,11 +265,15 @@ fn refused<T>(outcome: Result<T, Status>, reason: &str) {
     assert_eq!(info.reason, reason);
 }
 
-async fn rows(app: &TestApp) -> i64 {
-    let location_service::config::DatabaseUrl::Postgres(url) = &app.config.database else {
+fn database(app: &TestApp) -> &str {
+    let DatabaseUrl::Postgres(url) = &app.config.database else {
         unreachable!("replicas share a PostgreSQL")
     };
-    number(url, "SELECT count(*) FROM locations").await
+    url
+}
+
+async fn rows(app: &TestApp) -> i64 {
+    number(database(app), "SELECT count(*) FROM locations").await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -547,12 +551,12 @@ async fn killed_before_reopen(lost: bool) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_killed_between_commit_and_reopen_leaves_nothing_stale() {
-    killed_before_reopen(false).await;
+    Box::pin(killed_before_reopen(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_killed_replica_had_committed_is_seen_once_a_retry_acknowledges_it() {
-    killed_before_reopen(true).await;
+    Box::pin(killed_before_reopen(true)).await;
 }
 
 /// Takes as long as the deadline: half a minute.
@@ -560,12 +564,9 @@ async fn what_a_killed_replica_had_committed_is_seen_once_a_retry_acknowledges_i
 async fn a_replica_suspended_past_its_deadline_leaves_nothing_stale() {
     const DEADLINE: Duration = Duration::from_secs(31);
     let victim = Victim::start().await;
-    let location_service::config::DatabaseUrl::Postgres(url) = &victim.stays.config.database else {
-        unreachable!("replicas share a PostgreSQL")
-    };
     // Otherwise the server ends what stands still long before that.
-    crate::servers::postgres::execute(
-        url,
+    execute(
+        database(&victim.stays),
         "CREATE FUNCTION stand_still() RETURNS trigger LANGUAGE plpgsql AS $$
          BEGIN
              PERFORM set_config('idle_in_transaction_session_timeout', '0', true);

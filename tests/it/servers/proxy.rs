@@ -1,4 +1,4 @@
-//! A network between a service and its PostgreSQL that holds what a test wants held.
+//! A network between a service and its `PostgreSQL` that holds what a test wants held.
 
 use std::sync::{
     Arc,
