@@ -34,10 +34,10 @@ use std::{
     fmt::Write as _,
     mem,
     sync::{
-        Arc,
+        Arc, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use async_trait::async_trait;
@@ -96,6 +96,10 @@ const RECLAIM_AT_ONCE: i64 = 250;
 
 /// How many detached indexes may wait to be reclaimed. Beyond it they wait for their time to live.
 const MAX_RECLAIMS: usize = 1_024;
+
+/// How many writes may wait for their `reopen` to be tried again, and how long between two tries.
+const MAX_REOPENS: usize = 1_024;
+const REOPEN_AFTER: Duration = Duration::from_millis(200);
 
 /// How many checks of versions one round trip takes.
 const CHECKS_AT_ONCE: usize = 1_024;
@@ -173,6 +177,7 @@ pub struct RedisCache {
     local: Arc<Entries>,
     checks: mpsc::Sender<Check>,
     reclaims: mpsc::Sender<Reclaim>,
+    reopens: mpsc::Sender<Reopen>,
     _tasks: JoinSet<()>,
 }
 
@@ -188,6 +193,13 @@ struct Reclaim {
     dropped: RedisKey,
 }
 
+/// Tags of a write that is over, whose `reopen` the server didn't confirm.
+struct Reopen {
+    tags: BTreeSet<Tag>,
+    write: WriteId,
+    since: Instant,
+}
+
 impl RedisCache {
     /// Connects, and keeps connecting for as long as it isn't dropped: a server that is away for
     /// the moment is no error. Must be called within a tokio runtime.
@@ -196,18 +208,21 @@ impl RedisCache {
         let local = Arc::new(Entries::new(config.max_local_bytes, config.ttl));
         let (checks, asked) = mpsc::channel(MAX_IN_FLIGHT);
         let (reclaims, detached) = mpsc::channel(MAX_RECLAIMS);
+        let (reopens, unconfirmed) = mpsc::channel(MAX_REOPENS);
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_connected(Arc::clone(&redis)));
         tasks.spawn(read_versions(Arc::clone(&redis), asked));
         tasks.spawn(reclaim(Arc::clone(&redis), detached));
+        tasks.spawn(reopen_late(Arc::clone(&redis), unconfirmed));
         tasks.spawn(sweep(Arc::clone(&local)));
         // A service that starts with its cache connected answers its first calls faster.
-        let _ = tokio::time::timeout(CONNECT_TIMEOUT, redis.client.wait_for_connect()).await;
+        let _ = tokio::time::timeout(CONNECT_TIMEOUT, redis.client().wait_for_connect()).await;
         Ok(Self {
             redis,
             local,
             checks,
             reclaims,
+            reopens,
             _tasks: tasks,
         })
     }
@@ -331,13 +346,16 @@ impl Cache for RedisCache {
     }
 
     async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
-        let tags: Vec<_> = tags.iter().collect();
-        for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
-            let calls = tags.iter().map(|tag| self.redis.reopen_call(tag, write));
-            let reopened = self.redis.run_all(&self.redis.scripts.reopen, calls).await;
-            self.counted::<Vec<u64>>(reopened)?;
+        let reopened = self.redis.reopen(tags, write).await;
+        if reopened.is_err() {
+            // What doesn't fit the queue stays closed until the deadline.
+            let _ = self.reopens.try_send(Reopen {
+                tags: tags.clone(),
+                write,
+                since: Instant::now(),
+            });
         }
-        Ok(())
+        self.counted(reopened)
     }
 
     async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError> {
@@ -376,7 +394,8 @@ impl Cache for RedisCache {
 /// The server, as the protocol sees it: each method is one round trip.
 #[derive(Debug)]
 struct Redis {
-    client: WithOptions<Client>,
+    /// Replaced when it hangs.
+    client: RwLock<WithOptions<Client>>,
     scripts: Scripts,
     prefix: String,
     /// What sets the entries of this release's response schema apart from another's: two releases
@@ -434,7 +453,7 @@ impl Redis {
             .map_err(|error| RedisConfigError::Url(error.details().to_owned()))?;
         let schema = blake3::hash(crate::proto::DESCRIPTORS).to_hex();
         Ok(Self {
-            client: client.with_options(&fail_fast()),
+            client: RwLock::new(client.with_options(&fail_fast())),
             scripts: Scripts {
                 open: Script::from_lua(include_str!("redis/open.lua")),
                 fill: Script::from_lua(include_str!("redis/fill.lua")),
@@ -451,6 +470,19 @@ impl Redis {
             stuck: Notify::new(),
             counters: Counters::default(),
         })
+    }
+
+    fn client(&self) -> WithOptions<Client> {
+        let client = self.client.read();
+        client.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the client by one that isn't connected. The old one can't be started again: it still
+    /// counts the commands that it was dropped with as queued, and never flushes a connection's
+    /// buffer as long as commands seem to be queued behind.
+    fn replace_client(&self) {
+        let fresh = self.client().clone_new().with_options(&fail_fast());
+        *self.client.write().unwrap_or_else(PoisonError::into_inner) = fresh;
     }
 
     /// The names of a tag's keys. The one place that knows what they begin with.
@@ -472,10 +504,9 @@ impl Redis {
         let names = self.names(tag);
         let keys = vec![names.of("version"), names.of(&self.member(key))];
         self.counters.round_trips.add(1);
-        let reply: Vec<Option<Bytes>> = self
-            .command(self.client.mget(keys))
-            .await
-            .map_err(unavailable)?;
+        let client = self.client();
+        let reply: Vec<Option<Bytes>> =
+            self.command(client.mget(keys)).await.map_err(unavailable)?;
         let [version, entry] = <[_; 2]>::try_from(reply)
             .map_err(|_| CacheError("MGET answered another number of values".to_owned()))?;
         Ok((version.as_deref().and_then(Version::from_bytes), entry))
@@ -484,11 +515,11 @@ impl Redis {
     async fn versions(&self, tags: &[Tag]) -> Result<Vec<Option<Version>>, CacheError> {
         self.counters.round_trips.add(1);
         let keys = tags.iter().map(|tag| self.names(tag).of("version"));
-        let reply: Result<Vec<Option<Bytes>>, _> = if self.client.is_clustered() {
-            try_join_all(keys.map(|key| self.command(self.client.get(key)))).await
+        let client = self.client();
+        let reply: Result<Vec<Option<Bytes>>, _> = if client.is_clustered() {
+            try_join_all(keys.map(|key| self.command(client.get(key)))).await
         } else {
-            self.command(self.client.mget(keys.collect::<Vec<_>>()))
-                .await
+            self.command(client.mget(keys.collect::<Vec<_>>())).await
         };
         let versions = reply.map_err(unavailable)?;
         Ok(versions
@@ -558,6 +589,15 @@ impl Redis {
         }
     }
 
+    async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+        let tags: Vec<_> = tags.iter().collect();
+        for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
+            let calls = tags.iter().map(|tag| self.reopen_call(tag, write));
+            let _: Vec<u64> = self.run_all(&self.scripts.reopen, calls).await?;
+        }
+        Ok(())
+    }
+
     fn reopen_call(&self, tag: &Tag, WriteId(write): WriteId) -> Call {
         let names = self.names(tag);
         Call {
@@ -614,13 +654,11 @@ impl Redis {
         pattern: &str,
     ) -> impl Stream<Item = Result<RedisKey, FredError>> + Send + Unpin + use<> {
         let pattern = pattern.to_owned();
-        Box::pin(if self.client.is_clustered() {
-            Either::Left(
-                self.client
-                    .scan_cluster_buffered(pattern, Some(SCAN_COUNT), None),
-            )
+        let client = self.client();
+        Box::pin(if client.is_clustered() {
+            Either::Left(client.scan_cluster_buffered(pattern, Some(SCAN_COUNT), None))
         } else {
-            Either::Right(self.client.scan_buffered(pattern, Some(SCAN_COUNT), None))
+            Either::Right(client.scan_buffered(pattern, Some(SCAN_COUNT), None))
         })
     }
 
@@ -643,14 +681,18 @@ impl Redis {
 
     async fn execute<T: FromValue>(&self, script: &Script, call: Call) -> Result<T, CacheError> {
         let Call { keys, args } = call.clone();
-        let by_hash = self.client.evalsha(script.sha1().clone(), keys, args);
+        let client = self.client();
+        // fred's options for a command, such as to fail fast, don't reach scripts.
+        if !client.is_connected() {
+            return Err(CacheError("there is no connection".to_owned()));
+        }
+        let by_hash = client.evalsha(script.sha1().clone(), keys, args);
         match self.command(by_hash).await {
             // A server that was restarted, or another node, doesn't know the script yet.
             Err(error) if error.details().starts_with("NOSCRIPT") => {
                 self.counters.round_trips.add(1);
                 let lua = script.lua().cloned().unwrap_or_default();
-                self.command(self.client.eval(lua, call.keys, call.args))
-                    .await
+                self.command(client.eval(lua, call.keys, call.args)).await
             }
             reply => reply,
         }
@@ -670,7 +712,7 @@ impl Redis {
         match &reply {
             Err(error) if *error.kind() == ErrorKind::Timeout => {
                 // One node of a Cluster may hang while the others reply.
-                if self.client.is_clustered() || self.replies.load(Ordering::Relaxed) == before {
+                if self.client().is_clustered() || self.replies.load(Ordering::Relaxed) == before {
                     self.stuck.notify_one();
                 }
             }
@@ -714,13 +756,13 @@ impl Names {
 }
 
 /// Keeps the client running. It reconnects by itself, but ends at some errors, and may wait for ever
-/// on a server that takes what it is sent and answers nothing: then it is started anew.
+/// on a server that takes what it is sent and answers nothing: then another takes its place.
 async fn keep_connected(redis: Arc<Redis>) {
-    let client = &redis.client;
-    let mut errors = client.error_rx();
-    let mut connections = client.reconnect_rx();
     let mut away = false;
     loop {
+        let client = redis.client();
+        let mut errors = client.error_rx();
+        let mut connections = client.reconnect_rx();
         let mut router = AbortOnDropHandle::new(client.connect());
         loop {
             tokio::select! {
@@ -748,6 +790,7 @@ async fn keep_connected(redis: Arc<Redis>) {
             }
         }
         drop(router);
+        redis.replace_client();
         tokio::time::sleep(RESTART_AFTER).await;
         // Whatever has timed out by now was sent to the old connection.
         let _ = redis.stuck.notified().now_or_never();
@@ -794,6 +837,16 @@ async fn reclaim(redis: Arc<Redis>, mut detached: mpsc::Receiver<Reclaim>) {
             && next != START
         {
             cursor = next;
+        }
+    }
+}
+
+/// Tries again to reopen what a server that was away still holds closed, for it may carry out a
+/// `close` that its caller has given up on. After the deadline the tags are open by themselves.
+async fn reopen_late(redis: Arc<Redis>, mut unconfirmed: mpsc::Receiver<Reopen>) {
+    while let Some(Reopen { tags, write, since }) = unconfirmed.recv().await {
+        while since.elapsed() < WRITE_DEADLINE && redis.reopen(&tags, write).await.is_err() {
+            tokio::time::sleep(REOPEN_AFTER).await;
         }
     }
 }

@@ -37,6 +37,7 @@ mod clients;
 mod conformance;
 mod costs;
 mod durability;
+mod faults;
 mod gates;
 mod harness;
 mod layers;

@@ -34,8 +34,7 @@ pub struct Watch {
 pub struct Seen {
     writers: [Marks; WRITERS],
     stop: AtomicBool,
-    pub lists: AtomicU64,
-    pub hits: AtomicU64,
+    hits: AtomicU64,
     stale: Mutex<Vec<String>>,
 }
 
@@ -234,7 +233,6 @@ async fn read(seen: Arc<Seen>, mut client: Client) {
         let after = seen.begun();
         let list = list.expect("no fault of the cache fails a read");
         seen.check(run, &before, &names(&list), &after);
-        seen.lists.fetch_add(1, Ordering::SeqCst);
         if cache_status(&list).contains("; hit") {
             seen.hits.fetch_add(1, Ordering::SeqCst);
         }

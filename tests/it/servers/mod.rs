@@ -1,4 +1,5 @@
 //! Private servers for tests, which end with the test process, however that ends.
 
 pub mod postgres;
+pub mod proxy;
 pub mod redis;

@@ -1,0 +1,613 @@
+//! Whatever the cache server loses, and whoever dies or stands still: no read is stale after an
+//! acknowledged write. Each fault strikes at a chosen moment, or all the time under load.
+
+use std::{
+    fs,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use location_service::{config::DatabaseUrl, proto::location::v1};
+use tokio::task::JoinHandle;
+use tonic::{Code, Response, Status};
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+use crate::{
+    gates::{GatedStore, Gates, Uncontrolled, Without},
+    harness::{Client, TestApp, cache_status, create, eventually, names, of_run, storage},
+    process::{Home, Process, isolated},
+    servers::{
+        postgres::{Postgres, execute, kill, number},
+        proxy::Proxy,
+        redis::RedisServer,
+    },
+    watch::Watch,
+};
+
+const CLOSED: &str = "location-service; fwd=bypass; detail=write-in-flight";
+const AWAY: &str = "location-service; fwd=bypass; detail=cache-unavailable";
+const LOCAL: &str = "location-service; hit; detail=local";
+
+/// Two replicas on a `PostgreSQL` and a Redis of the test's own; one can be held.
+struct Replicas {
+    a: TestApp,
+    b: TestApp,
+    gates: Arc<Gates>,
+}
+
+impl Replicas {
+    async fn start(redis: &RedisServer) -> Self {
+        Self::without(redis, Without::Nothing).await
+    }
+
+    async fn without(redis: &RedisServer, without: Without) -> Self {
+        let database = Postgres::shared().database().await;
+        let b = TestApp::spawn_at(database, redis.url()).await;
+        let gates = Arc::<Gates>::default();
+        let a = b
+            .replica_with(|inner, cache| {
+                let gates = Arc::clone(&gates);
+                let cache = Uncontrolled {
+                    inner: cache,
+                    without,
+                };
+                (Arc::new(GatedStore { inner, gates }), Arc::new(cache))
+            })
+            .await;
+        Self { a, b, gates }
+    }
+
+    async fn stop(self) {
+        self.a.stop().await;
+        self.b.stop().await;
+    }
+}
+
+type Writing = JoinHandle<Result<Response<v1::Location>, Status>>;
+
+fn start_create(client: &Client, name: &str) -> Writing {
+    start(client, create(storage(name, "run")))
+}
+
+fn start(client: &Client, request: v1::CreateLocationRequest) -> Writing {
+    let mut client = client.clone();
+    tokio::spawn(async move { client.create_location(request).await })
+}
+
+async fn created(client: &Client, name: &str) {
+    let created = start_create(client, name).await.expect("no panic");
+    created.expect("created");
+}
+
+/// A run's locations by name, the newest first, and how the list was answered.
+async fn list(client: &Client, run: &str) -> (Vec<String>, String) {
+    let list = client.clone().list_locations(of_run(run)).await;
+    let list = list.expect("no fault of the cache fails a read");
+    let names = names(&list).into_iter().map(str::to_owned).collect();
+    (names, cache_status(&list).to_owned())
+}
+
+/// Lists the run until the replica itself holds the list.
+async fn held(client: &Client, run: &str) -> Vec<String> {
+    eventually("the list is cached", || async {
+        list(client, run).await.1 == LOCAL
+    })
+    .await;
+    list(client, run).await.0
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+/// How a server loses what it knows.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    Flush,
+    Restart,
+    /// As eviction does: the notes of writes in flight, and nothing else.
+    Writers,
+}
+
+impl Loss {
+    fn strike(self, redis: &mut RedisServer) {
+        match self {
+            Self::Flush => {
+                redis.command(&["FLUSHALL"]);
+            }
+            Self::Restart => redis.restart(),
+            Self::Writers => {
+                let keys = redis.keys("*:writers");
+                let keys: Vec<_> = keys.iter().map(String::as_str).collect();
+                assert!(!keys.is_empty(), "a write is in flight");
+                redis.command(&[&["DEL"], &keys[..]].concat());
+            }
+        }
+    }
+}
+
+/// A write from whose `close` to whose commit the server loses what it knows, and a reader who
+/// thereupon caches the old list; what the reader's replica lists after the acknowledgement.
+async fn lost_before_commit(loss: Loss, without: Without) -> Vec<String> {
+    let mut redis = RedisServer::start();
+    let replicas = Replicas::without(&redis, without).await;
+    let (writer, reader) = (replicas.a.admin(), replicas.b.admin());
+    created(&reader, "old").await;
+    assert_eq!(held(&reader, "run").await, ["old"]);
+    replicas.gates.closed.arm();
+    let writing = start_create(&writer, "new");
+    replicas.gates.closed.held().await;
+    assert_eq!(list(&reader, "run").await, (owned(&["old"]), CLOSED.into()));
+    loss.strike(&mut redis);
+    assert_eq!(held(&reader, "run").await, ["old"]);
+    // So that the writer, too, is connected again.
+    held(&writer, "other").await;
+    replicas.gates.closed.release();
+    writing.await.expect("no panic").expect("acknowledged");
+    let after = list(&reader, "run").await.0;
+    assert_eq!(list(&writer, "run").await.0, after);
+    replicas.stop().await;
+    after
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lost_between_close_and_commit_makes_nothing_stale() {
+    for loss in [Loss::Flush, Loss::Restart, Loss::Writers] {
+        let lists = Box::pin(lost_before_commit(loss, Without::Nothing)).await;
+        assert_eq!(lists, ["new", "old"], "{loss:?}");
+        let lists = Box::pin(lost_before_commit(loss, Without::Reopen)).await;
+        assert_eq!(lists, ["old"], "{loss:?}, control");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_lost_between_commit_and_reopen_makes_nothing_stale() {
+    for loss in [Loss::Flush, Loss::Restart, Loss::Writers] {
+        let mut redis = RedisServer::start();
+        let replicas = Replicas::start(&redis).await;
+        let (writer, reader) = (replicas.a.admin(), replicas.b.admin());
+        held(&reader, "run").await;
+        replicas.gates.committed.arm();
+        let writing = start_create(&writer, "new");
+        replicas.gates.committed.held().await;
+        loss.strike(&mut redis);
+        assert_eq!(held(&reader, "run").await, ["new"], "{loss:?}");
+        held(&writer, "other").await;
+        replicas.gates.committed.release();
+        writing.await.expect("no panic").expect("acknowledged");
+        assert_eq!(list(&reader, "run").await.0, ["new"], "{loss:?}");
+        replicas.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flushes_in_the_middle_of_load_make_nothing_stale() {
+    let redis = RedisServer::start();
+    let replicas = Replicas::start(&redis).await;
+    let watch = Watch::start(&[replicas.a.admin(), replicas.b.admin()]);
+    for _ in 0..50 {
+        watch.steps(1).await;
+        redis.command(&["FLUSHALL"]);
+    }
+    watch.hits(1).await;
+    assert_eq!(watch.finish().await, [""; 0]);
+    replicas.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restarts_in_the_middle_of_load_make_nothing_stale() {
+    let mut redis = RedisServer::start();
+    let replicas = Replicas::start(&redis).await;
+    let watch = Watch::start(&[replicas.a.admin(), replicas.b.admin()]);
+    for _ in 0..4 {
+        watch.steps(4).await;
+        redis.restart();
+        // Both replicas find back.
+        watch.steps(4).await;
+        watch.hits(1).await;
+    }
+    assert_eq!(watch.finish().await, [""; 0]);
+    replicas.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_evicts_all_the_time_makes_nothing_stale() {
+    let redis = RedisServer::start();
+    let replicas = Replicas::start(&redis).await;
+    let clients = [replicas.a.admin(), replicas.b.admin()];
+    created(&clients[0], "a first script, a first list").await;
+    held(&clients[1], "run").await;
+    let memory = redis.command(&["INFO", "memory"]);
+    let used = memory
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("used_memory:"))
+        .and_then(|bytes| bytes.parse::<u64>().ok())
+        .expect("a number");
+    let watch = Watch::start(&clients);
+    watch.steps(2).await;
+    // From ample to none at all, back and forth; each time something else has to go.
+    let mut lost_versions = 0;
+    for round in 0..40_u64 {
+        let policy = ["allkeys-lru", "allkeys-random"][usize::from(round % 8 >= 4)];
+        redis.command(&["CONFIG", "SET", "maxmemory-policy", policy]);
+        let room = used + (round % 4) * (16 << 10);
+        let before = redis.keys("*:version").len();
+        redis.command(&["CONFIG", "SET", "maxmemory", &room.to_string()]);
+        lost_versions += before.saturating_sub(redis.keys("*:version").len());
+        watch.steps(1).await;
+    }
+    redis.command(&["CONFIG", "SET", "maxmemory", "0"]);
+    watch.hits(1).await;
+    assert_eq!(watch.finish().await, [""; 0]);
+    let stats = redis.command(&["INFO", "stats"]);
+    let evicted = stats
+        .lines()
+        .find_map(|line| line.trim().strip_prefix("evicted_keys:"))
+        .and_then(|keys| keys.parse::<u64>().ok())
+        .expect("a number");
+    assert!(evicted > 100, "{evicted} keys were evicted");
+    assert!(lost_versions > 0, "versions were among them");
+    replicas.stop().await;
+}
+
+/// Expects a call to be refused with a time to retry after.
+fn refused<T>(outcome: Result<T, Status>, reason: &str) {
+    let Err(status) = outcome else {
+        panic!("it isn't refused")
+    };
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+    assert!(status.get_details_retry_info().is_some(), "{status:?}");
+    let info = status.get_details_error_info().expect("a reason");
+    assert_eq!(info.reason, reason);
+}
+
+fn database(app: &TestApp) -> &str {
+    let DatabaseUrl::Postgres(url) = &app.config.database else {
+        unreachable!("replicas share a PostgreSQL")
+    };
+    url
+}
+
+async fn rows(app: &TestApp) -> i64 {
+    number(database(app), "SELECT count(*) FROM locations").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_redis_costs_speed_only() {
+    let redis = RedisServer::start();
+    let replicas = Replicas::start(&redis).await;
+    let (a, b) = (replicas.a.admin(), replicas.b.admin());
+    created(&a, "old").await;
+    for client in [&a, &b] {
+        held(client, "run").await;
+        held(client, "unwritten").await;
+    }
+    redis.suspend();
+    let suspended = tokio::time::Instant::now();
+    // One reads the database while all others wait for the next read.
+    replicas.gates.list_read.arm();
+    let listing = || {
+        let client = a.clone();
+        tokio::spawn(async move { list(&client, "run").await })
+    };
+    let first = listing();
+    replicas.gates.list_read.held().await;
+    let others: Vec<_> = (0..100).map(|_| listing()).collect();
+    for _ in 0..3 {
+        refused(
+            start_create(&b, "never").await.expect("no panic"),
+            "CACHE_UNAVAILABLE",
+        );
+    }
+    replicas.gates.list_read.release();
+    for reader in others.into_iter().chain([first]) {
+        let listed = reader.await.expect("no panic");
+        assert_eq!(listed, (owned(&["old"]), AWAY.into()));
+    }
+    assert_eq!(replicas.gates.lists_at_once.load(Ordering::SeqCst), 1);
+    assert_eq!(list(&b, "run").await, (owned(&["old"]), AWAY.into()));
+    assert_eq!(rows(&replicas.a).await, 1, "nothing was changed");
+    tokio::time::sleep_until(suspended + Duration::from_secs(3)).await;
+    redis.resume();
+    let resumed = tokio::time::Instant::now();
+    for client in [&a, &b] {
+        held(client, "unwritten").await;
+    }
+    assert!(resumed.elapsed() < Duration::from_secs(5), "within seconds");
+    created(&a, "new").await;
+    for client in [&a, &b] {
+        assert_eq!(list(client, "run").await.0, ["new", "old"]);
+    }
+    eventually("what a refused write closed is open again", || async {
+        list(&a, "run").await.1 == LOCAL
+    })
+    .await;
+    assert!(
+        resumed.elapsed() < Duration::from_secs(10),
+        "long before the deadline"
+    );
+    replicas.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn suspensions_in_the_middle_of_load_make_nothing_stale() {
+    let redis = RedisServer::start();
+    let replicas = Replicas::start(&redis).await;
+    let watch = Watch::start(&[replicas.a.admin(), replicas.b.admin()]);
+    watch.steps(4).await;
+    redis.suspend();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    redis.resume();
+    watch.steps(20).await;
+    assert_eq!(watch.finish().await, [""; 0]);
+    replicas.stop().await;
+}
+
+async fn health(app: &TestApp) -> ServingStatus {
+    let request = HealthCheckRequest::default();
+    let health = HealthClient::new(app.channel.clone()).check(request).await;
+    health.expect("it answers").into_inner().status()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_away_at_the_start_is_used_when_it_comes() {
+    let mut redis = RedisServer::start();
+    redis.kill();
+    let replicas = Replicas::start(&redis).await;
+    let (a, b) = (replicas.a.admin(), replicas.b.admin());
+    assert_eq!(list(&b, "run").await, (Vec::new(), AWAY.into()));
+    refused(
+        start_create(&a, "never").await.expect("no panic"),
+        "CACHE_UNAVAILABLE",
+    );
+    assert_eq!(rows(&replicas.a).await, 0, "nothing was changed");
+    eventually("it serves without", || async {
+        health(&replicas.b).await == ServingStatus::Serving
+    })
+    .await;
+    redis.restart();
+    for client in [&a, &b] {
+        assert!(held(client, "run").await.is_empty());
+    }
+    created(&a, "new").await;
+    assert_eq!(list(&b, "run").await.0, ["new"]);
+    replicas.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_stopped_is_told_and_comes_back() {
+    let (postgres, redis) = (Postgres::start(), RedisServer::start());
+    let app = TestApp::spawn_at(postgres.database().await, redis.url()).await;
+    let client = app.admin();
+    created(&client, "old").await;
+    held(&client, "run").await;
+    let is = async |status| {
+        eventually("its health is told", || async {
+            health(&app).await == status
+        })
+        .await;
+    };
+    is(ServingStatus::Serving).await;
+    postgres.stop();
+    refused(
+        start_create(&client, "never").await.expect("no panic"),
+        "DATABASE_UNAVAILABLE",
+    );
+    let uncached = client.clone().list_locations(of_run("other")).await;
+    refused(uncached, "DATABASE_UNAVAILABLE");
+    // Nothing can be written, so what is cached is still true.
+    assert_eq!(list(&client, "run").await, (owned(&["old"]), LOCAL.into()));
+    is(ServingStatus::NotServing).await;
+    postgres.start_again();
+    is(ServingStatus::Serving).await;
+    created(&client, "new").await;
+    assert_eq!(list(&client, "run").await.0, ["new", "old"]);
+    app.stop().await;
+}
+
+/// A replica that is a process, with a network to its database that can hold a commit; and one that
+/// stays.
+struct Victim {
+    redis: RedisServer,
+    proxy: Proxy,
+    process: Process,
+    client: Client,
+    stays: TestApp,
+    reader: Client,
+    _home: Home,
+}
+
+impl Victim {
+    /// Both hold the list of the run, in which there is `old`.
+    async fn start() -> Self {
+        let redis = RedisServer::start();
+        let database = Postgres::shared().database().await;
+        let stays = TestApp::spawn_at(database.clone(), redis.url()).await;
+        let (proxy, url) = Proxy::to(&database).await;
+        let home = Home::new();
+        let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
+        command
+            .args(["serve", "--listen", "127.0.0.1:0"])
+            .args(["--database-url", &url, "--redis-url", &redis.url()])
+            .args(["--redis-key-prefix", &stays.config.redis_key_prefix])
+            .arg("--jwt-secret-file")
+            .arg(home.dir.path().join("secret"));
+        let process = home.run(command).await.expect("it starts");
+        let client = process.admin().await;
+        let reader = stays.admin();
+        created(&client, "old").await;
+        assert_eq!(held(&reader, "run").await, ["old"]);
+        assert_eq!(held(&client, "run").await, ["old"]);
+        Self {
+            redis,
+            proxy,
+            process,
+            client,
+            stays,
+            reader,
+            _home: home,
+        }
+    }
+
+    /// Sends a signal to the process.
+    fn signal(&self, signal: &str) {
+        kill(signal, [self.process.id().to_string().as_str()]);
+    }
+
+    /// How many writes are in flight on the run, as the cache knows.
+    fn writes_in_flight(&self) -> usize {
+        let notes = self.redis.keys("*{\\*,run,\\*}:writers");
+        notes.len()
+    }
+
+    async fn lists(&self) -> (Vec<String>, String) {
+        list(&self.reader, "run").await
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_killed_between_close_and_commit_leaves_nothing_stale() {
+    let victim = Victim::start().await;
+    victim.proxy.holds.commit.arm();
+    let writing = start_create(&victim.client, "new");
+    victim.proxy.holds.commit.held().await;
+    victim.signal("KILL");
+    writing.await.expect("no panic").expect_err("it died");
+    // The tags stay closed: nobody can tell that the commit isn't still to come.
+    assert_eq!(victim.lists().await, (owned(&["old"]), CLOSED.into()));
+    assert_eq!(victim.writes_in_flight(), 1);
+    // And indeed it is.
+    victim.proxy.holds.commit.release();
+    eventually("it is committed", || async {
+        rows(&victim.stays).await == 2
+    })
+    .await;
+    assert_eq!(
+        victim.lists().await,
+        (owned(&["new", "old"]), CLOSED.into())
+    );
+    // Others write and read as ever, on the same tags too.
+    created(&victim.reader, "newer").await;
+    assert_eq!(victim.lists().await.0, ["newer", "new", "old"]);
+    held(&victim.reader, "other").await;
+    victim.stays.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_killed_whose_commit_never_arrives_leaves_nothing_stale() {
+    let victim = Victim::start().await;
+    victim.proxy.holds.commit.arm();
+    let writing = start_create(&victim.client, "never");
+    victim.proxy.holds.commit.held().await;
+    victim.signal("KILL");
+    writing.await.expect("no panic").expect_err("it died");
+    drop(victim.proxy);
+    assert_eq!(
+        list(&victim.reader, "run").await,
+        (owned(&["old"]), CLOSED.into())
+    );
+    created(&victim.reader, "new").await;
+    assert_eq!(list(&victim.reader, "run").await.0, ["new", "old"]);
+    victim.stays.stop().await;
+}
+
+/// A replica that is killed between its commit and `reopen`, after which the first call is retried
+/// on the other; `lost`: the cache server has forgotten between `close` and commit that a write is
+/// in flight, and the other has cached the old list.
+async fn killed_before_reopen(lost: bool) {
+    let victim = Victim::start().await;
+    let request = v1::CreateLocationRequest {
+        request_id: Uuid::new_v4().to_string(),
+        ..create(storage("new", "run"))
+    };
+    victim.proxy.holds.commit.arm();
+    victim.proxy.holds.answer.arm();
+    let writing = start(&victim.client, request.clone());
+    victim.proxy.holds.commit.held().await;
+    if lost {
+        victim.redis.command(&["FLUSHALL"]);
+        assert_eq!(held(&victim.reader, "run").await, ["old"]);
+    }
+    victim.proxy.holds.commit.release();
+    victim.proxy.holds.answer.held().await;
+    victim.signal("KILL");
+    writing.await.expect("no panic").expect_err("it died");
+    if !lost {
+        assert_eq!(
+            victim.lists().await,
+            (owned(&["new", "old"]), CLOSED.into())
+        );
+    }
+    let retried = start(&victim.reader, request).await.expect("no panic");
+    retried.expect("the first call's answer");
+    assert_eq!(victim.lists().await.0, ["new", "old"]);
+    assert_eq!(rows(&victim.stays).await, 2);
+    victim.stays.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_killed_between_commit_and_reopen_leaves_nothing_stale() {
+    Box::pin(killed_before_reopen(false)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_killed_replica_had_committed_is_seen_once_a_retry_acknowledges_it() {
+    Box::pin(killed_before_reopen(true)).await;
+}
+
+/// Takes as long as the deadline: half a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_suspended_past_its_deadline_leaves_nothing_stale() {
+    const DEADLINE: Duration = Duration::from_secs(31);
+    let victim = Victim::start().await;
+    // Otherwise the server ends what stands still long before that.
+    execute(
+        database(&victim.stays),
+        "CREATE FUNCTION stand_still() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             PERFORM set_config('idle_in_transaction_session_timeout', '0', true);
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER stand_still BEFORE INSERT ON locations
+         FOR EACH ROW EXECUTE FUNCTION stand_still()",
+    )
+    .await;
+    victim.proxy.holds.commit.arm();
+    let writing = start_create(&victim.client, "late");
+    victim.proxy.holds.commit.held().await;
+    victim.signal("STOP");
+    let closed = tokio::time::Instant::now();
+    assert_eq!(victim.lists().await, (owned(&["old"]), CLOSED.into()));
+    tokio::time::timeout(DEADLINE, async {
+        while victim.lists().await.1 == CLOSED {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await
+    .expect("the tags open at the deadline");
+    assert!(closed.elapsed() > Duration::from_secs(29), "and not before");
+    assert_eq!(held(&victim.reader, "run").await, ["old"]);
+    // Only now does the commit arrive, and is refused.
+    victim.proxy.holds.commit.release();
+    victim.signal("CONT");
+    let outcome = writing.await.expect("no panic");
+    outcome.expect_err("its caller was told that it took too long");
+    eventually("the commit is refused", || async {
+        let log = fs::read_to_string(Postgres::shared().log()).expect("a log");
+        log.contains("the write is too old to be committed")
+    })
+    .await;
+    assert_eq!(rows(&victim.stays).await, 1);
+    for client in [&victim.reader, &victim.client] {
+        assert_eq!(list(client, "run").await.0, ["old"]);
+    }
+    created(&victim.reader, "new").await;
+    for client in [&victim.reader, &victim.client] {
+        assert_eq!(list(client, "run").await.0, ["new", "old"]);
+    }
+    victim.stays.stop().await;
+}
