@@ -9,16 +9,17 @@ use tonic::{
     codec::CompressionEncoding,
     server::NamedService,
     service::{Interceptor, InterceptorLayer},
-    transport::{Server, server::TcpIncoming},
+    transport::Server,
 };
 use tonic_health::{ServingStatus, server::HealthReporter};
-use tower::{Layer as _, layer::layer_fn, util::MapRequestLayer};
+use tower::{Layer as _, util::MapRequestLayer};
 
 use crate::{
-    api::{CacheApi, LocationApi, deadline::Deadline},
+    api::{CacheApi, LocationApi, bounds::Bounds},
     auth::{Authenticator, KeyError},
     cache::{self, Cache, MemoryCache, RedisCache, RedisConfig, RedisConfigError},
     config::{CacheConfig, DatabaseUrl, ServeConfig},
+    connections,
     error::Error,
     model::Micros,
     proto::{
@@ -43,6 +44,9 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How often the database is asked whether it answers, and how long it has to.
 const HEALTH_INTERVAL: Duration = Duration::from_secs(1);
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the database's connections have to close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the answers to creations with a request id are kept, and how often old ones go.
 const ANSWERS_KEPT: Duration = Duration::from_hours(24);
@@ -202,7 +206,7 @@ impl App {
         let server = Server::builder()
             .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
             .http2_keepalive_interval(Some(KEEPALIVE))
-            .layer(layer_fn(Deadline::new))
+            .layer(Bounds::default())
             .layer(MapRequestLayer::new(prefer_encoding))
             .add_service(health_server)
             .add_service(reflection().build_v1().unwrap_or_else(|error| {
@@ -213,10 +217,7 @@ impl App {
             }))
             .add_service(admission.layer(locations))
             .add_service(admission.layer(cache))
-            .serve_with_incoming_shutdown(
-                TcpIncoming::from(listener).with_nodelay(Some(true)),
-                stopped,
-            );
+            .serve_with_incoming_shutdown(connections::accept(listener), stopped);
         tokio::pin!(server);
         let mut outcome = tokio::select! {
             outcome = &mut server => Some(outcome),
@@ -237,7 +238,10 @@ impl App {
         {
             tracing::warn!("calls still in flight after the grace period were cut off");
         }
-        self.store.close().await;
+        let closed = tokio::time::timeout(CLOSE_TIMEOUT, self.store.close()).await;
+        if closed.is_err() {
+            tracing::warn!("the database's connections didn't close in time");
+        }
         Ok(outcome.unwrap_or(Ok(()))?)
     }
 

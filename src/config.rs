@@ -531,14 +531,15 @@ fn database_url(text: &str) -> Result<DatabaseUrl, String> {
     }
 }
 
+/// The engine, which knows the schemes, checks the rest.
 fn redis_url(text: &str) -> Result<String, String> {
-    const SCHEMES: [&str; 4] = ["redis", "rediss", "redis-sentinel", "redis-cluster"];
     match text.split_once("://") {
-        Some((scheme, host)) if SCHEMES.contains(&scheme) && !host.is_empty() => {
+        Some((scheme, host)) if scheme.starts_with("redis") && !host.is_empty() => {
             Ok(text.to_owned())
         }
         _ => Err(
-            "must be a host after redis://, rediss://, redis-sentinel:// or redis-cluster://"
+            "must be a host after redis://, redis-sentinel:// or redis-cluster://, or with TLS \
+             after rediss://, rediss-sentinel:// or rediss-cluster://"
                 .to_owned(),
         ),
     }

@@ -58,6 +58,7 @@ pub mod app;
 pub mod auth;
 pub mod cache;
 pub mod config;
+pub mod connections;
 pub mod error;
 pub mod model;
 pub mod page_token;

@@ -404,26 +404,36 @@ impl Service {
         freshness: Freshness,
         load: impl Future<Output = Result<Bytes>> + Send + 'static,
     ) -> Result<Served> {
-        if freshness == Freshness::Current
-            && let Ok(Lookup::Hit(bytes, tier)) = self.cache.lookup(&tag, &key).await
-        {
-            let origin = Origin::Cache(tier);
-            return Ok(Served { bytes, origin });
-        }
-        let cache = Arc::clone(&self.cache);
-        let read = async move {
-            let (version, because) = match cache.lookup(&tag, &key).await {
-                Ok(Lookup::Hit(bytes, tier)) if freshness == Freshness::Current => {
+        let mut away = false;
+        if freshness == Freshness::Current {
+            match self.cache.lookup(&tag, &key).await {
+                Ok(Lookup::Hit(bytes, tier)) => {
                     let origin = Origin::Cache(tier);
                     return Ok(Served { bytes, origin });
                 }
-                Ok(Lookup::Hit(..) | Lookup::Miss(None)) => match cache.open(&tag).await {
+                Ok(Lookup::Miss(_)) => {}
+                Err(_) => away = true,
+            }
+        }
+        let cache = Arc::clone(&self.cache);
+        let read = async move {
+            let lookup = if away {
+                None
+            } else {
+                cache.lookup(&tag, &key).await.ok()
+            };
+            let (version, because) = match lookup {
+                Some(Lookup::Hit(bytes, tier)) if freshness == Freshness::Current => {
+                    let origin = Origin::Cache(tier);
+                    return Ok(Served { bytes, origin });
+                }
+                Some(Lookup::Hit(..) | Lookup::Miss(None)) => match cache.open(&tag).await {
                     Ok(None) => (None, Because::Closed),
                     Ok(version) => (version, Because::Miss),
                     Err(_) => (None, Because::Unavailable),
                 },
-                Ok(Lookup::Miss(version)) => (version, Because::Miss),
-                Err(_) => (None, Because::Unavailable),
+                Some(Lookup::Miss(version)) => (version, Because::Miss),
+                None => (None, Because::Unavailable),
             };
             let bytes = load.await?;
             let stored = match version {
@@ -667,6 +677,7 @@ impl Writer {
                 answered.insert(answer.request_id, (answer.fingerprint, location));
             }
         }
+        let known = answered.len();
         let now = Micros::now();
         let mut locations = Vec::new();
         let mut indexes = Vec::new();
@@ -711,9 +722,18 @@ impl Writer {
             }
             applied.answer.push(answer);
         }
-        if !locations.is_empty() {
-            let inserted = transaction.insert(&locations).await;
-            inserted.map_err(|error| in_batch(error, &indexes))?;
+        if !locations.is_empty()
+            && let Err(error) = transaction.insert(&locations).await
+        {
+            // Who used the ids may have been another call with the same request ids, whose answers
+            // are there now.
+            if !request_ids.is_empty()
+                && matches!(error, Error::AlreadyExists { .. })
+                && transaction.answers(caller, &request_ids).await?.len() > known
+            {
+                return Err(Error::conflict("a request_id is used by two calls at once"));
+            }
+            return Err(in_batch(error, &indexes));
         }
         if !answers.is_empty() && !transaction.keep_answers(caller, &answers, now).await? {
             return Err(Error::conflict("a request_id is used by two calls at once"));

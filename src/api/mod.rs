@@ -1,9 +1,9 @@
 //! The generated traits' thin implementations: convert, call, map.
 
+pub mod bounds;
 mod cache;
 pub mod codec;
 mod convert;
-pub mod deadline;
 mod status;
 
 use tonic::{

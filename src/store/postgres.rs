@@ -72,10 +72,10 @@ pub async fn migrate(url: &str) -> Result<(), OpenError> {
 pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenError> {
     let connect = parse(url)?;
     ensure_schema(&connect, options.migrate).await?;
-    let pool = PgPoolOptions::new()
-        .max_connections(options.max_connections)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_lazy_with(connect.options([
+    let connect = connect
+        // Errors are logged where a call ends, and the text of statements nowhere.
+        .disable_statement_logging()
+        .options([
             ("statement_timeout", millis(STATEMENT_TIMEOUT)),
             ("lock_timeout", millis(LOCK_TIMEOUT)),
             (
@@ -86,10 +86,18 @@ pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenErr
                 "client_connection_check_interval",
                 millis(CLIENT_CHECK_INTERVAL),
             ),
-        ]));
+        ]);
+    let pool = |max_connections| {
+        PgPoolOptions::new()
+            .max_connections(max_connections)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .connect_lazy_with(connect.clone())
+    };
+    let shared = pool(options.max_connections);
     Ok(Arc::new(SqlStore {
-        readers: pool.clone(),
-        writers: pool,
+        readers: shared.clone(),
+        writers: shared,
+        prober: pool(1),
         lock: None,
     }))
 }

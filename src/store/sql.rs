@@ -442,6 +442,8 @@ struct AnswerRow {
 pub(super) struct SqlStore<DB: Database> {
     pub(super) readers: Pool<DB>,
     pub(super) writers: Pool<DB>,
+    /// One connection to ask whether the database answers, however busy the others are.
+    pub(super) prober: Pool<DB>,
     /// A locked file to keep open for as long as the pools are.
     pub(super) lock: Option<File>,
 }
@@ -653,9 +655,20 @@ where
     }
 
     async fn forget_answers(&self, before: Micros) -> Result<()> {
-        let mut statement = Statement::new("DELETE FROM create_requests WHERE create_time < ");
-        statement.bind(Value::Int(before.0));
-        self.writer().await?.execute(statement).await
+        loop {
+            // A few at a time, for others write too.
+            let mut statement = Statement::new(
+                "DELETE FROM create_requests WHERE (caller, request_id) IN \
+                 (SELECT caller, request_id FROM create_requests WHERE create_time < ",
+            );
+            statement
+                .bind(Value::Int(before.0))
+                .push(" LIMIT 500) RETURNING request_id");
+            let forgotten: Vec<(Uuid,)> = self.writer().await?.rows(statement).await?;
+            if forgotten.is_empty() {
+                return Ok(());
+            }
+        }
     }
 
     async fn page_token_key(&self) -> Result<[u8; 32]> {
@@ -669,11 +682,13 @@ where
 
     async fn ping(&self) -> Result<()> {
         let statement = Statement::new("SELECT id FROM locations LIMIT 1");
-        let _: Vec<(Uuid,)> = self.reader().await?.rows(statement).await?;
+        let mut prober = Loan::from(&self.prober).await?;
+        let _: Vec<(Uuid,)> = prober.rows(statement).await?;
         Ok(())
     }
 
     async fn close(&self) {
+        self.prober.close().await;
         self.readers.close().await;
         self.writers.close().await;
         if let Some(lock) = &self.lock {

@@ -12,7 +12,7 @@ use std::{
 
 use async_trait::async_trait;
 use sqlx::{
-    Sqlite, SqliteConnection,
+    ConnectOptions as _, Sqlite, SqliteConnection,
     migrate::Migrator,
     sqlite::{
         SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions,
@@ -74,7 +74,9 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         .journal_mode(SqliteJournalMode::Wal)
         // An acknowledged write survives a power cut, not only a crash.
         .synchronous(SqliteSynchronous::Full)
-        .busy_timeout(wait);
+        .busy_timeout(wait)
+        // Errors are logged where a call ends, and the text of statements nowhere.
+        .disable_statement_logging();
     let pool = || SqlitePoolOptions::new().acquire_timeout(wait);
     let writers = pool()
         .max_connections(1)
@@ -85,14 +87,16 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     let database = path.display().to_string();
     schema::ensure(&mut *connection, &MIGRATIONS, migrate, &database, refused).await?;
     drop(connection);
+    let options = options.read_only(true);
     let readers = pool()
         .max_connections(READERS)
-        .connect_with(options.read_only(true))
+        .connect_with(options.clone())
         .await
         .map_err(refused)?;
     Ok(Arc::new(SqlStore {
         readers,
         writers,
+        prober: pool().max_connections(1).connect_lazy_with(options),
         lock: Some(lock),
     }))
 }

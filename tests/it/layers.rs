@@ -8,7 +8,14 @@ use std::{fs, path::Path};
 const RULES: &[(&str, &[&str])] = &[
     (
         "tonic",
-        &["main.rs", "app.rs", "api/", "auth.rs", "transfer/"],
+        &[
+            "main.rs",
+            "app.rs",
+            "connections.rs",
+            "api/",
+            "auth.rs",
+            "transfer/",
+        ],
     ),
     ("sqlx", &["store/"]),
     ("fred", &["cache/redis.rs"]),

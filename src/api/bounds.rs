@@ -1,16 +1,20 @@
-//! Deadlines: what callers ask for with `grpc-timeout`, within the service's own.
+//! Bounds of calls: how many are under way, and for how long: what callers ask for with
+//! `grpc-timeout`, within the service's own limit.
 //!
-//! tonic has the like, but answers CANCELLED, which tells callers that they went away themselves.
+//! tonic has deadlines too, but answers CANCELLED, which tells callers that they went away
+//! themselves.
 
 use std::{
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, Request, Response};
+use tokio::sync::Semaphore;
 use tonic::Status;
-use tower::Service;
+use tower::{Layer, Service};
 
 use crate::error::Error;
 
@@ -20,18 +24,38 @@ const MAX_DEADLINE: Duration = Duration::from_secs(30);
 /// How much earlier than tonic's timer this one ends, which is more than a tick of both.
 const LEAD: Duration = Duration::from_millis(3);
 
-/// Ends the calls to a service at their deadlines with `DEADLINE_EXCEEDED`, which drops them.
-#[derive(Debug, Clone)]
-pub struct Deadline<S>(S);
+/// How many calls are under way at once; more wait for their turn, until their deadlines.
+const MAX_CALLS: usize = 1_024;
 
-impl<S> Deadline<S> {
-    /// Gives the calls to this service deadlines.
-    pub fn new(inner: S) -> Self {
-        Self(inner)
+/// Gives the calls to all services that it wraps their deadlines and their common bound.
+#[derive(Debug, Clone)]
+pub struct Bounds(Arc<Semaphore>);
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_CALLS)))
     }
 }
 
-impl<S, B, A> Service<Request<B>> for Deadline<S>
+impl<S> Layer<S> for Bounds {
+    type Service = Bounded<S>;
+
+    fn layer(&self, inner: S) -> Bounded<S> {
+        Bounded {
+            inner,
+            places: Arc::clone(&self.0),
+        }
+    }
+}
+
+/// Ends the calls to a service at their deadlines with `DEADLINE_EXCEEDED`, which drops them.
+#[derive(Debug, Clone)]
+pub struct Bounded<S> {
+    inner: S,
+    places: Arc<Semaphore>,
+}
+
+impl<S, B, A> Service<Request<B>> for Bounded<S>
 where
     S: Service<Request<B>, Response = Response<A>>,
     S::Future: Send + 'static,
@@ -42,18 +66,23 @@ where
     type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.0.poll_ready(context)
+        self.inner.poll_ready(context)
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let asked = grpc_timeout(request.headers()).unwrap_or(MAX_DEADLINE);
         let limit = asked.min(MAX_DEADLINE);
         let over = tokio::time::sleep(limit.saturating_sub(LEAD));
-        let answer = self.0.call(request);
+        let answer = self.inner.call(request);
+        let places = Arc::clone(&self.places);
         async move {
+            let turn = async {
+                let _place = places.acquire().await;
+                answer.await
+            };
             tokio::select! {
                 biased;
-                answer = answer => answer,
+                answer = turn => answer,
                 () = over => Ok(Status::from(Error::DeadlineExceeded(limit)).into_http()),
             }
         }
