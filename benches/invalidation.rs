@@ -10,6 +10,12 @@
 //! It starts servers of its own, prints its figures, and writes them as JSON. Compare figures of one
 //! run only.
 
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    reason = "figures are for people"
+)]
+
 #[allow(
     dead_code,
     reason = "shared with the tests, which need more of the servers"
@@ -124,7 +130,7 @@ async fn close(rounds: usize) -> Outcome<Value> {
     const SMALLS: usize = 11;
     println!("\nclosing a tag, in ms: {SMALL} entries, {LARGE} entries, ratio");
     let server = RedisServer::start();
-    let cache = connect(&server, Duration::from_secs(300), 0).await?;
+    let cache = connect(&server, Duration::from_mins(5), 0).await?;
     let tag = |name: &str| -> Outcome<Tag> {
         Ok(Tag::of_predicate(&Predicate {
             run: Some(ProductionRunId::parse(name.to_owned())?),
@@ -660,7 +666,7 @@ impl Place {
                     Coordinates::new(self.latitude, self.longitude).map_err(|(_, why)| why)?,
                 ),
                 capacity: Capacity::new(self.population)?,
-                state: if self.population % 10 == 0 {
+                state: if self.population.unsigned_abs().is_multiple_of(10) {
                     LocationState::Inactive
                 } else {
                     LocationState::Active
@@ -733,7 +739,7 @@ fn ratio(part: usize, whole: usize) -> f64 {
     part as f64 / whole as f64
 }
 
-/// SplitMix64: the same numbers in every run.
+/// `SplitMix64`: the same numbers in every run.
 struct Random(u64);
 
 impl Random {
