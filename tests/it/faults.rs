@@ -20,9 +20,9 @@ use crate::{
     gates::{GatedStore, Gates, Uncontrolled, Without},
     harness::{Client, TestApp, cache_status, create, eventually, names, of_run, storage},
     process::{Home, Process, isolated},
+    proxy::Proxy,
     servers::{
         postgres::{Postgres, execute, kill, number},
-        proxy::Proxy,
         redis::RedisServer,
     },
     watch::Watch,

@@ -43,6 +43,7 @@ mod harness;
 mod layers;
 mod postgres;
 mod process;
+mod proxy;
 mod races;
 mod redis;
 mod replicas;

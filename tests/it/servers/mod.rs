@@ -1,5 +1,4 @@
 //! Private servers for tests, which end with the test process, however that ends.
 
 pub mod postgres;
-pub mod proxy;
 pub mod redis;
