@@ -322,8 +322,8 @@ async fn keep_house(store: Arc<dyn Store>) {
     let mut ticks = tokio::time::interval(HOUSEKEEPING_INTERVAL);
     loop {
         ticks.tick().await;
-        if let Err(error) = store.forget_answers(Micros(Micros::now().0 - kept)).await {
-            tracing::warn!(%error, "old answers to creations couldn't be deleted");
+        if let Err(error) = store.forget(Micros(Micros::now().0 - kept)).await {
+            tracing::warn!(%error, "what is kept for a day couldn't be deleted");
         }
     }
 }

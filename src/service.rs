@@ -541,7 +541,9 @@ struct Writer {
 /// What a write did within its transaction.
 struct Applied {
     answer: Vec<v1::Location>,
-    /// The locations before and after it.
+    /// The locations before and after it, and before the move or deletion that it builds on: what
+    /// acknowledges it acknowledges that one too, which may not have reopened its tags, or never
+    /// will. Earlier ones don't matter, for that one has closed their tags.
     images: Vec<Image>,
 }
 
@@ -613,8 +615,16 @@ impl Writer {
                 after.update_time = Micros::now().max(Micros(before.update_time.0 + 1));
                 after.etag = Etag::generate();
                 transaction.update(&after).await?;
+                let mut images = transaction.former_images(&[*id]).await?;
+                let image = before.image();
+                let moved = (image != after.image()).then_some(&image);
+                if moved.is_some() || !images.is_empty() {
+                    let now = after.update_time;
+                    transaction.note_former_image(*id, moved, now).await?;
+                }
+                images.extend([image, after.image()]);
                 Ok(Applied {
-                    images: vec![before.image(), after.image()],
+                    images,
                     answer: vec![after.into()],
                 })
             }
@@ -625,15 +635,30 @@ impl Writer {
             } => match self.locked(transaction, *id, etag.as_ref()).await {
                 Ok(before) => {
                     transaction.delete(*id).await?;
+                    let mut images = transaction.former_images(&[*id]).await?;
+                    let image = before.image();
+                    let now = Micros::now();
+                    transaction
+                        .note_former_image(*id, Some(&image), now)
+                        .await?;
+                    images.push(image);
                     Ok(Applied {
                         answer: Vec::new(),
-                        images: vec![before.image()],
+                        images,
                     })
                 }
-                Err(Error::NotFound(_)) if *allow_missing => Ok(Applied {
-                    answer: Vec::new(),
-                    images: Vec::new(),
-                }),
+                Err(Error::NotFound(_)) if *allow_missing => {
+                    let mut images = transaction.former_images(&[*id]).await?;
+                    images.retain(|image| {
+                        self.caller
+                            .scope()
+                            .is_none_or(|owner| *owner == image.owner)
+                    });
+                    Ok(Applied {
+                        answer: Vec::new(),
+                        images,
+                    })
+                }
                 Err(error) => Err(error),
             },
         }
@@ -734,6 +759,12 @@ impl Writer {
                 return Err(Error::conflict("a request_id is used by two calls at once"));
             }
             return Err(in_batch(error, &indexes));
+        }
+        let chosen: Vec<_> = creations.iter().filter_map(|new| new.location.id).collect();
+        if !chosen.is_empty() {
+            applied
+                .images
+                .extend(transaction.former_images(&chosen).await?);
         }
         if !answers.is_empty() && !transaction.keep_answers(caller, &answers, now).await? {
             return Err(Error::conflict("a request_id is used by two calls at once"));

@@ -47,6 +47,18 @@ CREATE TABLE create_requests (
 
 CREATE INDEX create_requests_by_create_time ON create_requests (create_time);
 
+-- The image that a location had before it was last moved to another run, or deleted, kept for a day:
+-- the lists that it stood in may still be closed, or be stale, if that write hasn't reopened them.
+CREATE TABLE former_images (
+    id                BLOB    NOT NULL PRIMARY KEY,
+    type              INTEGER NOT NULL,
+    production_run_id TEXT    NOT NULL,
+    owner_id          TEXT    NOT NULL,
+    noted_time        INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+
+CREATE INDEX former_images_by_noted_time ON former_images (noted_time);
+
 -- What all processes on this database share.
 CREATE TABLE secrets (
     name  TEXT NOT NULL PRIMARY KEY,

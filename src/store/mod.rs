@@ -13,8 +13,8 @@ use uuid::Uuid;
 use crate::{
     error::Result,
     model::{
-        Cursor, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report, ReportCursor,
-        ReportQuery,
+        Cursor, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
+        ReportCursor, ReportQuery,
     },
 };
 
@@ -127,8 +127,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`MAX_WRITE`] counts from here: what has to outlast the write starts afterwards.
     async fn begin(&self) -> Result<Box<dyn Transaction>>;
 
-    /// Forgets the answers to creations before this time.
-    async fn forget_answers(&self, before: Micros) -> Result<()>;
+    /// Forgets the answers to creations, and the former images, from before this time.
+    async fn forget(&self, before: Micros) -> Result<()>;
 
     /// The secret that page tokens are signed with, the same for all who share the database.
     async fn page_token_key(&self) -> Result<[u8; 32]>;
@@ -158,6 +158,17 @@ pub trait Transaction: Send {
 
     /// Deletes a location that is locked.
     async fn delete(&mut self, id: LocationId) -> Result<()>;
+
+    /// The images that these locations had before they were last moved or deleted, if they were.
+    async fn former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>>;
+
+    /// Notes the image that a location has before it is moved or deleted, or that it has none.
+    async fn note_former_image(
+        &mut self,
+        id: LocationId,
+        former: Option<&Image>,
+        now: Micros,
+    ) -> Result<()>;
 
     /// The answers that this caller's creations with these request ids had.
     async fn answers(&mut self, caller: &OwnerId, ids: &[Uuid]) -> Result<Vec<Answer>>;

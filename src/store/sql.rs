@@ -15,9 +15,9 @@ use super::{Answer, MAX_PAGE_BYTES, REPLY_MARGIN, STATEMENT_TIMEOUT, Store, Tran
 use crate::{
     error::{Error, Result},
     model::{
-        Address, Capacity, Coordinates, Cursor, Details, Etag, ListQuery, Location, LocationId,
-        LocationState, LocationType, Micros, Order, OrderField, OwnerId, Page, Predicate,
-        RegionCode, Report, ReportCursor, ReportQuery, SortValue, Text, fold_case,
+        Address, Capacity, Coordinates, Cursor, Details, Etag, Image, ListQuery, Location,
+        LocationId, LocationState, LocationType, Micros, Order, OrderField, OwnerId, Page,
+        Predicate, RegionCode, Report, ReportCursor, ReportQuery, SortValue, Text, fold_case,
     },
 };
 
@@ -431,6 +431,28 @@ impl TryFrom<ReportRow> for Report {
 }
 
 #[derive(FromRow)]
+struct ImageRow {
+    id: Uuid,
+    r#type: i64,
+    production_run_id: String,
+    owner_id: String,
+}
+
+impl TryFrom<ImageRow> for Image {
+    type Error = Error;
+
+    fn try_from(row: ImageRow) -> Result<Self> {
+        Ok(Self {
+            id: LocationId(row.id),
+            kind: LocationType::from_number(row.r#type)
+                .ok_or_else(|| Error::internal("a former image's type is unknown"))?,
+            run: Text::stored(row.production_run_id),
+            owner: Text::stored(row.owner_id),
+        })
+    }
+}
+
+#[derive(FromRow)]
 struct AnswerRow {
     request_id: Uuid,
     fingerprint: Vec<u8>,
@@ -568,6 +590,7 @@ where
     LocationRow: for<'r> FromRow<'r, DB::Row>,
     ReportRow: for<'r> FromRow<'r, DB::Row>,
     AnswerRow: for<'r> FromRow<'r, DB::Row>,
+    ImageRow: for<'r> FromRow<'r, DB::Row>,
     (Uuid,): for<'r> FromRow<'r, DB::Row>,
     (i64,): for<'r> FromRow<'r, DB::Row>,
     (Vec<u8>,): for<'r> FromRow<'r, DB::Row>,
@@ -654,21 +677,27 @@ where
         Ok(Box::new(SqlTransaction(writer)))
     }
 
-    async fn forget_answers(&self, before: Micros) -> Result<()> {
-        loop {
-            // A few at a time, for others write too.
-            let mut statement = Statement::new(
-                "DELETE FROM create_requests WHERE (caller, request_id) IN \
-                 (SELECT caller, request_id FROM create_requests WHERE create_time < ",
-            );
-            statement
-                .bind(Value::Int(before.0))
-                .push(" LIMIT 500) RETURNING request_id");
-            let forgotten: Vec<(Uuid,)> = self.writer().await?.rows(statement).await?;
-            if forgotten.is_empty() {
-                return Ok(());
+    async fn forget(&self, before: Micros) -> Result<()> {
+        for (table, key, time) in [
+            ("create_requests", "caller, request_id", "create_time"),
+            ("former_images", "id", "noted_time"),
+        ] {
+            loop {
+                // A few at a time, for others write too.
+                let mut statement = Statement::new(&format!(
+                    "DELETE FROM {table} WHERE ({key}) IN \
+                     (SELECT {key} FROM {table} WHERE {time} < "
+                ));
+                statement
+                    .bind(Value::Int(before.0))
+                    .push(&format!(" LIMIT 500) RETURNING {time} AS forgotten"));
+                let forgotten: Vec<(i64,)> = self.writer().await?.rows(statement).await?;
+                if forgotten.is_empty() {
+                    break;
+                }
             }
         }
+        Ok(())
     }
 
     async fn page_token_key(&self) -> Result<[u8; 32]> {
@@ -707,6 +736,7 @@ where
     DB::Arguments: IntoArguments<DB>,
     LocationRow: for<'r> FromRow<'r, DB::Row>,
     AnswerRow: for<'r> FromRow<'r, DB::Row>,
+    ImageRow: for<'r> FromRow<'r, DB::Row>,
     (Uuid,): for<'r> FromRow<'r, DB::Row>,
 {
     async fn lock(&mut self, id: LocationId) -> Result<Option<Location>> {
@@ -762,6 +792,46 @@ where
     async fn delete(&mut self, id: LocationId) -> Result<()> {
         let mut statement = Statement::new("DELETE FROM locations WHERE id = ");
         statement.bind(Value::Id(id.0));
+        self.0.execute(statement).await
+    }
+
+    async fn former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
+        let mut statement = Statement::new(
+            "SELECT id, type, production_run_id, owner_id FROM former_images WHERE id IN (",
+        );
+        statement
+            .list(ids.iter().map(|id| Value::Id(id.0)))
+            .push(")");
+        let rows = self.0.rows::<ImageRow>(statement).await?;
+        rows.into_iter().map(Image::try_from).collect()
+    }
+
+    async fn note_former_image(
+        &mut self,
+        id: LocationId,
+        former: Option<&Image>,
+        now: Micros,
+    ) -> Result<()> {
+        let mut statement = Statement::new("DELETE FROM former_images WHERE id = ");
+        statement.bind(Value::Id(id.0));
+        self.0.execute(statement).await?;
+        let Some(Image {
+            kind, run, owner, ..
+        }) = former
+        else {
+            return Ok(());
+        };
+        let mut statement = Statement::new(
+            "INSERT INTO former_images (id, type, production_run_id, owner_id, noted_time) \
+             VALUES ",
+        );
+        statement.tuples([vec![
+            Value::Id(id.0),
+            Value::Int(*kind as i64),
+            Value::Text(run.as_str().to_owned()),
+            Value::Text(owner.as_str().to_owned()),
+            Value::Int(now.0),
+        ]]);
         self.0.execute(statement).await
     }
 

@@ -14,8 +14,8 @@ use location_service::{
     cache::{Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Version, WriteId},
     error::{Error, Result},
     model::{
-        Cursor, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report, ReportCursor,
-        ReportQuery,
+        Cursor, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
+        ReportCursor, ReportQuery,
     },
     store::{Answer, Store, Transaction},
 };
@@ -150,8 +150,8 @@ impl Store for GatedStore {
         }))
     }
 
-    async fn forget_answers(&self, before: Micros) -> Result<()> {
-        self.inner.forget_answers(before).await
+    async fn forget(&self, before: Micros) -> Result<()> {
+        self.inner.forget(before).await
     }
 
     async fn page_token_key(&self) -> Result<[u8; 32]> {
@@ -188,6 +188,19 @@ impl Transaction for GatedTransaction {
 
     async fn delete(&mut self, id: LocationId) -> Result<()> {
         self.inner.delete(id).await
+    }
+
+    async fn former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
+        self.inner.former_images(ids).await
+    }
+
+    async fn note_former_image(
+        &mut self,
+        id: LocationId,
+        former: Option<&Image>,
+        now: Micros,
+    ) -> Result<()> {
+        self.inner.note_former_image(id, former, now).await
     }
 
     async fn answers(&mut self, caller: &OwnerId, ids: &[Uuid]) -> Result<Vec<Answer>> {

@@ -244,7 +244,7 @@ async fn writes_what_it_is_given(store: &dyn Store) {
     drop(write);
     insert(store, &twice[..1]).await;
     store.ping().await.unwrap();
-    store.forget_answers(Micros(1)).await.unwrap();
+    store.forget(Micros(1)).await.unwrap();
     store.close().await;
     let closed = store.ping().await;
     assert!(matches!(closed, Err(Error::DatabaseUnavailable(_))));

@@ -51,7 +51,7 @@ impl Store for Down {
         down()
     }
 
-    async fn forget_answers(&self, _: Micros) -> Result<()> {
+    async fn forget(&self, _: Micros) -> Result<()> {
         down()
     }
 
