@@ -206,6 +206,8 @@ impl App {
         let server = Server::builder()
             .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
             .http2_keepalive_interval(Some(KEEPALIVE))
+            // Short deadlines reset many streams before a busy server has accepted them.
+            .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS_PER_CONNECTION as usize))
             .layer(Bounds::default())
             .layer(MapRequestLayer::new(prefer_encoding))
             .add_service(health_server)

@@ -541,9 +541,9 @@ struct Writer {
 /// What a write did within its transaction.
 struct Applied {
     answer: Vec<v1::Location>,
-    /// The locations before and after it, and before the move or deletion that it builds on: what
+    /// The locations before and after it, and before the deletion that it builds on: what
     /// acknowledges it acknowledges that one too, which may not have reopened its tags, or never
-    /// will. Earlier ones don't matter, for that one has closed their tags.
+    /// will.
     images: Vec<Image>,
 }
 
@@ -615,16 +615,8 @@ impl Writer {
                 after.update_time = Micros::now().max(Micros(before.update_time.0 + 1));
                 after.etag = Etag::generate();
                 transaction.update(&after).await?;
-                let mut images = transaction.former_images(&[*id]).await?;
-                let image = before.image();
-                let moved = (image != after.image()).then_some(&image);
-                if moved.is_some() || !images.is_empty() {
-                    let now = after.update_time;
-                    transaction.note_former_image(*id, moved, now).await?;
-                }
-                images.extend([image, after.image()]);
                 Ok(Applied {
-                    images,
+                    images: vec![before.image(), after.image()],
                     answer: vec![after.into()],
                 })
             }
@@ -635,16 +627,11 @@ impl Writer {
             } => match self.locked(transaction, *id, etag.as_ref()).await {
                 Ok(before) => {
                     transaction.delete(*id).await?;
-                    let mut images = transaction.former_images(&[*id]).await?;
                     let image = before.image();
-                    let now = Micros::now();
-                    transaction
-                        .note_former_image(*id, Some(&image), now)
-                        .await?;
-                    images.push(image);
+                    transaction.note_former_image(&image, Micros::now()).await?;
                     Ok(Applied {
                         answer: Vec::new(),
-                        images,
+                        images: vec![image],
                     })
                 }
                 Err(Error::NotFound(_)) if *allow_missing => {

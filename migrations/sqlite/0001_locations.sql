@@ -47,8 +47,8 @@ CREATE TABLE create_requests (
 
 CREATE INDEX create_requests_by_create_time ON create_requests (create_time);
 
--- The image that a location had before it was last moved to another run, or deleted, kept for a day:
--- the lists that it stood in may still be closed, or be stale, if that write hasn't reopened them.
+-- The image that a location had before it was deleted, kept for a day: a second deletion acknowledges
+-- the first, which may not have reopened the lists that it stood in.
 CREATE TABLE former_images (
     id                BLOB    NOT NULL PRIMARY KEY,
     type              INTEGER NOT NULL,

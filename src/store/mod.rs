@@ -159,16 +159,11 @@ pub trait Transaction: Send {
     /// Deletes a location that is locked.
     async fn delete(&mut self, id: LocationId) -> Result<()>;
 
-    /// The images that these locations had before they were last moved or deleted, if they were.
+    /// The images that these locations had before they were last deleted, if they were.
     async fn former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>>;
 
-    /// Notes the image that a location has before it is moved or deleted, or that it has none.
-    async fn note_former_image(
-        &mut self,
-        id: LocationId,
-        former: Option<&Image>,
-        now: Micros,
-    ) -> Result<()>;
+    /// Notes the image that a location has before it is deleted.
+    async fn note_former_image(&mut self, former: &Image, now: Micros) -> Result<()>;
 
     /// The answers that this caller's creations with these request ids had.
     async fn answers(&mut self, caller: &OwnerId, ids: &[Uuid]) -> Result<Vec<Answer>>;

@@ -806,32 +806,30 @@ where
         rows.into_iter().map(Image::try_from).collect()
     }
 
-    async fn note_former_image(
-        &mut self,
-        id: LocationId,
-        former: Option<&Image>,
-        now: Micros,
-    ) -> Result<()> {
-        let mut statement = Statement::new("DELETE FROM former_images WHERE id = ");
-        statement.bind(Value::Id(id.0));
-        self.0.execute(statement).await?;
-        let Some(Image {
-            kind, run, owner, ..
-        }) = former
-        else {
-            return Ok(());
-        };
+    async fn note_former_image(&mut self, former: &Image, now: Micros) -> Result<()> {
+        let Image {
+            id,
+            kind,
+            run,
+            owner,
+        } = former;
         let mut statement = Statement::new(
             "INSERT INTO former_images (id, type, production_run_id, owner_id, noted_time) \
              VALUES ",
         );
-        statement.tuples([vec![
-            Value::Id(id.0),
-            Value::Int(*kind as i64),
-            Value::Text(run.as_str().to_owned()),
-            Value::Text(owner.as_str().to_owned()),
-            Value::Int(now.0),
-        ]]);
+        statement
+            .tuples([vec![
+                Value::Id(id.0),
+                Value::Int(*kind as i64),
+                Value::Text(run.as_str().to_owned()),
+                Value::Text(owner.as_str().to_owned()),
+                Value::Int(now.0),
+            ]])
+            .push(
+                " ON CONFLICT (id) DO UPDATE SET type = excluded.type, \
+                 production_run_id = excluded.production_run_id, owner_id = excluded.owner_id, \
+                 noted_time = excluded.noted_time",
+            );
         self.0.execute(statement).await
     }
 

@@ -641,35 +641,3 @@ async fn a_repeated_delete_closes_what_the_first_has_left() {
     replicas.gates.committed.release();
     writer.await.expect("no panic").expect("deleted");
 }
-
-/// As with a delete, and the run that the location was in is no more in the row.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_repeated_move_closes_what_the_first_has_left() {
-    let redis = RedisServer::start();
-    let replicas = Replicas::start(&redis).await;
-    let (mut first, mut second) = (replicas.a.admin(), replicas.b.admin());
-    let location = first.create_location(create(storage("x", "run"))).await;
-    held(&second, "run").await;
-    replicas.gates.closed.arm();
-    replicas.gates.committed.arm();
-    let change = v1::UpdateLocationRequest {
-        location: Some(v1::Location {
-            id: location.expect("created").into_inner().id,
-            production_run_id: "there".to_owned(),
-            ..v1::Location::default()
-        }),
-        ..v1::UpdateLocationRequest::default()
-    };
-    let request = change.clone();
-    let writer = tokio::spawn(async move { first.update_location(request).await });
-    replicas.gates.closed.held().await;
-    redis.command(&["FLUSHALL"]);
-    held(&second, "run").await;
-    replicas.gates.closed.release();
-    replicas.gates.committed.held().await;
-    second.update_location(change).await.expect("acknowledged");
-    let (after, status) = list(&second, "run").await;
-    assert!(after.is_empty(), "stale: {after:?}, {status}");
-    replicas.gates.committed.release();
-    writer.await.expect("no panic").expect("moved");
-}

@@ -194,13 +194,8 @@ impl Transaction for GatedTransaction {
         self.inner.former_images(ids).await
     }
 
-    async fn note_former_image(
-        &mut self,
-        id: LocationId,
-        former: Option<&Image>,
-        now: Micros,
-    ) -> Result<()> {
-        self.inner.note_former_image(id, former, now).await
+    async fn note_former_image(&mut self, former: &Image, now: Micros) -> Result<()> {
+        self.inner.note_former_image(former, now).await
     }
 
     async fn answers(&mut self, caller: &OwnerId, ids: &[Uuid]) -> Result<Vec<Answer>> {
