@@ -322,6 +322,8 @@ async fn watch_health(health: HealthReporter, store: Arc<dyn Store>) {
 async fn keep_house(store: Arc<dyn Store>) {
     let kept = i64::try_from(ANSWERS_KEPT.as_micros()).unwrap_or(i64::MAX);
     let mut ticks = tokio::time::interval(HOUSEKEEPING_INTERVAL);
+    // The first one comes at once, when there are calls to answer.
+    ticks.tick().await;
     loop {
         ticks.tick().await;
         if let Err(error) = store.forget(Micros(Micros::now().0 - kept)).await {
