@@ -541,10 +541,12 @@ struct Writer {
 /// What a write did within its transaction.
 struct Applied {
     answer: Vec<v1::Location>,
-    /// The locations before and after it, and before the deletion that it builds on: what
+    /// The locations before and after it, and before the move or deletion that it builds on: what
     /// acknowledges it acknowledges that one too, which may not have reopened its tags, or never
-    /// will.
+    /// will. Earlier ones don't matter, for that one has closed their tags.
     images: Vec<Image>,
+    /// A move's note of where the location was, for the next write until this one has reopened.
+    noted: Option<(LocationId, Micros)>,
 }
 
 impl Writer {
@@ -578,6 +580,10 @@ impl Writer {
             }
         };
         self.commit(transaction, &applied.images).await?;
+        if let Some((id, noted)) = applied.noted {
+            // A note that stays costs the next write's precision.
+            let _ = self.store.forget_former_image(id, noted).await;
+        }
         Ok(applied.answer)
     }
 
@@ -615,8 +621,17 @@ impl Writer {
                 after.update_time = Micros::now().max(Micros(before.update_time.0 + 1));
                 after.etag = Etag::generate();
                 transaction.update(&after).await?;
+                let mut images = transaction.take_former_images(&[*id]).await?;
+                images.extend([before.image(), after.image()]);
+                let mut noted = None;
+                if before.image() != after.image() {
+                    let now = after.update_time;
+                    transaction.note_former_image(&before.image(), now).await?;
+                    noted = Some((*id, now));
+                }
                 Ok(Applied {
-                    images: vec![before.image(), after.image()],
+                    images,
+                    noted,
                     answer: vec![after.into()],
                 })
             }
@@ -627,25 +642,22 @@ impl Writer {
             } => match self.locked(transaction, *id, etag.as_ref()).await {
                 Ok(before) => {
                     transaction.delete(*id).await?;
+                    let mut images = transaction.take_former_images(&[*id]).await?;
                     let image = before.image();
                     transaction.note_former_image(&image, Micros::now()).await?;
-                    Ok(Applied {
-                        answer: Vec::new(),
-                        images: vec![image],
-                    })
-                }
-                Err(Error::NotFound(_)) if *allow_missing => {
-                    let mut images = transaction.former_images(&[*id]).await?;
-                    images.retain(|image| {
-                        self.caller
-                            .scope()
-                            .is_none_or(|owner| *owner == image.owner)
-                    });
+                    images.push(image);
                     Ok(Applied {
                         answer: Vec::new(),
                         images,
+                        // For as long as the deletion may be repeated.
+                        noted: None,
                     })
                 }
+                Err(Error::NotFound(_)) if *allow_missing => Ok(Applied {
+                    answer: Vec::new(),
+                    images: transaction.take_former_images(&[*id]).await?,
+                    noted: None,
+                }),
                 Err(error) => Err(error),
             },
         }
@@ -697,6 +709,7 @@ impl Writer {
         let mut applied = Applied {
             answer: Vec::new(),
             images: Vec::new(),
+            noted: None,
         };
         for (index, creation) in creations.iter().enumerate() {
             if let Some(request_id) = creation.request_id
@@ -751,7 +764,7 @@ impl Writer {
         if !chosen.is_empty() {
             applied
                 .images
-                .extend(transaction.former_images(&chosen).await?);
+                .extend(transaction.take_former_images(&chosen).await?);
         }
         if !answers.is_empty() && !transaction.keep_answers(caller, &answers, now).await? {
             return Err(Error::conflict("a request_id is used by two calls at once"));

@@ -127,6 +127,9 @@ pub trait Store: Send + Sync + 'static {
     /// [`MAX_WRITE`] counts from here: what has to outlast the write starts afterwards.
     async fn begin(&self) -> Result<Box<dyn Transaction>>;
 
+    /// Forgets the former image that a write noted at this time, unless another has noted one since.
+    async fn forget_former_image(&self, id: LocationId, noted: Micros) -> Result<()>;
+
     /// Forgets the answers to creations, and the former images, from before this time.
     async fn forget(&self, before: Micros) -> Result<()>;
 
@@ -159,10 +162,11 @@ pub trait Transaction: Send {
     /// Deletes a location that is locked.
     async fn delete(&mut self, id: LocationId) -> Result<()>;
 
-    /// The images that these locations had before they were last deleted, if they were.
-    async fn former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>>;
+    /// The images that were noted for these locations and not forgotten yet. This write, which closes
+    /// their tags, forgets them.
+    async fn take_former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>>;
 
-    /// Notes the image that a location has before it is deleted.
+    /// Notes the image that a location has before it is moved or deleted.
     async fn note_former_image(&mut self, former: &Image, now: Micros) -> Result<()>;
 
     /// The answers that this caller's creations with these request ids had.

@@ -677,6 +677,15 @@ where
         Ok(Box::new(SqlTransaction(writer)))
     }
 
+    async fn forget_former_image(&self, id: LocationId, noted: Micros) -> Result<()> {
+        let mut statement = Statement::new("DELETE FROM former_images WHERE id = ");
+        statement
+            .bind(Value::Id(id.0))
+            .push(" AND noted_time = ")
+            .bind(Value::Int(noted.0));
+        self.writer().await?.execute(statement).await
+    }
+
     async fn forget(&self, before: Micros) -> Result<()> {
         for (table, key, time) in [
             ("create_requests", "caller, request_id", "create_time"),
@@ -795,13 +804,11 @@ where
         self.0.execute(statement).await
     }
 
-    async fn former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
-        let mut statement = Statement::new(
-            "SELECT id, type, production_run_id, owner_id FROM former_images WHERE id IN (",
-        );
+    async fn take_former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
+        let mut statement = Statement::new("DELETE FROM former_images WHERE id IN (");
         statement
             .list(ids.iter().map(|id| Value::Id(id.0)))
-            .push(")");
+            .push(") RETURNING id, type, production_run_id, owner_id");
         let rows = self.0.rows::<ImageRow>(statement).await?;
         rows.into_iter().map(Image::try_from).collect()
     }

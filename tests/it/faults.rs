@@ -641,3 +641,43 @@ async fn a_repeated_delete_closes_what_the_first_has_left() {
     replicas.gates.committed.release();
     writer.await.expect("no panic").expect("deleted");
 }
+
+/// As with a delete, and the run that the location was in is no more in the row.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_closes_what_the_move_before_it_has_left() {
+    let redis = RedisServer::start();
+    let replicas = Replicas::start(&redis).await;
+    let (mut first, mut second) = (replicas.a.admin(), replicas.b.admin());
+    let location = first.create_location(create(storage("x", "run"))).await;
+    let id = location.expect("created").into_inner().id;
+    let change = |name: &str, run: &str| v1::UpdateLocationRequest {
+        location: Some(v1::Location {
+            id: id.clone(),
+            display_name: name.to_owned(),
+            production_run_id: run.to_owned(),
+            ..v1::Location::default()
+        }),
+        ..v1::UpdateLocationRequest::default()
+    };
+    held(&second, "run").await;
+    replicas.gates.closed.arm();
+    replicas.gates.committed.arm();
+    let moving = change("", "there");
+    let writer = tokio::spawn(async move { first.update_location(moving).await });
+    replicas.gates.closed.held().await;
+    redis.command(&["FLUSHALL"]);
+    held(&second, "run").await;
+    replicas.gates.closed.release();
+    replicas.gates.committed.held().await;
+    let renaming = second.update_location(change("y", "")).await;
+    renaming.expect("acknowledged");
+    let (after, status) = list(&second, "run").await;
+    assert!(after.is_empty(), "stale: {after:?}, {status}");
+    replicas.gates.committed.release();
+    writer.await.expect("no panic").expect("moved");
+    // Once it has reopened its tags nobody has to close them for it.
+    held(&second, "run").await;
+    let renaming = second.update_location(change("z", "")).await;
+    renaming.expect("acknowledged");
+    assert_eq!(list(&second, "run").await.1, LOCAL);
+}

@@ -150,6 +150,10 @@ impl Store for GatedStore {
         }))
     }
 
+    async fn forget_former_image(&self, id: LocationId, noted: Micros) -> Result<()> {
+        self.inner.forget_former_image(id, noted).await
+    }
+
     async fn forget(&self, before: Micros) -> Result<()> {
         self.inner.forget(before).await
     }
@@ -190,8 +194,8 @@ impl Transaction for GatedTransaction {
         self.inner.delete(id).await
     }
 
-    async fn former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
-        self.inner.former_images(ids).await
+    async fn take_former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
+        self.inner.take_former_images(ids).await
     }
 
     async fn note_former_image(&mut self, former: &Image, now: Micros) -> Result<()> {
