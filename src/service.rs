@@ -9,10 +9,13 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
-    cache::{Cache, Counter, Explanation, Key, Lookup, NextFlight, Stats, Tag, Tier, WriteId},
+    cache::{
+        Cache, CacheError, Counter, Explanation, Key, Lookup, NextFlight, Stats, Tag, Tier, WriteId,
+    },
+    epoch::Epochs,
     error::{Error, Result},
     model::{
-        Change, Cursor, Etag, Image, ListQuery, Location, LocationId, LocationType, Micros,
+        Change, Cursor, Epoch, Etag, Image, ListQuery, Location, LocationId, LocationType, Micros,
         NewLocation, Order, OrderField, Predicate, Principal, ProductionRunId, ReportCursor,
         ReportQuery, Text,
     },
@@ -200,6 +203,8 @@ pub struct CacheAdmin<'a>(&'a Service);
 pub struct Service {
     store: Arc<dyn Store>,
     cache: Arc<dyn Cache>,
+    /// If the cache is shared.
+    epochs: Option<Arc<Epochs>>,
     page_tokens: PageTokens,
     reads: Arc<NextFlight<(Key, Freshness), Result<Served>>>,
     counters: Arc<ReadCounters>,
@@ -207,12 +212,17 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service over a store and a cache.
-    pub async fn new(store: Arc<dyn Store>, cache: Arc<dyn Cache>) -> Result<Self> {
+    /// A service over a store and a cache, and the epochs of the cache if it is shared.
+    pub async fn new(
+        store: Arc<dyn Store>,
+        cache: Arc<dyn Cache>,
+        epochs: Option<Arc<Epochs>>,
+    ) -> Result<Self> {
         let page_tokens = PageTokens::new(store.page_token_key().await?);
         Ok(Self {
             store,
             cache,
+            epochs,
             page_tokens,
             reads: Arc::default(),
             counters: Arc::default(),
@@ -483,6 +493,7 @@ impl Service {
         let task = Writer {
             store: Arc::clone(&self.store),
             cache: Arc::clone(&self.cache),
+            epochs: self.epochs.clone(),
             caller,
             write,
             validate_only,
@@ -532,6 +543,7 @@ impl CacheAdmin<'_> {
 struct Writer {
     store: Arc<dyn Store>,
     cache: Arc<dyn Cache>,
+    epochs: Option<Arc<Epochs>>,
     caller: Principal,
     write: Write,
     validate_only: bool,
@@ -562,6 +574,9 @@ impl Writer {
 
     async fn attempt(&self) -> Result<Vec<v1::Location>> {
         let prepare = async {
+            if let Some(epochs) = &self.epochs {
+                epochs.settled().await;
+            }
             let mut transaction = self.store.begin().await?;
             let applied = self.apply(&mut *transaction).await;
             Ok((transaction, applied))
@@ -591,20 +606,47 @@ impl Writer {
     async fn commit(&self, transaction: Box<dyn Transaction>, images: &[Image]) -> Result<()> {
         let tags = Tag::touched_by(images);
         let write = WriteId::generate();
-        if let Err(error) = self.cache.close(&tags, write).await {
-            transaction.rollback().await;
-            // What was closed may open again at once; if this fails too, it does at the deadline.
-            let _ = self.cache.reopen(&tags, write).await;
-            return Err(Error::CacheUnavailable(Arc::new(error)));
-        }
-        let committed = transaction.commit().await;
+        let epoch = match self.cache.close(&tags, write).await {
+            Ok(epoch) => epoch,
+            Err(error) => {
+                transaction.rollback().await;
+                let Some(epochs) = &self.epochs else {
+                    return Err(Error::CacheUnavailable(Arc::new(error)));
+                };
+                epochs.suspend(epochs.known()).await?;
+                return Err(Error::conflict(error));
+            }
+        };
+        let committed = transaction.commit(epoch).await;
         if let Err(Error::OutcomeUnknown(_)) = committed {
             // The tags stay closed until the deadline, by when it is settled.
             return committed;
         }
-        let reopened = self.cache.reopen(&tags, write).await;
-        committed?;
-        reopened.map_err(|error| Error::OutcomeUnknown(Arc::new(error)))
+        let reopened = self.cache.reopen(&tags, write, epoch).await;
+        match (committed, reopened) {
+            (Ok(()), Ok(())) => Ok(()),
+            (Ok(()), Err(error)) => self.leave_cache(epoch, error).await,
+            (Err(error), _) => {
+                if let (Error::Conflict(_), Some(epochs)) = (&error, &self.epochs) {
+                    // It may be the epoch that has changed.
+                    epochs.refresh().await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes sure that nobody serves from the epoch in which tags weren't reopened.
+    async fn leave_cache(&self, epoch: Option<Epoch>, error: CacheError) -> Result<()> {
+        let (Some(epochs), Some(epoch)) = (&self.epochs, epoch) else {
+            return Err(Error::OutcomeUnknown(Arc::new(error)));
+        };
+        epochs
+            .suspend(epoch)
+            .await
+            .map_err(|error| Error::OutcomeUnknown(Arc::new(error)))?;
+        epochs.settled().await;
+        Ok(())
     }
 
     async fn apply(&self, transaction: &mut dyn Transaction) -> Result<Applied> {

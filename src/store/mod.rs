@@ -1,9 +1,12 @@
 //! The system of record, and the traits that a database engine implements.
 
+mod epoch;
 pub mod postgres;
 mod schema;
 mod sql;
 pub mod sqlite;
+
+pub use self::epoch::EpochTable;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,7 +16,7 @@ use uuid::Uuid;
 use crate::{
     error::Result,
     model::{
-        Cursor, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
+        Cursor, Epoch, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
         ReportCursor, ReportQuery,
     },
 };
@@ -181,9 +184,11 @@ pub trait Transaction: Send {
         now: Micros,
     ) -> Result<bool>;
 
-    /// Makes the write last. `Error::OutcomeUnknown` if it can't tell whether it did: then it may
-    /// still come to last until [`MAX_WRITE`] is over. After any other error nothing was written.
-    async fn commit(self: Box<Self>) -> Result<()>;
+    /// Makes the write last, if this is the cache's epoch then (`None`: the cache has no epochs);
+    /// `Error::Conflict` if it isn't. `Error::OutcomeUnknown` if it can't tell whether the write
+    /// lasts: then it may still come to last until [`MAX_WRITE`] is over. After any other error
+    /// nothing was written.
+    async fn commit(self: Box<Self>, epoch: Option<Epoch>) -> Result<()>;
 
     /// Undoes it.
     async fn rollback(self: Box<Self>);

@@ -15,7 +15,7 @@ use super::{Answer, MAX_PAGE_BYTES, REPLY_MARGIN, STATEMENT_TIMEOUT, Store, Tran
 use crate::{
     error::{Error, Result},
     model::{
-        Address, Capacity, Coordinates, Cursor, Details, Etag, Image, ListQuery, Location,
+        Address, Capacity, Coordinates, Cursor, Details, Epoch, Etag, Image, ListQuery, Location,
         LocationId, LocationState, LocationType, Micros, Order, OrderField, OwnerId, Page,
         Predicate, RegionCode, Report, ReportCursor, ReportQuery, SortValue, Text, fold_case,
     },
@@ -40,8 +40,8 @@ pub(super) trait Dialect: Database + HasStatementCache {
     /// Stops the connection's query when it is dropped.
     type Interrupt: Send;
 
-    /// Ends a transaction that has written, in one message.
-    fn commit() -> String;
+    /// Ends a transaction that has written, in one message, if this is the cache's epoch.
+    fn commit(epoch: Option<Epoch>) -> String;
 
     /// Makes the queries of a connection end when the guard is dropped.
     async fn interruptible(connection: &mut Self::Connection) -> sqlx::Result<Self::Interrupt>;
@@ -889,8 +889,8 @@ where
         Ok(rows.len() == answers.len())
     }
 
-    async fn commit(mut self: Box<Self>) -> Result<()> {
-        match self.0.command(DB::commit()).await {
+    async fn commit(mut self: Box<Self>, epoch: Option<Epoch>) -> Result<()> {
+        match self.0.command(DB::commit(epoch)).await {
             Ok(Ok(())) => {
                 self.0.in_transaction = false;
                 Ok(())
