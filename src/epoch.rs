@@ -13,7 +13,7 @@
 //!   compared with another's, and the time is counted from when the suspension was seen, because it
 //!   may have taken long to commit.
 //! - **Suspending.** A replica does it as soon as the server doesn't confirm a `close` or `reopen`,
-//!   or fails a check, which each replica makes four times a second. A write whose `reopen` wasn't
+//!   or fails three checks in a row, which each replica makes four times a second. A write whose `reopen` wasn't
 //!   confirmed is acknowledged when the suspension is a lease old.
 //! - **Activating.** Any replica that reaches the server does it, two seconds after the last one
 //!   that doesn't has said so. It first gives the server's processes a new name, as the text of the
@@ -41,6 +41,10 @@ use crate::{
 
 /// How often the row is read and the server is checked. A few reads may fail within a lease.
 const INTERVAL: Duration = Duration::from_millis(250);
+
+/// How many checks have to fail, one after the other, until the cache is suspended though no write
+/// has asked for it.
+const FAILURES: u32 = 3;
 
 /// How replicas use the cache that they share. Dropping it ends its background work.
 #[derive(Debug)]
@@ -98,7 +102,7 @@ impl Epochs {
             cache,
             seen: Mutex::new(Seen::new(row, asked)),
         });
-        shared.tend().await;
+        shared.tend(&mut 0).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_reading(Arc::clone(&shared)));
         tasks.spawn(keep_tending(Arc::clone(&shared)));
@@ -173,10 +177,12 @@ impl Shared {
     }
 
     /// Checks the server, and does what the answer asks for.
-    async fn tend(&self) {
+    async fn tend(&self, failures: &mut u32) {
         let Seen { row, settled, .. } = self.seen();
         let checked = self.cache.check().await;
+        *failures = if checked.is_ok() { 0 } else { *failures + 1 };
         let done = match (row.server, checked) {
+            (Some(_), Err(_)) if *failures < FAILURES => Ok(()),
             (Some(_), Err(error)) => {
                 tracing::warn!(%error, "the cache server isn't what it was: suspending the cache");
                 self.suspend(row.epoch).await
@@ -212,9 +218,10 @@ async fn keep_reading(shared: Arc<Shared>) {
 
 async fn keep_tending(shared: Arc<Shared>) {
     let mut ticks = ticks();
+    let mut failures = 0;
     loop {
         ticks.tick().await;
-        shared.tend().await;
+        shared.tend(&mut failures).await;
     }
 }
 

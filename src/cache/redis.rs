@@ -80,8 +80,12 @@ use super::{
 };
 use crate::model::{CacheEpoch, Epoch};
 
-/// How long a command may take. Reading the database instead is better than waiting longer.
-const COMMAND_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a command may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a read waits for room and the reply. Reading the database instead is better than waiting
+/// longer.
+const READ_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long a connection may take to be made, and to be set up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -96,9 +100,8 @@ const RESTART_AFTER: Duration = Duration::from_millis(200);
 /// time-out.
 const MAX_IN_FLIGHT: usize = 1_024;
 
-/// How long a read waits for room among them, and how long a `close` or `reopen` does for all its
-/// tags. Less than the database lets a transaction stand still.
-const READ_WAIT: Duration = Duration::from_millis(500);
+/// How long a `close` or `reopen` waits for room for all its tags. Less than the database lets a
+/// transaction stand still.
 const WRITE_WAIT: Duration = Duration::from_secs(3);
 
 /// How many tags one round trip of `close` or `reopen` takes. With more, a write of very many
@@ -266,7 +269,7 @@ impl RedisCache {
         let checked = try_join_all(checks).await;
         if checked.is_err() && client.is_clustered() {
             // Another node may be the master by now.
-            let _ = timeout(COMMAND_TIMEOUT, client.sync_cluster()).await;
+            let _ = timeout(READ_TIMEOUT, client.sync_cluster()).await;
         }
         checked.map(|_| ()).map_err(unavailable)
     }
@@ -719,9 +722,7 @@ impl Redis {
         };
         if self.client().is_clustered() {
             let calls = keys.map(|key| call(vec![key])).collect();
-            let replies = self
-                .send::<Vec<Option<Bytes>>>(script, calls, Instant::now() + READ_WAIT)
-                .await?;
+            let replies = self.read::<Vec<Option<Bytes>>>(script, calls).await?;
             let first = |reply: Vec<Option<Bytes>>| parse(reply.into_iter().next().flatten());
             return Ok(replies.into_iter().map(|reply| reply.map(first)).collect());
         }
@@ -884,13 +885,29 @@ impl Redis {
         script: &Script,
         call: Call,
     ) -> Result<T, CacheError> {
-        let replies = self
-            .send(script, vec![call], Instant::now() + READ_WAIT)
-            .await?;
+        let replies = self.read(script, vec![call]).await?;
         replies
             .into_iter()
             .next()
             .unwrap_or_else(|| Err(abandoned()))
+    }
+
+    /// Runs a script once for each call, for somebody who has better to do than to wait for long.
+    async fn read<T: FromValue + Send + 'static>(
+        &self,
+        script: &Script,
+        calls: Vec<Call>,
+    ) -> Result<Vec<Result<T, CacheError>>, CacheError> {
+        let before = self.replies.load(Ordering::Relaxed);
+        let until = Instant::now() + READ_TIMEOUT;
+        let replies = self.send(script, calls, until);
+        if let Ok(replies) = timeout_at(until.into(), replies).await {
+            return replies;
+        }
+        if self.replies.load(Ordering::Relaxed) == before {
+            self.stuck.notify_one();
+        }
+        Err(CacheError("it doesn't answer in time".to_owned()))
     }
 
     /// Runs a script once for each call.
@@ -1163,6 +1180,7 @@ fn at(node: Option<Server>) -> Options {
     Options {
         cluster_node: node,
         fail_fast: true,
+        timeout: Some(READ_TIMEOUT),
         ..Options::default()
     }
 }

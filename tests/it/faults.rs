@@ -147,6 +147,7 @@ impl Loss {
 async fn lost_before_commit(loss: Loss, without: Without) -> Vec<String> {
     let mut redis = RedisServer::start();
     let replicas = Replicas::without(&redis, without).await;
+    let_stand_still(&replicas.a).await;
     let (writer, reader) = (replicas.a.admin(), replicas.b.admin());
     created(&reader, "old").await;
     assert_eq!(held(&reader, "run").await, ["old"]);
@@ -291,6 +292,21 @@ fn database(app: &TestApp) -> &str {
 
 async fn rows(app: &TestApp) -> i64 {
     number(database(app), "SELECT count(*) FROM locations").await
+}
+
+/// Lets writes stand still for longer than the server lets them otherwise.
+async fn let_stand_still(app: &TestApp) {
+    execute(
+        database(app),
+        "CREATE FUNCTION stand_still() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             PERFORM set_config('idle_in_transaction_session_timeout', '0', true);
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER stand_still BEFORE INSERT ON locations
+         FOR EACH ROW EXECUTE FUNCTION stand_still()",
+    )
+    .await;
 }
 
 /// The number of the cache's epoch.
@@ -690,18 +706,7 @@ async fn what_a_killed_replica_had_committed_is_seen_once_a_retry_acknowledges_i
 async fn a_replica_suspended_past_its_deadline_leaves_nothing_stale() {
     const DEADLINE: Duration = Duration::from_secs(31);
     let victim = Victim::start().await;
-    // Otherwise the server ends what stands still long before that.
-    execute(
-        database(&victim.stays),
-        "CREATE FUNCTION stand_still() RETURNS trigger LANGUAGE plpgsql AS $$
-         BEGIN
-             PERFORM set_config('idle_in_transaction_session_timeout', '0', true);
-             RETURN NEW;
-         END $$;
-         CREATE TRIGGER stand_still BEFORE INSERT ON locations
-         FOR EACH ROW EXECUTE FUNCTION stand_still()",
-    )
-    .await;
+    let_stand_still(&victim.stays).await;
     victim.proxy.holds.commit.arm();
     let writing = start_create(&victim.client, "late");
     victim.proxy.holds.commit.held().await;

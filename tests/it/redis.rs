@@ -1044,7 +1044,7 @@ async fn a_cluster_works_again_after_a_node_hung() {
     cluster.nodes[1].suspend();
     let asked = Instant::now();
     assert!(cache.close(&set(&all), WriteId::generate()).await.is_err());
-    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert!(asked.elapsed() < Duration::from_secs(4));
     cluster.nodes[1].resume();
     for tag in &tags {
         recovered(&cache, tag).await;
