@@ -9,6 +9,9 @@
 //! arrives, each as late as it likes. The suspension is stamped, and commits. The writer learns of
 //! it, waits, and begins.
 //!
+//! A stamp is older than what it stamps: others can read the suspension only after its transaction
+//! has had its locks, and committed. So the wait counts from when the writer has learned of it.
+//!
 //! **Bounds.** A lease of three ticks, twelve ticks in all, one replica that serves and one that
 //! writes. Their clocks run at one speed.
 
@@ -30,7 +33,7 @@ enum Protection {
     FromAsked,
     /// A write waits for a lease before it begins.
     Wait,
-    /// The wait counts from when the suspension could be read.
+    /// The wait counts from when the writer has learned of the suspension, not from its stamp.
     FromSight,
 }
 
@@ -179,7 +182,7 @@ impl Model for Timing {
 
 #[test]
 fn a_lease_of_three_ticks() {
-    verify(&Timing { without: None }, 92952);
+    verify(&Timing { without: None }, 92_952);
 }
 
 #[test]
@@ -216,7 +219,7 @@ fn without_the_wait_a_write_begins_within_a_lease() {
 }
 
 #[test]
-fn without_waiting_from_when_the_suspension_is_seen_its_commit_may_take_a_lease() {
+fn with_a_wait_from_the_stamp_a_lease_is_renewed_before_the_suspension_commits() {
     refute(
         &Timing {
             without: Some(Protection::FromSight),

@@ -216,12 +216,12 @@ fn local(writes: usize, readers: usize, loses_notes: bool, without: Option<Prote
 
 #[test]
 fn a_write_and_two_readers_if_anything_may_be_lost() {
-    verify(&local(1, 2, true, None), 37701);
+    verify(&local(1, 2, true, None), 37_701);
 }
 
 #[test]
 fn a_write_and_two_readers_if_no_note_is_lost() {
-    verify(&local(1, 2, false, None), 47494);
+    verify(&local(1, 2, false, None), 47_494);
 }
 
 #[test]

@@ -19,11 +19,11 @@
 //! The runs are printed:
 //!
 //! ```sh
-//! cargo test --test model -- --nocapture without
+//! cargo test --test model -- --nocapture --test-threads 1
 //! ```
 //!
-//! States are told apart by a hash of 64 bits. That two of a million have the same has a chance of
-//! one in 30 million.
+//! All in all 1.6 million states are visited, in half a minute on two cores. They are told apart by
+//! a hash of 64 bits: that two of a million have the same has a chance of one in 30 million.
 
 mod epoch;
 mod flight;

@@ -1,21 +1,21 @@
 //! The tag protocol on one cache server, which may lose anything.
 //!
 //! **State.** The tags on the server; the database, as the set of committed writes; which writes
-//! were acknowledged, and whose deadline has passed; where each writer and each loader is.
+//! were acknowledged, and which are past their deadline; where each writer and each loader is.
 //!
 //! **Actions.** A writer begins, closes, commits, reopens and acknowledges; or undoes its write, or
-//! crashes, anywhere. A loader (what runs when a read misses) opens its tag, reads the database, and
-//! fills; it may stop anywhere too. Between any two steps of one, any number of others' happen: that
-//! is how long a pause is. A deadline passes when it likes; the database then refuses the write. The
-//! server loses a version, an entry, or all notes of a tag, one after the other or (a flush) all.
-//! A `close` that nobody waits for any more is executed later or never.
+//! crashes, anywhere. A `close` that nobody waits for any more is executed later or never. A loader,
+//! which is what runs when a read misses, opens its tag, reads the database, and fills. Between any
+//! two steps of one, any number of steps of others happen: that is a pause. A deadline passes at any
+//! moment after the note was made; there is no other clock. The server loses a version, an entry, or
+//! all notes of a tag; in a flush one after the other.
 //!
-//! **Readers** have no state here. What is looked up at some moment is compared with what was
-//! acknowledged at that moment, which is no less than when the reader arrived; and what the database
-//! answers is current.
+//! **Readers** have no state here. What a lookup finds at some moment is compared with what was
+//! acknowledged by then, which is no less than when the reader arrived. What isn't found is read
+//! from the database, which is current. `flight` and `local` have readers that wait.
 //!
-//! **Bounds.** Two or three writes; one or two tags, each with one key; two loaders. Any number of
-//! reads, fills, losses, and openings of a tag.
+//! **Bounds.** Two writes and two loaders, or three writes and a loader; one tag or two, each with
+//! one key. Any number of reads, fills, losses, and openings of a tag.
 
 use stateright::{Model, Property};
 
@@ -64,7 +64,7 @@ pub struct Write {
 /// The model.
 #[derive(Debug, Clone)]
 pub struct Protocol {
-    /// At most `MAX_WRITES`.
+    /// At most three.
     pub writes: Vec<Write>,
     /// The tag of each loader's key, or `None` if there is one loader less.
     pub loaders: [Option<usize>; 2],
@@ -175,87 +175,16 @@ impl Protocol {
     pub fn step(&self, before: &State, action: Action) -> Option<State> {
         let mut state = before.clone();
         match action {
-            Action::Begin(i) => state.writers[i] = Writer::Began(self.touched(before, i)),
-            Action::Close(i) => {
-                let (touched, then) = match before.writers[i] {
-                    Writer::Began(touched) => (touched, Writer::Closed(touched)),
-                    Writer::Left(touched) => (touched, Writer::Over),
-                    _ => return None,
-                };
-                if self.has(Protection::Close) {
-                    for tag in state.tags_of(touched) {
-                        tag.close(i);
-                        if !self.has(Protection::Note) {
-                            tag.writers = 0;
-                        }
-                    }
-                }
-                state.writers[i] = then;
-            }
-            Action::Commit(i) => {
-                let Writer::Closed(touched) = before.writers[i] else {
-                    return None;
-                };
-                let is_late = before.overdue & 1 << i != 0;
-                if is_late && self.has(Protection::WriteDeadline) {
-                    state.writers[i] = Writer::Over;
-                } else {
-                    state.committed |= 1 << i;
-                    state.writers[i] = Writer::Committed(touched);
-                }
-            }
-            Action::Undo(i) | Action::Reopen(i) => {
-                let (touched, then) = match before.writers[i] {
-                    Writer::Closed(touched) => (touched, Writer::Over),
-                    Writer::Committed(touched) => (touched, Writer::Reopened(touched)),
-                    _ => return None,
-                };
-                for tag in state.tags_of(touched) {
-                    tag.reopen(i);
-                }
-                state.writers[i] = then;
-            }
-            Action::Acknowledge(i) => {
-                let (Writer::Committed(touched) | Writer::Reopened(touched)) = before.writers[i]
-                else {
-                    return None;
-                };
-                state.acknowledged |= touched.writes;
-                state.writers[i] = Writer::Over;
-            }
-            Action::Crash(i) => {
-                state.writers[i] = match before.writers[i] {
-                    Writer::Began(touched) => Writer::Left(touched),
-                    _ => Writer::Over,
-                };
-            }
+            Action::Begin(i)
+            | Action::Close(i)
+            | Action::Commit(i)
+            | Action::Undo(i)
+            | Action::Reopen(i)
+            | Action::Acknowledge(i)
+            | Action::Crash(i) => self.write(&mut state, i, action)?,
             Action::PassDeadline(i) => state.overdue |= 1 << i,
-            Action::Open(i) => {
-                let overdue = if self.has(Protection::NoteDeadline) {
-                    before.overdue
-                } else {
-                    0
-                };
-                let version = state.tags[self.loaders[i]?].open(overdue)?;
-                state.loaders[i] = Loader::Opened(version);
-            }
-            Action::Read(i) => {
-                let Loader::Opened(version) = before.loaders[i] else {
-                    return None;
-                };
-                let list = before.committed;
-                state.loaders[i] = Loader::Read(Entry { version, list });
-            }
-            Action::Fill(i) => {
-                let Loader::Read(mut entry) = before.loaders[i] else {
-                    return None;
-                };
-                let tag = &mut state.tags[self.loaders[i]?];
-                if !self.has(Protection::VersionCheck) {
-                    entry.version = tag.version?;
-                }
-                tag.fill(entry);
-                state.loaders[i] = Loader::Idle;
+            Action::Open(i) | Action::Read(i) | Action::Fill(i) => {
+                self.load(&mut state, i, action)?;
             }
             Action::LoseVersion(i) => state.tags[i].version = None,
             Action::LoseNotes(i) => state.tags[i].writers = 0,
@@ -263,6 +192,84 @@ impl Protocol {
         }
         state.tags.iter_mut().for_each(Tag::forget_dead_entry);
         Some(state)
+    }
+
+    fn write(&self, state: &mut State, i: usize, action: Action) -> Option<()> {
+        let is_late = state.overdue & 1 << i != 0;
+        state.writers[i] = match (action, state.writers[i]) {
+            (Action::Begin(_), Writer::Idle) => Writer::Began(self.touched(state, i)),
+            (Action::Close(_), Writer::Began(touched)) => {
+                self.close(state, i, touched);
+                Writer::Closed(touched)
+            }
+            (Action::Close(_), Writer::Left(touched)) => {
+                self.close(state, i, touched);
+                Writer::Over
+            }
+            (Action::Commit(_), Writer::Closed(_))
+                if is_late && self.has(Protection::WriteDeadline) =>
+            {
+                Writer::Over
+            }
+            (Action::Commit(_), Writer::Closed(touched)) => {
+                state.committed |= 1 << i;
+                Writer::Committed(touched)
+            }
+            (Action::Undo(_), Writer::Closed(touched)) => {
+                state.tags_of(touched).for_each(|tag| tag.reopen(i));
+                Writer::Over
+            }
+            (Action::Reopen(_), Writer::Committed(touched)) => {
+                state.tags_of(touched).for_each(|tag| tag.reopen(i));
+                Writer::Reopened(touched)
+            }
+            (Action::Acknowledge(_), Writer::Committed(touched) | Writer::Reopened(touched)) => {
+                state.acknowledged |= touched.writes;
+                Writer::Over
+            }
+            (Action::Crash(_), Writer::Began(touched)) => Writer::Left(touched),
+            (Action::Crash(_), _) => Writer::Over,
+            _ => return None,
+        };
+        Some(())
+    }
+
+    fn close(&self, state: &mut State, write: usize, touched: Touched) {
+        for tag in state.tags_of(touched) {
+            if self.has(Protection::Close) {
+                tag.close(write);
+            }
+            if !self.has(Protection::Note) {
+                tag.writers = 0;
+            }
+        }
+    }
+
+    fn load(&self, state: &mut State, i: usize, action: Action) -> Option<()> {
+        let tag = &mut state.tags[self.loaders[i]?];
+        state.loaders[i] = match (action, state.loaders[i]) {
+            (Action::Open(_), Loader::Idle) => {
+                let overdue = if self.has(Protection::NoteDeadline) {
+                    state.overdue
+                } else {
+                    0
+                };
+                Loader::Opened(tag.open(overdue)?)
+            }
+            (Action::Read(_), Loader::Opened(version)) => {
+                let list = state.committed;
+                Loader::Read(Entry { version, list })
+            }
+            (Action::Fill(_), Loader::Read(mut entry)) => {
+                if !self.has(Protection::VersionCheck) {
+                    entry.version = tag.version?;
+                }
+                tag.fill(entry);
+                Loader::Idle
+            }
+            _ => return None,
+        };
+        Some(())
     }
 
     fn recovers(&self, state: &State) -> bool {
@@ -409,7 +416,7 @@ pub fn on_one_tag(
     }
 }
 
-/// Writes on one row, each after the one before it, of which the first alone has the first tag.
+/// Writes on one row, each after the one before it, and a loader of the first tag.
 fn on_one_row(tags: &[u8], without: Option<Protection>) -> Protocol {
     let mut writes = Vec::new();
     for &tags in tags {
@@ -426,22 +433,22 @@ fn on_one_row(tags: &[u8], without: Option<Protection>) -> Protocol {
 
 #[test]
 fn two_writes_and_two_loaders_if_anything_may_be_lost() {
-    verify(&on_one_tag(2, 2, true, None), 33743);
+    verify(&on_one_tag(2, 2, true, None), 33_743);
 }
 
 #[test]
 fn two_writes_and_two_loaders_if_no_note_is_lost() {
-    verify(&on_one_tag(2, 2, false, None), 23013);
+    verify(&on_one_tag(2, 2, false, None), 23_013);
 }
 
 #[test]
 fn three_writes_if_anything_may_be_lost() {
-    verify(&on_one_tag(3, 1, true, None), 94777);
+    verify(&on_one_tag(3, 1, true, None), 94_777);
 }
 
 #[test]
 fn three_writes_if_no_note_is_lost() {
-    verify(&on_one_tag(3, 1, false, None), 61495);
+    verify(&on_one_tag(3, 1, false, None), 61_495);
 }
 
 #[test]

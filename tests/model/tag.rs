@@ -43,13 +43,11 @@ impl Tag {
         self.version
     }
 
-    /// Whether the entry was stored: its version is the tag's.
-    pub fn fill(&mut self, entry: Entry) -> bool {
-        let current = self.version == Some(entry.version);
-        if current {
+    /// Stores the entry, if its version is the tag's.
+    pub fn fill(&mut self, entry: Entry) {
+        if self.version == Some(entry.version) {
             self.entry = Some(entry);
         }
-        current
     }
 
     /// Leaves the entry: the index that leads to it may have been lost.
