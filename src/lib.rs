@@ -59,6 +59,7 @@ pub mod auth;
 pub mod cache;
 pub mod config;
 pub mod connections;
+pub mod controls;
 pub mod error;
 pub mod model;
 pub mod page_token;

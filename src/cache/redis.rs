@@ -67,6 +67,7 @@ use super::{
     local::{Entries, Entry},
     stats::Counters,
 };
+use crate::controls::{Control, without};
 
 /// How long a command may take. Reading the database instead is better than waiting longer.
 const COMMAND_TIMEOUT: Duration = Duration::from_millis(500);
@@ -246,6 +247,11 @@ impl RedisCache {
 
     async fn look_up(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
         if let Some(held) = self.local.peek(key) {
+            if without(Control::LocalWithoutValidation)
+                && let Some(answer) = self.local.get(key, held.version)
+            {
+                return Ok(Lookup::Hit(answer, Tier::Local));
+            }
             let Some(current) = self.version(tag).await? else {
                 return Ok(Lookup::Miss(None));
             };
