@@ -55,7 +55,10 @@ fn in_force() -> Option<Control> {
     *IN_FORCE.get_or_init(|| {
         let name = std::env::var("LOCATION_SERVICE_CONTROL").ok()?;
         let Some((_, control)) = Control::ALL.iter().find(|(known, _)| *known == name) else {
-            panic!("LOCATION_SERVICE_CONTROL={name} isn't one of {:?}", Control::ALL);
+            panic!(
+                "LOCATION_SERVICE_CONTROL={name} isn't one of {:?}",
+                Control::ALL
+            );
         };
         tracing::warn!("CONTROL: {name}, so answers will be wrong");
         Some(*control)

@@ -1,0 +1,4 @@
+//! The checker.
+mod history;
+mod judge;
+fn main() {}
