@@ -21,7 +21,7 @@ use std::{
 
 use crate::history::{
     Answer, Ask, Content, Event, Fault, Item, Kind, Label, Micros, Name, Outcome, Page, Phase,
-    Question, Read, Row, Write, Written,
+    Question, Read, Write, Written,
 };
 
 /// How long what is over is remembered. No read takes longer.

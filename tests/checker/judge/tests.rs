@@ -1,6 +1,7 @@
 //! One small history for each way to be wrong, and for each that looks wrong and isn't.
 
 use super::*;
+use crate::history::Row;
 
 /// A history, told call by call; all that is judged wrong is kept.
 #[derive(Default)]
