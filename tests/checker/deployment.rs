@@ -12,6 +12,7 @@ use std::{
 
 use clap::ValueEnum;
 use tempfile::TempDir;
+use tokio::task::block_in_place;
 
 use crate::{
     network::{Network, Party, Place, Route},
@@ -93,12 +94,12 @@ impl Deployment {
             ),
             Topology::Sentinel => {
                 let nodes = nodes(&mut network, 2, topology).await;
-                let sentinels = watch(&network, &nodes);
+                let sentinels = block_in_place(|| watch(&network, &nodes));
                 (Some(Postgres::start()), nodes, sentinels)
             }
             Topology::Cluster => {
                 let nodes = nodes(&mut network, 6, topology).await;
-                unite(&nodes);
+                block_in_place(|| unite(&nodes));
                 (Some(Postgres::start()), nodes, Vec::new())
             }
         };
@@ -133,7 +134,7 @@ impl Deployment {
             replica
                 .args
                 .extend(cache.clone().map(|url| format!("--redis-url={url}")));
-            replica.start();
+            block_in_place(|| replica.start());
             network.introduce(Party::Replica(number), replica.pid());
             replica
         });
