@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     deployment::{Deployment, SERVICE, Topology, processes, restart_postgres, signal},
     history::{Event, Fault, Phase, Recorder},
-    network::{Party, Place},
+    network::{Late, Party, Place},
     workload::{Fleet, rng},
 };
 
@@ -23,6 +23,9 @@ const RECOVERY: Duration = Duration::from_secs(30);
 
 /// How long a failover that was asked for may take.
 const FAILOVER: Duration = Duration::from_secs(10);
+
+/// How late something is at most. Below the time-outs: nothing fails.
+const LATE: Duration = Duration::from_millis(300);
 
 /// How long there is peace between two faults, in milliseconds.
 const PEACE_MS: std::ops::Range<u64> = 300..1_000;
@@ -38,8 +41,10 @@ pub enum Kind {
     KillPostgres,
     /// PostgreSQL is suspended for a while
     StopPostgres,
-    /// The answers of PostgreSQL are late
+    /// Some of PostgreSQL's answers are late
     SlowPostgres,
+    /// Some of what a replica of the service asks Redis is late
+    SlowRedis,
     /// A Redis master is killed and started again
     KillRedis,
     /// A Redis master is killed and started again with a snapshot from a while before
@@ -110,7 +115,7 @@ impl Plan {
         let lengths: &[u64] = match kind {
             Kind::KillReplica | Kind::KillPostgres => &[0, 1_000],
             Kind::KillRedis => &[0, 3_000],
-            Kind::SlowPostgres | Kind::Evict => &[2_000],
+            Kind::SlowPostgres | Kind::SlowRedis | Kind::Evict => &[2_000],
             Kind::RestoreRedis | Kind::Flush => &[1_000],
             Kind::CutRedis => &[2_000, 5_000],
             Kind::Failover => &[0],
@@ -201,6 +206,7 @@ impl Strike {
             Kind::KillPostgres => format!("PostgreSQL is killed, and back after {lasts} s"),
             Kind::StopPostgres => format!("PostgreSQL is suspended for {lasts} s"),
             Kind::SlowPostgres => format!("PostgreSQL is slow for {lasts} s"),
+            Kind::SlowRedis => format!("replica {replica} is slow to reach Redis for {lasts} s"),
             Kind::KillRedis => format!("Redis node {master} is killed, and back after {lasts} s"),
             Kind::RestoreRedis => {
                 format!(
@@ -253,12 +259,14 @@ impl Strike {
                 suspend(&processes(postgres), plan.lasts).await;
             }
             Kind::SlowPostgres => {
-                let delay = Duration::from_millis([10, 60][plan.choice % 2]);
-                deployment.network.change(|weather| weather.delay = delay);
-                sleep(plan.lasts).await;
-                deployment
-                    .network
-                    .change(|weather| weather.delay = Duration::ZERO);
+                let replicas = 0..deployment.replicas.len();
+                let links = replicas.map(|replica| (Party::Replica(replica), Place::Postgres));
+                slow(deployment, links.collect(), 4, plan.lasts).await;
+            }
+            Kind::SlowRedis => {
+                let nodes = 0..deployment.redis.len();
+                let links = nodes.map(|node| (Party::Replica(replica), Place::Redis(node)));
+                slow(deployment, links.collect(), 2, plan.lasts).await;
             }
             Kind::KillRedis => {
                 block_in_place(|| deployment.redis[master].server.kill());
@@ -301,6 +309,15 @@ async fn suspend(pids: &[String], lasts: Duration) {
     block_in_place(|| signal("STOP", pids.iter().map(String::as_str)));
     sleep(lasts).await;
     block_in_place(|| signal("CONT", pids.iter().map(String::as_str)));
+}
+
+async fn slow(deployment: &Deployment, links: Vec<(Party, Place)>, one_in: u32, lasts: Duration) {
+    let network = &deployment.network;
+    let late = Late { one_in, most: LATE };
+    let late = links.into_iter().map(|link| (link, late));
+    network.change(|weather| weather.late.extend(late));
+    sleep(lasts).await;
+    network.change(|weather| weather.late.clear());
 }
 
 async fn cut(deployment: &Deployment, links: Vec<(Party, Place)>, lasts: Duration) {

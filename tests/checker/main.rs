@@ -93,7 +93,7 @@ struct Args {
     seed: Option<u64>,
 
     /// How many clients
-    #[arg(long, value_name = "N", default_value_t = 24)]
+    #[arg(long, value_name = "N", default_value_t = 12)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
     clients: u16,
 
@@ -144,8 +144,8 @@ Hours, and what was found:
   cargo run --release --example checker -- --topology cluster --seconds 14400 --json
 
 Faults:
-  kill-replica stop-replica kill-postgres stop-postgres slow-postgres kill-redis restore-redis
-  stop-redis flush evict failover cut-replica cut-redis
+  kill-replica stop-replica kill-postgres stop-postgres slow-postgres slow-redis kill-redis
+  restore-redis stop-redis flush evict failover cut-replica cut-redis
 
 The same seed draws the same operations and faults in the same order; when each happens varies.
 
@@ -278,7 +278,9 @@ fn revealing(control: Control) -> Vec<faults::Kind> {
         Control::FillWithoutVersionCheck | Control::OrdinarySingleFlight => {
             vec![Kind::SlowPostgres]
         }
-        Control::NoCloseBeforeCommit | Control::LocalWithoutValidation => Vec::new(),
+        // What was committed isn't reopened yet.
+        Control::NoCloseBeforeCommit => vec![Kind::SlowRedis],
+        Control::LocalWithoutValidation => Vec::new(),
         Control::NoEpoch => vec![Kind::RestoreRedis],
     }
 }
@@ -317,7 +319,11 @@ async fn check(args: Args, seed: u64, control: Option<&'static str>) -> Result<F
         (None, args.replica.clone(), secret)
     };
     let rest = Duration::from_millis(args.rest_ms);
-    let settings = Arc::new(Settings::new(seed, rest, deployment.is_some(), secret));
+    let mut settings = Settings::new(seed, rest, deployment.is_some(), secret);
+    if control.is_some() {
+        settings.focus();
+    }
+    let settings = Arc::new(settings);
     let fleet = Arc::new(Fleet::new(&urls)?);
     let (recorder, events) = Recorder::new();
     let writer = args.history.as_deref().map(Writer::create).transpose()?;

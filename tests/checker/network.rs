@@ -10,7 +10,7 @@ use std::{
     fs, io,
     net::SocketAddr,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU16, Ordering},
     },
     time::Duration,
@@ -56,8 +56,17 @@ pub enum Place {
 pub struct Weather {
     /// What carries nothing.
     pub cut: HashSet<(Party, Place)>,
-    /// How long an answer of the database takes at most, in addition.
-    pub delay: Duration,
+    /// Where messages are late: of what the database answers, and of what Redis is asked.
+    pub late: HashMap<(Party, Place), Late>,
+}
+
+/// How some messages are late.
+#[derive(Debug, Clone, Copy)]
+pub struct Late {
+    /// Of how many one is.
+    pub one_in: u32,
+    /// By how much at most.
+    pub most: Duration,
 }
 
 /// The network. Dropping it ends all connections.
@@ -122,17 +131,17 @@ impl Network {
             while let Ok((from, peer)) = listener.accept().await {
                 while connections.try_join_next().is_some() {}
                 let port = target.load(Ordering::Relaxed);
-                let known = {
-                    let processes = processes.lock().unwrap_or_else(PoisonError::into_inner);
-                    processes.clone()
+                let link = Link {
+                    peer,
+                    place,
+                    processes: Arc::clone(&processes),
+                    party: OnceLock::new(),
                 };
-                let party = owner(peer, &known);
                 let weather = weather.subscribe();
                 connections.spawn(async move {
-                    let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await else {
-                        return;
-                    };
-                    connect(from, to, party, place, weather).await;
+                    if let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await {
+                        connect(from, to, link, weather).await;
+                    }
                 });
             }
         });
@@ -140,40 +149,78 @@ impl Network {
     }
 }
 
-/// Carries a connection's traffic both ways, until one of its ends is closed.
-async fn connect(
-    from: TcpStream,
-    to: TcpStream,
-    party: Option<Party>,
+impl Weather {
+    fn is_fine(&self) -> bool {
+        self.cut.is_empty() && self.late.is_empty()
+    }
+
+    fn cuts(&self, link: &Link) -> bool {
+        !self.cut.is_empty() && link.ends().is_some_and(|ends| self.cut.contains(&ends))
+    }
+
+    /// How late messages are.
+    fn delays(&self, link: &Link, answer: bool) -> Option<Late> {
+        let may_be = answer == (link.place == Place::Postgres);
+        if self.is_fine() || !may_be {
+            return None;
+        }
+        self.late.get(&link.ends()?).copied()
+    }
+}
+
+/// A connection's ends.
+#[derive(Debug)]
+struct Link {
+    peer: SocketAddr,
     place: Place,
-    weather: watch::Receiver<Weather>,
-) {
+    processes: Arc<Mutex<HashMap<Party, String>>>,
+    party: OnceLock<Party>,
+}
+
+impl Link {
+    /// Looked up only when it matters: who connects may not have been introduced before.
+    fn ends(&self) -> Option<(Party, Place)> {
+        let known = self.party.get().copied();
+        let party = known.or_else(|| {
+            let processes = self.processes.lock();
+            let processes = processes.unwrap_or_else(PoisonError::into_inner);
+            owner(self.peer, &processes)
+        })?;
+        Some((*self.party.get_or_init(|| party), self.place))
+    }
+}
+
+/// Carries a connection's traffic both ways, until one of its ends is closed.
+async fn connect(from: TcpStream, to: TcpStream, link: Link, weather: watch::Receiver<Weather>) {
     let _ = (from.set_nodelay(true), to.set_nodelay(true));
     let (from_read, from_write) = from.into_split();
     let (to_read, to_write) = to.into_split();
-    let link = party.map(|party| (party, place));
-    let late = place == Place::Postgres;
     tokio::select! {
-        () = carry(from_read, to_write, link, false, weather.clone()) => {}
-        () = carry(to_read, from_write, link, late, weather) => {}
+        () = carry(from_read, to_write, &link, false, weather.clone()) => {}
+        () = carry(to_read, from_write, &link, true, weather) => {}
     }
 }
 
 async fn carry(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    link: Option<(Party, Place)>,
-    late: bool,
+    link: &Link,
+    answer: bool,
     mut weather: watch::Receiver<Weather>,
 ) {
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let carried = |weather: &Weather| link.is_none_or(|link| !weather.cut.contains(&link));
-        let Ok(delay) = weather.wait_for(carried).await.map(|weather| weather.delay) else {
+        let Ok(late) = weather
+            .wait_for(|weather| !weather.cuts(link))
+            .await
+            .map(|weather| weather.delays(link, answer))
+        else {
             return;
         };
-        if late && !delay.is_zero() {
-            tokio::time::sleep(rand::random_range(Duration::ZERO..delay)).await;
+        if let Some(Late { one_in, most }) = late
+            && rand::random_ratio(1, one_in)
+        {
+            tokio::time::sleep(rand::random_range(Duration::ZERO..most)).await;
         }
         if to.write_all(&buffer[..count]).await.is_err() {
             return;
@@ -244,23 +291,22 @@ mod tests {
         let mut network = Network::new();
         let route = network.route(Place::Redis(0)).await.expect("a free port");
         route.lead_to(echo_server().await);
-        let mut stranger = TcpStream::connect(("127.0.0.1", route.port))
-            .await
-            .expect("open");
-        assert!(answers(&mut stranger).await);
-        network.introduce(Party::Replica(1), &std::process::id().to_string());
         let mut known = TcpStream::connect(("127.0.0.1", route.port))
             .await
             .expect("open");
         assert!(answers(&mut known).await);
-        let link = (Party::Replica(1), Place::Redis(0));
-        network.change(|weather| {
-            weather.cut.insert(link);
-            weather.cut.insert((Party::Replica(0), Place::Redis(0)));
-        });
+        network.introduce(Party::Replica(1), &std::process::id().to_string());
+        let cut = |party, place| {
+            network.change(|weather| {
+                weather.cut.clear();
+                weather.cut.insert((party, place));
+            });
+        };
+        cut(Party::Replica(1), Place::Redis(0));
         assert!(!answers(&mut known).await);
-        assert!(answers(&mut stranger).await);
-        network.change(|weather| weather.cut.clear());
+        cut(Party::Replica(0), Place::Redis(0));
+        assert!(answers(&mut known).await);
+        cut(Party::Replica(1), Place::Redis(1));
         assert!(answers(&mut known).await);
     }
 }

@@ -133,8 +133,10 @@ pub struct Settings {
     /// Whether the database holds nothing but what the checker writes. Otherwise lists are of a run
     /// or of an owner of the checker's own.
     pub own_database: bool,
-    /// Whether there are tokens. Otherwise every client is an admin.
+    /// What tokens are signed with, if there are any.
     pub secret: Option<Vec<u8>>,
+    /// Whether every client is an admin.
+    pub all_admins: bool,
     /// The questions.
     pub questions: Vec<Question>,
 }
@@ -159,14 +161,35 @@ impl Settings {
             runs,
             owners: owners.into(),
             own_database,
+            all_admins: secret.is_none(),
             secret,
             questions: Vec::new(),
         };
         let mut rng = rng(seed, u64::MAX, 0);
-        settings.questions = (0..QUESTIONS)
-            .map(|_| settings.question(&mut rng))
-            .collect();
+        let questions = (0..QUESTIONS).map(|_| settings.question(&mut rng));
+        settings.questions = questions.collect();
         settings
+    }
+
+    /// Has the same few questions asked by all, so that clients meet as often as can be.
+    pub fn focus(&mut self) {
+        let everything = Question {
+            page_size: 1_000,
+            ..Question::default()
+        };
+        let run = self.runs.first().cloned();
+        self.questions = vec![
+            Question {
+                kind: Some(Kind::Storage),
+                ..everything.clone()
+            },
+            Question {
+                run,
+                ..everything.clone()
+            },
+            everything,
+        ];
+        self.all_admins = true;
     }
 
     fn question(&self, rng: &mut StdRng) -> Question {
@@ -284,7 +307,7 @@ impl Worker {
         fleet: Arc<Fleet>,
         recorder: Recorder,
     ) -> Result<Self, location_service::error::Error> {
-        let admin = settings.secret.is_none() || number.is_multiple_of(3);
+        let admin = settings.all_admins || number.is_multiple_of(3);
         let owner = usize::from(number) % settings.owners.len();
         let subject = if admin {
             "root".to_owned()
@@ -717,14 +740,10 @@ impl Worker {
     async fn read(&mut self, rng: &mut StdRng) {
         let roll = rng.random_range(0..100);
         // The first questions are asked most.
-        let skew = rng.random_range(0.0..1.0_f64).powi(3);
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "it is small"
-        )]
-        let index = (skew * QUESTIONS as f64) as usize;
-        let mut question = self.settings.questions[index].clone();
+        let questions = &self.settings.questions;
+        let last = rng.random_range(0..questions.len());
+        let last = rng.random_range(0..=last);
+        let mut question = questions[rng.random_range(0..=last)].clone();
         if !self.admin {
             question.owner = rng.random_ratio(1, 4).then(|| self.subject.clone());
         }
@@ -763,13 +782,19 @@ impl Worker {
         let Some(image) = images.choose(rng).cloned() else {
             return;
         };
+        // Rather one that others ask at this moment too.
+        let questions = self.settings.questions.iter();
+        let usual: Vec<_> = questions.filter(|it| it.matches(name, &image)).collect();
         let named = !self.settings.own_database || rng.random_ratio(1, 2);
-        let question = Question {
-            kind: rng.random_ratio(1, 2).then_some(image.kind),
-            run: named.then_some(image.run),
-            owner: rng.random_ratio(1, 3).then_some(image.owner),
-            page_size: 1_000,
-            ..Question::default()
+        let question = match usual.first() {
+            Some(&question) if rng.random_ratio(2, 3) => question.clone(),
+            _ => Question {
+                kind: rng.random_ratio(1, 2).then_some(image.kind),
+                run: named.then_some(image.run),
+                owner: rng.random_ratio(1, 3).then_some(image.owner),
+                page_size: 1_000,
+                ..Question::default()
+            },
         };
         match rng.random_range(0..6) {
             0 => {
