@@ -387,7 +387,8 @@ fn default_binary() -> Result<PathBuf, String> {
     ))
 }
 
-/// What no fault excuses: a replica that has ended by itself, or panicked.
+/// What no fault excuses: a replica that has ended by itself, or panicked. Other errors in its log
+/// are told.
 fn complaints(deployment: &Deployment) -> Vec<String> {
     let mut complaints = Vec::new();
     for (number, replica) in deployment.replicas.iter().enumerate() {
@@ -395,8 +396,15 @@ fn complaints(deployment: &Deployment) -> Vec<String> {
             complaints.push(format!("replica {number} has ended by itself"));
         }
         let log = replica.log();
-        let panics = log.lines().filter(|line| line.contains("panicked at"));
-        complaints.extend(panics.map(|line| format!("replica {number}: {line}")));
+        let lines = |text: &'static str| log.lines().filter(move |line| line.contains(text));
+        complaints.extend(lines("panicked at").map(|line| format!("replica {number}: {line}")));
+        let errors = lines(" ERROR ");
+        for error in errors.clone().take(3) {
+            eprintln!(
+                "replica {number}, one of {} errors: {error}",
+                errors.clone().count()
+            );
+        }
     }
     complaints
 }
