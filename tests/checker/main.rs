@@ -212,9 +212,10 @@ impl Found {
 
     fn print(&self, args: &Args, seed: u64) {
         if args.json {
+            let topology = args.topology.to_possible_value();
             let mut json = self.figures.json();
             json["seed"] = seed.into();
-            json["topology"] = self.topology(args).into();
+            json["topology"] = topology.map(|value| value.get_name().to_owned()).into();
             json["complaints"] = self.complaints.clone().into();
             println!("{json:#}");
         } else {
@@ -223,11 +224,6 @@ impl Found {
         for complaint in &self.complaints {
             eprintln!("{complaint}");
         }
-    }
-
-    fn topology(&self, args: &Args) -> String {
-        let value = args.topology.to_possible_value();
-        value.map_or_else(String::new, |value| value.get_name().to_owned())
     }
 }
 
@@ -305,9 +301,7 @@ async fn check(args: Args, seed: u64, control: Option<&'static str>) -> Result<F
         } else {
             args.replicas
         };
-        let variable = control
-            .as_deref()
-            .map(|name| ("LOCATION_SERVICE_CONTROL", name));
+        let variable = control.map(|name| ("LOCATION_SERVICE_CONTROL", name));
         let started = Deployment::start(&binary, args.topology, replicas, variable).await;
         let urls = started.urls();
         (Some(started), urls, Some(SECRET.to_vec()))

@@ -146,11 +146,13 @@ impl RedisServer {
     }
 
     /// The process id of the server, which runs.
+    #[allow(dead_code, reason = "tests/checker uses it")]
     pub fn pid(&self) -> &str {
         &self.running.as_ref().expect("it runs").pid
     }
 
     /// A file of the server's folder.
+    #[allow(dead_code, reason = "tests/checker uses it")]
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
