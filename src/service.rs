@@ -1,6 +1,10 @@
 //! The use cases: who may do what, reading through the cache, and close-commit-reopen.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -591,9 +595,12 @@ impl Writer {
     async fn commit(&self, transaction: Box<dyn Transaction>, images: &[Image]) -> Result<()> {
         let tags = Tag::touched_by(images);
         let write = WriteId::generate();
-        if !without(Control::NoCloseBeforeCommit)
-            && let Err(error) = self.cache.close(&tags, write).await
-        {
+        let closing = if without(Control::NoCloseBeforeCommit) {
+            &BTreeSet::new()
+        } else {
+            &tags
+        };
+        if let Err(error) = self.cache.close(closing, write).await {
             transaction.rollback().await;
             // What was closed may open again at once; if this fails too, it does at the deadline.
             let _ = self.cache.reopen(&tags, write).await;
