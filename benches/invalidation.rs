@@ -40,10 +40,11 @@ use clap::Parser as _;
 use futures_util::{StreamExt as _, future::join_all, stream};
 use location_service::{
     cache::{Cache, RedisCache, RedisConfig, Tag, WriteId},
+    epoch::Epochs,
     model::{
-        Address, AddressText, Capacity, Change, Coordinates, Details, DisplayName, ListQuery,
-        LocationId, LocationState, LocationType, NewLocation, Order, OrderField, OwnerId,
-        Predicate, Principal, ProductionRunId, RegionCode, ReportQuery, Text,
+        Address, AddressText, CacheEpoch, Capacity, Change, Coordinates, Details, DisplayName,
+        Epoch, ListQuery, LocationId, LocationState, LocationType, NewLocation, Order, OrderField,
+        OwnerId, Predicate, Principal, ProductionRunId, RegionCode, ReportQuery, Text,
     },
     proto::location::v1,
     service::{Creation, Freshness, Origin, Served, Service, Write},
@@ -51,6 +52,7 @@ use location_service::{
 };
 use prost::Message as _;
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use crate::servers::{postgres::Postgres, redis::RedisServer};
 
@@ -131,6 +133,14 @@ async fn close(rounds: usize) -> Outcome<Value> {
     println!("\nclosing a tag, in ms: {SMALL} entries, {LARGE} entries, ratio");
     let server = RedisServer::start();
     let cache = connect(&server, Duration::from_mins(5), 0).await?;
+    let name = Uuid::new_v4();
+    cache.introduce(name).await?;
+    let epoch = CacheEpoch {
+        epoch: Epoch(1),
+        server: Some(name),
+        may_activate: false,
+    };
+    cache.renew(&epoch, Instant::now());
     let tag = |name: &str| -> Outcome<Tag> {
         Ok(Tag::of_predicate(&Predicate {
             run: Some(ProductionRunId::parse(name.to_owned())?),
@@ -140,11 +150,11 @@ async fn close(rounds: usize) -> Outcome<Value> {
     let (mut smalls, mut larges, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..rounds {
         let large = tag(&format!("large-{round}"))?;
-        server.populate(&format!("{PREFIX}{{{large}}}:"), LARGE);
+        server.populate(&format!("{PREFIX}1:{{{large}}}:"), LARGE);
         let mut times = Vec::new();
         for i in 0..SMALLS {
             let small = tag(&format!("small-{round}-{i}"))?;
-            server.populate(&format!("{PREFIX}{{{small}}}:"), SMALL);
+            server.populate(&format!("{PREFIX}1:{{{small}}}:"), SMALL);
             times.push(time_to_close(&cache, small).await?);
         }
         let small_ms = median(&mut times);
@@ -234,7 +244,7 @@ async fn over_invalidation(places: &[Place]) -> Outcome<Value> {
     let (redis, postgres) = (RedisServer::start(), Postgres::start());
     let database = postgres.database().await;
     let cache = connect(&redis, Duration::from_hours(1), 4 << 30).await?;
-    let service = service(&database, Arc::new(cache)).await?;
+    let service = service(&database, cache).await?;
     let mut locations = load(&service, places).await?;
     let runs: Vec<_> = locations.iter().map(|(run, _)| run.clone()).collect();
     let admin = principal("root", true)?;
@@ -493,9 +503,8 @@ async fn index_members(places: &[Place], secs: u32) -> Outcome<Value> {
     let database = postgres.database().await;
     let mut replicas = Vec::new();
     for _ in 0..REPLICAS {
-        let cache = Arc::new(connect(&redis, ttl, 4 << 20).await?);
-        let shared: Arc<dyn Cache> = cache.clone();
-        replicas.push((service(&database, shared).await?, cache));
+        let cache = connect(&redis, ttl, 4 << 20).await?;
+        replicas.push((service(&database, Arc::clone(&cache)).await?, cache));
     }
     let mut locations = load(&replicas[0].0, places).await?;
     let mut runs = Vec::new();
@@ -604,23 +613,28 @@ fn some_list(run: &ProductionRunId, random: &mut Random) -> ListQuery {
 
 // --- What all of them need ---
 
-async fn connect(server: &RedisServer, ttl: Duration, max_local_bytes: u64) -> Outcome<RedisCache> {
+async fn connect(
+    server: &RedisServer,
+    ttl: Duration,
+    max_local_bytes: u64,
+) -> Outcome<Arc<RedisCache>> {
     let config = RedisConfig {
         url: server.url(),
         prefix: PREFIX.to_owned(),
         max_local_bytes,
         ttl,
     };
-    Ok(RedisCache::connect(&config).await?)
+    Ok(Arc::new(RedisCache::connect(&config).await?))
 }
 
-async fn service(database: &str, cache: Arc<dyn Cache>) -> Outcome<Service> {
+async fn service(database: &str, cache: Arc<RedisCache>) -> Outcome<Service> {
     let options = postgres::Options {
         max_connections: 8,
         migrate: Migrate::Auto,
     };
     let store = postgres::open(database, options).await?;
-    Ok(Service::new(store, cache).await?)
+    let epochs = Epochs::follow(postgres::epochs(database)?, Arc::clone(&cache)).await?;
+    Ok(Service::new(store, cache, Some(Arc::new(epochs))).await?)
 }
 
 fn principal(subject: &str, admin: bool) -> Outcome<Principal> {

@@ -20,6 +20,7 @@ use crate::{
     cache::{self, Cache, MemoryCache, RedisCache, RedisConfig, RedisConfigError},
     config::{CacheConfig, DatabaseUrl, ServeConfig},
     connections,
+    epoch::Epochs,
     error::Error,
     model::Micros,
     proto::{
@@ -111,6 +112,16 @@ pub enum StartError {
 #[error("the server failed")]
 pub struct ServeError(#[from] tonic::transport::Error);
 
+/// What the service works on.
+pub struct Engines {
+    /// Where the locations are.
+    pub store: Arc<dyn Store>,
+    /// Where answers are kept.
+    pub cache: Arc<dyn Cache>,
+    /// How replicas use the cache, if they share it.
+    pub epochs: Option<Arc<Epochs>>,
+}
+
 /// The service with its engines, ready to serve.
 pub struct App {
     service: Service,
@@ -124,53 +135,52 @@ pub struct App {
 impl App {
     /// The service over the engines that the configuration names.
     pub async fn build(config: &ServeConfig) -> Result<Self, StartError> {
-        let (store, cache) = Self::open(config).await?;
-        Self::assemble(config, store, cache).await
+        Self::assemble(config, Self::open(config).await?).await
     }
 
     /// Opens the engines that the configuration names.
-    pub async fn open(
-        config: &ServeConfig,
-    ) -> Result<(Arc<dyn Store>, Arc<dyn Cache>), StartError> {
+    pub async fn open(config: &ServeConfig) -> Result<Engines, StartError> {
+        let CacheConfig { max_bytes, ttl } = config.cache;
         match (&config.database, &config.redis_url) {
-            (DatabaseUrl::Postgres(_), None) => return Err(StartError::PostgresWithoutRedis),
-            (DatabaseUrl::Sqlite(_), Some(_)) => return Err(StartError::RedisWithoutPostgres),
-            _ => {}
-        }
-        let store = match &config.database {
-            DatabaseUrl::Sqlite(path) => sqlite::open(path, config.migrate).await?,
-            DatabaseUrl::Postgres(url) => {
+            (DatabaseUrl::Postgres(_), None) => Err(StartError::PostgresWithoutRedis),
+            (DatabaseUrl::Sqlite(_), Some(_)) => Err(StartError::RedisWithoutPostgres),
+            (DatabaseUrl::Sqlite(path), None) => Ok(Engines {
+                store: sqlite::open(path, config.migrate).await?,
+                cache: Arc::new(MemoryCache::new(max_bytes, ttl)),
+                epochs: None,
+            }),
+            (DatabaseUrl::Postgres(url), Some(redis_url)) => {
                 let options = postgres::Options {
                     max_connections: config.database_max_connections,
                     migrate: config.migrate,
                 };
-                postgres::open(url, options).await?
-            }
-        };
-        let CacheConfig { max_bytes, ttl } = config.cache;
-        let cache: Arc<dyn Cache> = match &config.redis_url {
-            None => Arc::new(MemoryCache::new(max_bytes, ttl)),
-            Some(url) => {
                 let redis = RedisConfig {
-                    url: url.clone(),
+                    url: redis_url.clone(),
                     prefix: config.redis_key_prefix.clone(),
                     max_local_bytes: max_bytes,
                     ttl,
                 };
-                Arc::new(RedisCache::connect(&redis).await?)
+                let store = postgres::open(url, options).await?;
+                let cache = Arc::new(RedisCache::connect(&redis).await?);
+                let epochs = Epochs::follow(postgres::epochs(url)?, Arc::clone(&cache)).await?;
+                Ok(Engines {
+                    store,
+                    cache,
+                    epochs: Some(Arc::new(epochs)),
+                })
             }
-        };
-        Ok((store, cache))
+        }
     }
 
     /// The service over these engines.
-    pub async fn assemble(
-        config: &ServeConfig,
-        store: Arc<dyn Store>,
-        cache: Arc<dyn Cache>,
-    ) -> Result<Self, StartError> {
+    pub async fn assemble(config: &ServeConfig, engines: Engines) -> Result<Self, StartError> {
+        let Engines {
+            store,
+            cache,
+            epochs,
+        } = engines;
         Ok(Self {
-            service: Service::new(Arc::clone(&store), cache).await?,
+            service: Service::new(Arc::clone(&store), cache, epochs).await?,
             store,
             authenticator: Arc::new(Authenticator::new(&config.auth)?),
             shared_cache: config.redis_url.is_some(),

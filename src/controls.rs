@@ -19,7 +19,7 @@ pub enum Control {
     OrdinarySingleFlight,
     /// The process serves what it holds without asking whether it is current.
     LocalWithoutValidation,
-    /// The cache is used whatever became of the server since.
+    /// All epochs share their keys: what was cached before the cache was left is used after it.
     NoEpoch,
 }
 

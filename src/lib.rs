@@ -10,6 +10,7 @@
 //!        └─ api                      a proto request → the model; an Error → a status
 //!             └─ service             who may do what; reading through the cache;
 //!                  │                 close, commit, reopen around every write
+//!                  ├─ epoch          leaving a shared cache that is away, and using it again
 //!                  ├─ cache          the protocol: tags, keys, versions, NextFlight, engines
 //!                  ├─ store          locations in a database, and its transactions
 //!                  └─ page_token     where a page ended, signed
@@ -18,7 +19,7 @@
 //!
 //! Data goes one way, down; `tests/it/layers.rs` checks it. `tonic` is known to `app`, `api`, `auth`
 //! and the commands that are clients; `sqlx` to `store` alone; `cache` and `store` don't know each
-//! other; only `app` names an engine.
+//! other; only `app` names an engine, and `epoch`, which is about Redis and PostgreSQL together.
 //!
 //! # The invariants
 //!
@@ -60,6 +61,7 @@ pub mod cache;
 pub mod config;
 pub mod connections;
 pub mod controls;
+pub mod epoch;
 pub mod error;
 pub mod model;
 pub mod page_token;

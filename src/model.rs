@@ -292,6 +292,23 @@ impl Micros {
     }
 }
 
+/// A period in which replicas use the cache that they share in one way. They have numbers in the
+/// order of time; 0 is before any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Epoch(pub i64);
+
+/// What the database says of the cache that replicas share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheEpoch {
+    /// The current epoch.
+    pub epoch: Epoch,
+    /// The name that was given to the server's processes for this epoch, in which the cache is used.
+    /// None: it is suspended.
+    pub server: Option<Uuid>,
+    /// Whether it has been suspended for long enough, and no replica has missed the server lately.
+    pub may_activate: bool,
+}
+
 /// The part of a location that its writers choose.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Details {

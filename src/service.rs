@@ -13,11 +13,14 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::{
-    cache::{Cache, Counter, Explanation, Key, Lookup, NextFlight, Stats, Tag, Tier, WriteId},
+    cache::{
+        Cache, CacheError, Counter, Explanation, Key, Lookup, NextFlight, Stats, Tag, Tier, WriteId,
+    },
     controls::{Control, without},
+    epoch::Epochs,
     error::{Error, Result},
     model::{
-        Change, Cursor, Etag, Image, ListQuery, Location, LocationId, LocationType, Micros,
+        Change, Cursor, Epoch, Etag, Image, ListQuery, Location, LocationId, LocationType, Micros,
         NewLocation, Order, OrderField, Predicate, Principal, ProductionRunId, ReportCursor,
         ReportQuery, Text,
     },
@@ -205,6 +208,8 @@ pub struct CacheAdmin<'a>(&'a Service);
 pub struct Service {
     store: Arc<dyn Store>,
     cache: Arc<dyn Cache>,
+    /// If the cache is shared.
+    epochs: Option<Arc<Epochs>>,
     page_tokens: PageTokens,
     reads: Arc<NextFlight<(Key, Freshness), Result<Served>>>,
     counters: Arc<ReadCounters>,
@@ -212,12 +217,17 @@ pub struct Service {
 }
 
 impl Service {
-    /// A service over a store and a cache.
-    pub async fn new(store: Arc<dyn Store>, cache: Arc<dyn Cache>) -> Result<Self> {
+    /// A service over a store and a cache, and the epochs of the cache if it is shared.
+    pub async fn new(
+        store: Arc<dyn Store>,
+        cache: Arc<dyn Cache>,
+        epochs: Option<Arc<Epochs>>,
+    ) -> Result<Self> {
         let page_tokens = PageTokens::new(store.page_token_key().await?);
         Ok(Self {
             store,
             cache,
+            epochs,
             page_tokens,
             reads: Arc::default(),
             counters: Arc::default(),
@@ -493,6 +503,7 @@ impl Service {
         let task = Writer {
             store: Arc::clone(&self.store),
             cache: Arc::clone(&self.cache),
+            epochs: self.epochs.clone(),
             caller,
             write,
             validate_only,
@@ -542,6 +553,7 @@ impl CacheAdmin<'_> {
 struct Writer {
     store: Arc<dyn Store>,
     cache: Arc<dyn Cache>,
+    epochs: Option<Arc<Epochs>>,
     caller: Principal,
     write: Write,
     validate_only: bool,
@@ -551,10 +563,12 @@ struct Writer {
 /// What a write did within its transaction.
 struct Applied {
     answer: Vec<v1::Location>,
-    /// The locations before and after it, and before the deletion that it builds on: what
+    /// The locations before and after it, and before the move or deletion that it builds on: what
     /// acknowledges it acknowledges that one too, which may not have reopened its tags, or never
-    /// will.
+    /// will. Earlier ones don't matter, for that one has closed their tags.
     images: Vec<Image>,
+    /// A move's note of where the location was, for the next write until this one has reopened.
+    noted: Option<(LocationId, Micros)>,
 }
 
 impl Writer {
@@ -570,6 +584,9 @@ impl Writer {
 
     async fn attempt(&self) -> Result<Vec<v1::Location>> {
         let prepare = async {
+            if let Some(epochs) = &self.epochs {
+                epochs.settled().await;
+            }
             let mut transaction = self.store.begin().await?;
             let applied = self.apply(&mut *transaction).await;
             Ok((transaction, applied))
@@ -588,6 +605,10 @@ impl Writer {
             }
         };
         self.commit(transaction, &applied.images).await?;
+        if let Some((id, noted)) = applied.noted {
+            // A note that stays costs the next write's precision.
+            let _ = self.store.forget_former_image(id, noted).await;
+        }
         Ok(applied.answer)
     }
 
@@ -600,20 +621,47 @@ impl Writer {
         } else {
             &tags
         };
-        if let Err(error) = self.cache.close(closing, write).await {
-            transaction.rollback().await;
-            // What was closed may open again at once; if this fails too, it does at the deadline.
-            let _ = self.cache.reopen(&tags, write).await;
-            return Err(Error::CacheUnavailable(Arc::new(error)));
-        }
-        let committed = transaction.commit().await;
+        let epoch = match self.cache.close(closing, write).await {
+            Ok(epoch) => epoch,
+            Err(error) => {
+                transaction.rollback().await;
+                let Some(epochs) = &self.epochs else {
+                    return Err(Error::CacheUnavailable(Arc::new(error)));
+                };
+                epochs.suspend(epochs.known()).await?;
+                return Err(Error::conflict(error));
+            }
+        };
+        let committed = transaction.commit(epoch).await;
         if let Err(Error::OutcomeUnknown(_)) = committed {
             // The tags stay closed until the deadline, by when it is settled.
             return committed;
         }
-        let reopened = self.cache.reopen(&tags, write).await;
-        committed?;
-        reopened.map_err(|error| Error::OutcomeUnknown(Arc::new(error)))
+        let reopened = self.cache.reopen(&tags, write, epoch).await;
+        match (committed, reopened) {
+            (Ok(()), Ok(())) => Ok(()),
+            (Ok(()), Err(error)) => self.leave_cache(epoch, error).await,
+            (Err(error), _) => {
+                if let (Error::Conflict(_), Some(epochs)) = (&error, &self.epochs) {
+                    // It may be the epoch that has changed.
+                    epochs.refresh().await?;
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes sure that nobody serves from the epoch in which tags weren't reopened.
+    async fn leave_cache(&self, epoch: Option<Epoch>, error: CacheError) -> Result<()> {
+        let (Some(epochs), Some(epoch)) = (&self.epochs, epoch) else {
+            return Err(Error::OutcomeUnknown(Arc::new(error)));
+        };
+        epochs
+            .suspend(epoch)
+            .await
+            .map_err(|error| Error::OutcomeUnknown(Arc::new(error)))?;
+        epochs.settled().await;
+        Ok(())
     }
 
     async fn apply(&self, transaction: &mut dyn Transaction) -> Result<Applied> {
@@ -630,8 +678,17 @@ impl Writer {
                 after.update_time = Micros::now().max(Micros(before.update_time.0 + 1));
                 after.etag = Etag::generate();
                 transaction.update(&after).await?;
+                let mut images = transaction.take_former_images(&[*id]).await?;
+                images.extend([before.image(), after.image()]);
+                let mut noted = None;
+                if before.image() != after.image() {
+                    let now = after.update_time;
+                    transaction.note_former_image(&before.image(), now).await?;
+                    noted = Some((*id, now));
+                }
                 Ok(Applied {
-                    images: vec![before.image(), after.image()],
+                    images,
+                    noted,
                     answer: vec![after.into()],
                 })
             }
@@ -642,25 +699,22 @@ impl Writer {
             } => match self.locked(transaction, *id, etag.as_ref()).await {
                 Ok(before) => {
                     transaction.delete(*id).await?;
+                    let mut images = transaction.take_former_images(&[*id]).await?;
                     let image = before.image();
                     transaction.note_former_image(&image, Micros::now()).await?;
-                    Ok(Applied {
-                        answer: Vec::new(),
-                        images: vec![image],
-                    })
-                }
-                Err(Error::NotFound(_)) if *allow_missing => {
-                    let mut images = transaction.former_images(&[*id]).await?;
-                    images.retain(|image| {
-                        self.caller
-                            .scope()
-                            .is_none_or(|owner| *owner == image.owner)
-                    });
+                    images.push(image);
                     Ok(Applied {
                         answer: Vec::new(),
                         images,
+                        // For as long as the deletion may be repeated.
+                        noted: None,
                     })
                 }
+                Err(Error::NotFound(_)) if *allow_missing => Ok(Applied {
+                    answer: Vec::new(),
+                    images: transaction.take_former_images(&[*id]).await?,
+                    noted: None,
+                }),
                 Err(error) => Err(error),
             },
         }
@@ -712,6 +766,7 @@ impl Writer {
         let mut applied = Applied {
             answer: Vec::new(),
             images: Vec::new(),
+            noted: None,
         };
         for (index, creation) in creations.iter().enumerate() {
             if let Some(request_id) = creation.request_id
@@ -766,7 +821,7 @@ impl Writer {
         if !chosen.is_empty() {
             applied
                 .images
-                .extend(transaction.former_images(&chosen).await?);
+                .extend(transaction.take_former_images(&chosen).await?);
         }
         if !answers.is_empty() && !transaction.keep_answers(caller, &answers, now).await? {
             return Err(Error::conflict("a request_id is used by two calls at once"));

@@ -11,6 +11,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::model::Epoch;
+
 use super::{
     Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WRITE_DEADLINE,
     WriteId,
@@ -229,7 +231,11 @@ impl Cache for MemoryCache {
         Ok(stored)
     }
 
-    async fn close(&self, touched: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+    async fn close(
+        &self,
+        touched: &BTreeSet<Tag>,
+        write: WriteId,
+    ) -> Result<Option<Epoch>, CacheError> {
         self.0.counters.invalidations.add(touched.len());
         let deadline = Instant::now() + WRITE_DEADLINE;
         let mut dead = Vec::new();
@@ -243,10 +249,15 @@ impl Cache for MemoryCache {
             }
         }
         drop_entries(&self.0, dead);
-        Ok(())
+        Ok(None)
     }
 
-    async fn reopen(&self, touched: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+    async fn reopen(
+        &self,
+        touched: &BTreeSet<Tag>,
+        write: WriteId,
+        _: Option<Epoch>,
+    ) -> Result<(), CacheError> {
         let mut dead = Vec::new();
         {
             let mut tags = self.0.tags();
@@ -369,7 +380,7 @@ mod tests {
         cache.close(&tags, write).await.expect("in memory");
         let late = cache.fill(&tag, &key(0), before, Bytes::new()).await;
         assert!(!late.expect("in memory"), "filled while closed");
-        cache.reopen(&tags, write).await.expect("in memory");
+        cache.reopen(&tags, write, None).await.expect("in memory");
         let late = cache.fill(&tag, &key(0), before, Bytes::new()).await;
         assert!(!late.expect("in memory"), "filled with an old version");
         let after = cache.open(&tag).await.expect("in memory").expect("open");

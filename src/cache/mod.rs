@@ -35,6 +35,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use uuid::Uuid;
 
+use crate::model::Epoch;
+
 pub(crate) use self::stats::Counter;
 pub use self::{
     flight::{Crashed, Landed, NextFlight},
@@ -44,6 +46,9 @@ pub use self::{
     stats::Stats,
     tag::Tag,
 };
+
+/// How long a replica may serve from a shared cache after it has read that the cache is in use.
+pub const LEASE: Duration = Duration::from_secs(1);
 
 /// How long a write that doesn't report back keeps its tags closed. Longer, by a wide margin, than
 /// any write can live.
@@ -152,11 +157,22 @@ pub trait Cache: Send + Sync + 'static {
     ) -> Result<bool, CacheError>;
 
     /// Closes the tags that a write is about to change, until its [`reopen`](Self::reopen), or
-    /// [`WRITE_DEADLINE`] if that never comes.
-    async fn close(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError>;
+    /// [`WRITE_DEADLINE`] if that never comes. Answers the epoch that they are closed in (`None`: this
+    /// cache has no epochs): once it is over, the tags of the next one aren't.
+    async fn close(
+        &self,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
+    ) -> Result<Option<Epoch>, CacheError>;
 
-    /// Lets the tags be opened again, after the write has been committed or undone.
-    async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError>;
+    /// Lets the tags be opened again, after the write has been committed or undone. Fails if the
+    /// epoch that they were closed in isn't the one that is known any more.
+    async fn reopen(
+        &self,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
+        epoch: Option<Epoch>,
+    ) -> Result<(), CacheError>;
 
     /// Drops whatever is cached under a tag, and returns how many entries that were.
     async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError>;

@@ -5,11 +5,16 @@
 //!
 //! | key | type | what |
 //! | --- | --- | --- |
-//! | `<prefix>{T}:version` | string | the tag's version; absent while the tag is closed |
-//! | `<prefix>{T}:writers` | sorted set | writes in flight, by deadline on the server's own clock |
-//! | `<prefix>{T}:keys` | set | the index: the entries that were filled under the tag |
-//! | `<prefix>{T}:<schema>:<key>` | string | an entry: version, time of the fill, answer |
-//! | `<prefix>{T}:dropped:<random>` | set | what is left of `keys` after `close`, until reclaimed |
+//! | `<prefix><epoch>:{T}:version` | string | the tag's version; absent while the tag is closed |
+//! | `<prefix><epoch>:{T}:writers` | sorted set | writes in flight, by deadline on the server's own clock |
+//! | `<prefix><epoch>:{T}:keys` | set | the index: the entries that were filled under the tag |
+//! | `<prefix><epoch>:{T}:<schema>:<key>` | string | an entry: version, time of the fill, answer |
+//! | `<prefix><epoch>:{T}:dropped:<random>` | set | what is left of `keys` after `close`, until reclaimed |
+//!
+//! Each step is a script that carries the name which the epoch gave to the server's processes, so that
+//! only a process that was told the name knows it: Redis 7 keeps scripts in memory alone, and doesn't
+//! replicate them. A replica refuses them all, because none declares that it doesn't write. See
+//! [`epoch`](crate::epoch).
 //!
 //! Every key has a time to live, which a fill renews for all that leads to its entry; reading
 //! renews nothing, because an entry that is read often is read from the process. The server may
@@ -24,17 +29,17 @@
 //! - without an entry there is a miss.
 //!
 //! A command that timed out may still be executed, and later than its caller thinks. That is
-//! harmless for each: a late `close` keeps the tag closed until the write's deadline; a late `open`
-//! sets a version that nobody has read the database under yet; a late `fill` compares versions
-//! first; a late `reopen` drops a version, and a note that says no more than that the write may be
-//! in flight, which it isn't.
+//! harmless for each: a late `close` keeps the tag closed until the write's deadline, in an epoch that
+//! is over; a late `open` sets a version that nobody has read the database under yet; a late `fill`
+//! compares versions first; a late `reopen` drops a version, and a note that says no more than that
+//! the write may be in flight, which it isn't.
 
 use std::{
     collections::{BTreeSet, HashMap},
     fmt::Write as _,
-    mem,
+    iter, mem,
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant, SystemTime},
@@ -44,33 +49,46 @@ use async_trait::async_trait;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use fred::{
     clients::WithOptions,
-    interfaces::{ClientLike as _, EventInterface as _, KeysInterface as _, LuaInterface as _},
+    interfaces::{ClientLike as _, ClusterInterface as _, EventInterface as _, LuaInterface as _},
     prelude::{
         Builder, Client, Config, Error as FredError, ErrorKind, FromValue, Key as RedisKey,
         Options, ReconnectPolicy, Value,
     },
-    types::{config::ReconnectError, scripts::Script},
+    types::{
+        ClusterHash, CustomCommand,
+        config::{ReconnectError, Server},
+        scripts::Script,
+    },
 };
 use futures_util::{
     FutureExt as _, Stream, StreamExt as _,
-    future::{Either, try_join_all},
+    future::{Either, join_all, try_join_all},
 };
 use tokio::{
     sync::{Notify, Semaphore, mpsc, oneshot},
     task::JoinSet,
+    time::{sleep, timeout, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
+use uuid::Uuid;
 
 use super::{
-    Cache, CacheError, Explanation, Held, Key, Lookup, Stats, Tag, Tier, Version, WRITE_DEADLINE,
-    WriteId,
+    Cache, CacheError, Explanation, Held, Key, LEASE, Lookup, Stats, Tag, Tier, Version,
+    WRITE_DEADLINE, WriteId,
     local::{Entries, Entry},
     stats::Counters,
 };
-use crate::controls::{Control, without};
+use crate::{
+    controls::{Control, without},
+    model::{CacheEpoch, Epoch},
+};
 
-/// How long a command may take. Reading the database instead is better than waiting longer.
-const COMMAND_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a command may take.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a read waits for room and the reply. Reading the database instead is better than waiting
+/// longer.
+const READ_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long a connection may take to be made, and to be set up.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -81,8 +99,13 @@ const RECONNECT_AFTER_MS: (u32, u32) = (50, 1_000);
 /// How long to wait before the client is started again after it ended or hung.
 const RESTART_AFTER: Duration = Duration::from_millis(200);
 
-/// How many commands may be under way at once.
-const MAX_IN_FLIGHT: usize = 4_096;
+/// How many commands may be under way at once: so few that the last is answered long before its
+/// time-out.
+const MAX_IN_FLIGHT: usize = 1_024;
+
+/// How long a `close` or `reopen` waits for room for all its tags. Less than the database lets a
+/// transaction stand still.
+const WRITE_WAIT: Duration = Duration::from_secs(3);
 
 /// How many tags one round trip of `close` or `reopen` takes. With more, a write of very many
 /// locations would keep the server from everybody else.
@@ -95,15 +118,19 @@ const DROP_AT_ONCE: i64 = 1_000;
 /// meanwhile: the memory of a large server is slow to walk.
 const RECLAIM_AT_ONCE: i64 = 250;
 
+/// How often a step of the background may fail for an index, and how long it waits then.
+const RECLAIM_TRIES: u32 = 20;
+const RECLAIM_AFTER: Duration = Duration::from_millis(250);
+
 /// How many detached indexes may wait to be reclaimed. Beyond it they wait for their time to live.
 const MAX_RECLAIMS: usize = 1_024;
 
-/// How many writes may wait for their `reopen` to be tried again, and how long between two tries.
-const MAX_REOPENS: usize = 1_024;
-const REOPEN_AFTER: Duration = Duration::from_millis(200);
+/// How long a version lives under which nothing is filled.
+const UNFILLED_TTL: Duration = Duration::from_mins(1);
 
-/// How many checks of versions one round trip takes.
-const CHECKS_AT_ONCE: usize = 1_024;
+/// How many checks of versions wait at most, and how many one round trip takes.
+const MAX_CHECKS: usize = 4_096;
+const CHECKS_AT_ONCE: usize = 512;
 
 /// How many members of an index a fill looks at in a round, and in how many rounds at most. The
 /// next round comes only if a fifth of the sample was dead.
@@ -178,7 +205,6 @@ pub struct RedisCache {
     local: Arc<Entries>,
     checks: mpsc::Sender<Check>,
     reclaims: mpsc::Sender<Reclaim>,
-    reopens: mpsc::Sender<Reopen>,
     _tasks: JoinSet<()>,
 }
 
@@ -190,15 +216,9 @@ struct Check {
 
 /// A detached index whose entries are to be dropped.
 struct Reclaim {
+    period: Arc<Period>,
     tag: Tag,
     dropped: RedisKey,
-}
-
-/// Tags of a write that is over, whose `reopen` the server didn't confirm.
-struct Reopen {
-    tags: BTreeSet<Tag>,
-    write: WriteId,
-    since: Instant,
 }
 
 impl RedisCache {
@@ -207,25 +227,76 @@ impl RedisCache {
     pub async fn connect(config: &RedisConfig) -> Result<Self, RedisConfigError> {
         let redis = Arc::new(Redis::new(config)?);
         let local = Arc::new(Entries::new(config.max_local_bytes, config.ttl));
-        let (checks, asked) = mpsc::channel(MAX_IN_FLIGHT);
+        let (checks, asked) = mpsc::channel(MAX_CHECKS);
         let (reclaims, detached) = mpsc::channel(MAX_RECLAIMS);
-        let (reopens, unconfirmed) = mpsc::channel(MAX_REOPENS);
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_connected(Arc::clone(&redis)));
         tasks.spawn(read_versions(Arc::clone(&redis), asked));
         tasks.spawn(reclaim(Arc::clone(&redis), detached));
-        tasks.spawn(reopen_late(Arc::clone(&redis), unconfirmed));
         tasks.spawn(sweep(Arc::clone(&local)));
         // A service that starts with its cache connected answers its first calls faster.
-        let _ = tokio::time::timeout(CONNECT_TIMEOUT, redis.client().wait_for_connect()).await;
+        let _ = timeout(CONNECT_TIMEOUT, redis.client().wait_for_connect()).await;
         Ok(Self {
             redis,
             local,
             checks,
             reclaims,
-            reopens,
             _tasks: tasks,
         })
+    }
+
+    /// Takes what the database said of the cache when it was asked at this time. Nothing is served
+    /// before the first, nor later than [`LEASE`] after the last.
+    pub fn renew(&self, row: &CacheEpoch, asked: Instant) {
+        let mut lease = self.redis.lease();
+        let same = lease.as_ref().filter(|lease| lease.period.is(row));
+        let period = match same {
+            Some(lease) => Arc::clone(&lease.period),
+            None => Arc::new(Period::new(&self.redis.prefix, row)),
+        };
+        *lease = Some(Lease {
+            period,
+            until: asked + LEASE,
+        });
+    }
+
+    /// Whether every master answers, and knows its name if the cache is in use.
+    pub async fn check(&self) -> Result<(), CacheError> {
+        self.redis.connected()?;
+        let period = self.redis.period()?;
+        let client = self.redis.client();
+        let checks = masters(&client).into_iter().map(|node| {
+            let node = client.with_options(&at(node));
+            check_master(node, period.scripts.as_ref())
+        });
+        let checked = try_join_all(checks).await;
+        if checked.is_err() && client.is_clustered() {
+            // Another node may be the master by now.
+            let _ = timeout(READ_TIMEOUT, client.sync_cluster()).await;
+        }
+        checked.map(|_| ()).map_err(unavailable)
+    }
+
+    /// Tells every master a name: loads the scripts that carry it.
+    pub async fn introduce(&self, server: Uuid) -> Result<(), CacheError> {
+        self.redis.connected()?;
+        let client = self.redis.client();
+        if client.is_clustered() {
+            let synced = timeout(CONNECT_TIMEOUT, client.sync_cluster()).await;
+            synced
+                .map_err(|_| CacheError("the Cluster's nodes aren't told in time".to_owned()))?
+                .map_err(unavailable)?;
+        }
+        let scripts = Scripts::new(server);
+        for node in masters(&client) {
+            let node = client.with_options(&at(node));
+            let loads = scripts.all().map(|script| {
+                let lua = script.lua().cloned().unwrap_or_default();
+                command::<Value>(&node, "SCRIPT", vec!["LOAD".into(), lua.into()])
+            });
+            try_join_all(loads).await.map_err(unavailable)?;
+        }
+        Ok(())
     }
 
     /// A tag's version, read after this was called. Callers who wait at the same time share a read.
@@ -285,16 +356,23 @@ impl RedisCache {
     }
 
     /// Closes tags, for a write or for good, and returns how many entries their indexes held.
-    async fn drop_tags(&self, tags: &[&Tag], write: Option<WriteId>) -> Result<u64, CacheError> {
+    async fn drop_tags(
+        &self,
+        period: &Arc<Period>,
+        tags: &[&Tag],
+        write: Option<WriteId>,
+    ) -> Result<u64, CacheError> {
+        let scripts = period.scripts()?;
+        let until = Instant::now() + WRITE_WAIT;
         let mut count = 0;
         for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
             let calls: Vec<_> = tags
                 .iter()
-                .map(|tag| self.redis.close_call(tag, write))
+                .map(|tag| self.redis.close_call(period, tag, write))
                 .collect();
             let replies: Vec<(u64, bool)> = self
                 .redis
-                .run_all(&self.redis.scripts.close, calls.iter().cloned())
+                .run_all(&scripts.close, calls.clone(), until)
                 .await?;
             self.redis.counters.invalidations.add(tags.len());
             for ((tag, call), (entries, detached)) in tags.iter().zip(calls).zip(replies) {
@@ -302,6 +380,7 @@ impl RedisCache {
                 if detached && let Some(dropped) = call.keys.into_iter().next_back() {
                     // What doesn't fit the queue takes memory until its time to live has passed.
                     let _ = self.reclaims.try_send(Reclaim {
+                        period: Arc::clone(period),
                         tag: (*tag).clone(),
                         dropped,
                     });
@@ -345,40 +424,58 @@ impl Cache for RedisCache {
         Ok(stored)
     }
 
-    async fn close(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
-        let tags: Vec<_> = tags.iter().collect();
-        let closed = self.drop_tags(&tags, Some(write)).await;
-        self.counted(closed).map(|_| ())
+    async fn close(
+        &self,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
+    ) -> Result<Option<Epoch>, CacheError> {
+        let period = self.redis.period()?;
+        if period.scripts.is_some() {
+            let tags: Vec<_> = tags.iter().collect();
+            let closed = self.drop_tags(&period, &tags, Some(write)).await;
+            self.counted(closed)?;
+        }
+        Ok(Some(period.epoch))
     }
 
-    async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
-        let reopened = self.redis.reopen(tags, write).await;
+    async fn reopen(
+        &self,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
+        epoch: Option<Epoch>,
+    ) -> Result<(), CacheError> {
+        let period = self.redis.period()?;
+        if epoch != Some(period.epoch) {
+            return Err(CacheError("its epoch is over".to_owned()));
+        }
+        if period.scripts.is_none() {
+            return Ok(());
+        }
+        let mut reopened = self.redis.reopen(&period, tags, write).await;
         if reopened.is_err() {
-            // What doesn't fit the queue stays closed until the deadline.
-            let _ = self.reopens.try_send(Reopen {
-                tags: tags.clone(),
-                write,
-                since: Instant::now(),
-            });
+            // To suspend the cache instead would take longer.
+            reopened = self.redis.reopen(&period, tags, write).await;
         }
         self.counted(reopened)
     }
 
     async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError> {
-        let dropped = self.drop_tags(&[tag], None).await;
+        let period = self.redis.leased()?;
+        let dropped = self.drop_tags(&period, &[tag], None).await;
         self.counted(dropped)
     }
 
     async fn invalidate_all(&self) -> Result<u64, CacheError> {
-        let mut keys = self.redis.scan(&Names::all("version", &self.redis.prefix));
+        let period = self.redis.leased()?;
+        let mut keys = self.redis.scan(&Names::all("version", &period.base));
         let mut tags = BTreeSet::new();
         while let Some(key) = self.counted(next_key(&mut keys).await)? {
-            if let Some(tag) = Names::tag_of(&key, &self.redis.prefix) {
+            if let Some(tag) = Names::tag_of(&key, &period.base) {
                 tags.insert(tag);
             }
         }
         let tags: Vec<_> = tags.iter().collect();
-        let dropped = self.drop_tags(&tags, None).await;
+        let dropped = self.drop_tags(&period, &tags, None).await;
         self.counted(dropped)
     }
 
@@ -401,29 +498,113 @@ impl Cache for RedisCache {
 #[derive(Debug)]
 struct Redis {
     /// Replaced when it hangs.
-    client: RwLock<WithOptions<Client>>,
-    scripts: Scripts,
+    client: RwLock<Client>,
+    /// What the database last said. None until it has.
+    lease: Mutex<Option<Lease>>,
     prefix: String,
     /// What sets the entries of this release's response schema apart from another's: two releases
     /// side by side share tags and versions, and never read each other's bytes.
     schema: String,
     ttl_ms: i64,
-    in_flight: Semaphore,
+    room: Arc<Semaphore>,
     /// How many replies have come.
-    replies: AtomicU64,
+    replies: Arc<AtomicU64>,
     /// Told when commands time out while no reply comes at all.
-    stuck: Notify,
+    stuck: Arc<Notify>,
     counters: Counters,
 }
 
+/// For how long the cache is known to be used, or not used, as it is now.
+#[derive(Debug)]
+struct Lease {
+    period: Arc<Period>,
+    until: Instant,
+}
+
+/// An epoch, as this engine works in it.
+#[derive(Debug)]
+struct Period {
+    epoch: Epoch,
+    server: Option<Uuid>,
+    /// What every key begins with.
+    base: String,
+    /// None while the cache is suspended.
+    scripts: Option<Scripts>,
+}
+
+impl Period {
+    fn new(prefix: &str, row: &CacheEpoch) -> Self {
+        // Without epochs all share one name space.
+        let number = if without(Control::NoEpoch) {
+            0
+        } else {
+            row.epoch.0
+        };
+        Self {
+            epoch: row.epoch,
+            server: row.server,
+            base: format!("{prefix}{number}:"),
+            scripts: row.server.map(Scripts::new),
+        }
+    }
+
+    fn is(&self, row: &CacheEpoch) -> bool {
+        self.epoch == row.epoch && self.server == row.server
+    }
+
+    fn scripts(&self) -> Result<&Scripts, CacheError> {
+        let suspended = || CacheError("it is suspended".to_owned());
+        self.scripts.as_ref().ok_or_else(suspended)
+    }
+
+    /// The names of a tag's keys.
+    fn names(&self, tag: &Tag) -> Names {
+        Names(format!("{}{{{tag}}}:", self.base))
+    }
+}
+
+/// The scripts of an epoch.
 #[derive(Debug)]
 struct Scripts {
+    lookup: Script,
+    versions: Script,
     open: Script,
     fill: Script,
     close: Script,
     reopen: Script,
     reclaim: Script,
     explain: Script,
+}
+
+impl Scripts {
+    /// The scripts that carry a name of the server's processes.
+    fn new(server: Uuid) -> Self {
+        let named = |lua: &str| Script::from_lua(format!("{lua}-- {server}\n"));
+        Self {
+            lookup: named(include_str!("redis/lookup.lua")),
+            versions: named(include_str!("redis/versions.lua")),
+            open: named(include_str!("redis/open.lua")),
+            fill: named(include_str!("redis/fill.lua")),
+            close: named(include_str!("redis/close.lua")),
+            reopen: named(include_str!("redis/reopen.lua")),
+            reclaim: named(include_str!("redis/reclaim.lua")),
+            explain: named(include_str!("redis/explain.lua")),
+        }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Script> {
+        [
+            &self.lookup,
+            &self.versions,
+            &self.open,
+            &self.fill,
+            &self.close,
+            &self.reopen,
+            &self.reclaim,
+            &self.explain,
+        ]
+        .into_iter()
+    }
 }
 
 /// A script's keys and arguments.
@@ -450,7 +631,9 @@ impl Redis {
             .with_connection_config(|connection| {
                 connection.connection_timeout = CONNECT_TIMEOUT;
                 connection.internal_command_timeout = CONNECT_TIMEOUT;
-                connection.max_command_buffer_len = MAX_IN_FLIGHT;
+                // There is no more than the room for commands, and no command is sent twice.
+                connection.max_command_buffer_len = 2 * MAX_IN_FLIGHT;
+                connection.max_command_attempts = 1;
                 connection.tcp.nodelay = Some(true);
                 // A master that a failover has demoted.
                 connection.reconnect_errors = vec![ReconnectError::ReadOnly];
@@ -459,26 +642,19 @@ impl Redis {
             .map_err(|error| RedisConfigError::Url(error.details().to_owned()))?;
         let schema = blake3::hash(crate::proto::DESCRIPTORS).to_hex();
         Ok(Self {
-            client: RwLock::new(client.with_options(&fail_fast())),
-            scripts: Scripts {
-                open: Script::from_lua(include_str!("redis/open.lua")),
-                fill: Script::from_lua(include_str!("redis/fill.lua")),
-                close: Script::from_lua(include_str!("redis/close.lua")),
-                reopen: Script::from_lua(include_str!("redis/reopen.lua")),
-                reclaim: Script::from_lua(include_str!("redis/reclaim.lua")),
-                explain: Script::from_lua(include_str!("redis/explain.lua")),
-            },
+            client: RwLock::new(client),
+            lease: Mutex::new(None),
             prefix: config.prefix.clone(),
             schema: schema[..8].to_owned(),
             ttl_ms: ms(config.ttl),
-            in_flight: Semaphore::new(MAX_IN_FLIGHT),
-            replies: AtomicU64::new(0),
-            stuck: Notify::new(),
+            room: Arc::new(Semaphore::new(MAX_IN_FLIGHT)),
+            replies: Arc::default(),
+            stuck: Arc::default(),
             counters: Counters::default(),
         })
     }
 
-    fn client(&self) -> WithOptions<Client> {
+    fn client(&self) -> Client {
         let client = self.client.read();
         client.unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -487,13 +663,38 @@ impl Redis {
     /// counts the commands that it was dropped with as queued, and never flushes a connection's
     /// buffer as long as commands seem to be queued behind.
     fn replace_client(&self) {
-        let fresh = self.client().clone_new().with_options(&fail_fast());
+        let fresh = self.client().clone_new();
         *self.client.write().unwrap_or_else(PoisonError::into_inner) = fresh;
     }
 
-    /// The names of a tag's keys. The one place that knows what they begin with.
-    fn names(&self, tag: &Tag) -> Names {
-        Names(format!("{}{{{tag}}}:", self.prefix))
+    fn lease(&self) -> MutexGuard<'_, Option<Lease>> {
+        self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The epoch that is known, current or not.
+    fn period(&self) -> Result<Arc<Period>, CacheError> {
+        let lease = self.lease();
+        let lease = lease.as_ref().ok_or_else(never_leased)?;
+        Ok(Arc::clone(&lease.period))
+    }
+
+    /// The epoch in which the cache may be used now.
+    fn leased(&self) -> Result<Arc<Period>, CacheError> {
+        let lease = self.lease();
+        let lease = lease.as_ref().ok_or_else(never_leased)?;
+        if lease.until <= Instant::now() {
+            let why = "the database hasn't said lately that it is used";
+            return Err(CacheError(why.to_owned()));
+        }
+        lease.period.scripts()?;
+        Ok(Arc::clone(&lease.period))
+    }
+
+    fn connected(&self) -> Result<(), CacheError> {
+        if self.client().is_connected() {
+            return Ok(());
+        }
+        Err(CacheError("there is no connection".to_owned()))
     }
 
     /// An entry's key, after what all keys of its tag begin with.
@@ -501,49 +702,61 @@ impl Redis {
         format!("{}:{key}", self.schema)
     }
 
-    /// Reads version and entry at one moment: `MGET` is atomic, and cheaper than a script.
+    /// Reads version and entry at one moment.
     async fn lookup(
         &self,
         tag: &Tag,
         key: &Key,
     ) -> Result<(Option<Version>, Option<Bytes>), CacheError> {
-        let names = self.names(tag);
-        let keys = vec![names.of("version"), names.of(&self.member(key))];
-        self.counters.round_trips.add(1);
-        let client = self.client();
-        let reply: Vec<Option<Bytes>> =
-            self.command(client.mget(keys)).await.map_err(unavailable)?;
+        let period = self.leased()?;
+        let names = period.names(tag);
+        let call = Call {
+            keys: vec![names.of("version"), names.of(&self.member(key))],
+            args: Vec::new(),
+        };
+        let reply: Vec<Option<Bytes>> = self.run(&period.scripts()?.lookup, call).await?;
         let [version, entry] = <[_; 2]>::try_from(reply)
-            .map_err(|_| CacheError("MGET answered another number of values".to_owned()))?;
+            .map_err(|_| CacheError("it answered another number of values".to_owned()))?;
         Ok((version.as_deref().and_then(Version::from_bytes), entry))
     }
 
-    async fn versions(&self, tags: &[Tag]) -> Result<Vec<Option<Version>>, CacheError> {
-        self.counters.round_trips.add(1);
-        let keys = tags.iter().map(|tag| self.names(tag).of("version"));
-        let client = self.client();
-        let reply: Result<Vec<Option<Bytes>>, _> = if client.is_clustered() {
-            try_join_all(keys.map(|key| self.command(client.get(key)))).await
-        } else {
-            self.command(client.mget(keys.collect::<Vec<_>>())).await
+    /// Reads the versions of tags, each with an error of its own: a Cluster's node may be away.
+    async fn versions(
+        &self,
+        tags: &[Tag],
+    ) -> Result<Vec<Result<Option<Version>, CacheError>>, CacheError> {
+        let period = self.leased()?;
+        let script = &period.scripts()?.versions;
+        let keys = tags.iter().map(|tag| period.names(tag).of("version"));
+        let parse = |version: Option<Bytes>| version.as_deref().and_then(Version::from_bytes);
+        let call = |keys| Call {
+            keys,
+            args: Vec::new(),
         };
-        let versions = reply.map_err(unavailable)?;
-        Ok(versions
-            .iter()
-            .map(|version| version.as_deref().and_then(Version::from_bytes))
+        if self.client().is_clustered() {
+            let calls = keys.map(|key| call(vec![key])).collect();
+            let replies = self.read::<Vec<Option<Bytes>>>(script, calls).await?;
+            let first = |reply: Vec<Option<Bytes>>| parse(reply.into_iter().next().flatten());
+            return Ok(replies.into_iter().map(|reply| reply.map(first)).collect());
+        }
+        let reply: Vec<Option<Bytes>> = self.run(script, call(keys.collect())).await?;
+        Ok(reply
+            .into_iter()
+            .map(|version| Ok(parse(version)))
             .collect())
     }
 
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
-        let names = self.names(tag);
+        let period = self.leased()?;
+        let names = period.names(tag);
         let call = Call {
             keys: vec![names.of("version"), names.of("writers")],
             args: vec![
                 Value::Bytes(Version::generate().to_bytes().to_vec().into()),
-                self.ttl_ms.into(),
+                self.ttl_ms.min(ms(UNFILLED_TTL)).into(),
             ],
         };
-        let version: Option<Bytes> = self.run(&self.scripts.open, call).await?;
+        let version: Option<Bytes> = self.run(&period.scripts()?.open, call).await?;
         Ok(version.as_deref().and_then(Version::from_bytes))
     }
 
@@ -554,11 +767,12 @@ impl Redis {
         version: Version,
         answer: &[u8],
     ) -> Result<bool, CacheError> {
+        let period = self.leased()?;
         let mut entry = BytesMut::with_capacity(usize::from(HEADER_BYTES) + answer.len());
         entry.put_slice(&version.to_bytes());
         entry.put_u64(now_ms());
         entry.put_slice(answer);
-        let names = self.names(tag);
+        let names = period.names(tag);
         let member = self.member(key);
         let call = Call {
             keys: vec![names.of("version"), names.of("keys"), names.of(&member)],
@@ -571,11 +785,11 @@ impl Redis {
                 i64::from(CLEAN.1).into(),
             ],
         };
-        self.run(&self.scripts.fill, call).await
+        self.run(&period.scripts()?.fill, call).await
     }
 
-    fn close_call(&self, tag: &Tag, write: Option<WriteId>) -> Call {
-        let names = self.names(tag);
+    fn close_call(&self, period: &Period, tag: &Tag, write: Option<WriteId>) -> Call {
+        let names = period.names(tag);
         let dropped = format!("dropped:{:016x}", rand::random::<u64>());
         let write = write.map(|WriteId(id)| id.to_string()).unwrap_or_default();
         Call {
@@ -595,35 +809,44 @@ impl Redis {
         }
     }
 
-    async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+    async fn reopen(
+        &self,
+        period: &Period,
+        tags: &BTreeSet<Tag>,
+        WriteId(write): WriteId,
+    ) -> Result<(), CacheError> {
+        let script = &period.scripts()?.reopen;
+        let until = Instant::now() + WRITE_WAIT;
         let tags: Vec<_> = tags.iter().collect();
         for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
-            let calls = tags.iter().map(|tag| self.reopen_call(tag, write));
-            let _: Vec<u64> = self.run_all(&self.scripts.reopen, calls).await?;
+            let calls = tags.iter().map(|tag| {
+                let names = period.names(tag);
+                Call {
+                    keys: vec![names.of("version"), names.of("writers")],
+                    args: vec![write.to_string().into()],
+                }
+            });
+            let _: Vec<u64> = self.run_all(script, calls.collect(), until).await?;
         }
         Ok(())
-    }
-
-    fn reopen_call(&self, tag: &Tag, WriteId(write): WriteId) -> Call {
-        let names = self.names(tag);
-        Call {
-            keys: vec![names.of("version"), names.of("writers")],
-            args: vec![write.to_string().into()],
-        }
     }
 
     /// Drops some of a detached index's entries, and returns where to go on.
     async fn reclaim(
         &self,
-        Reclaim { tag, dropped }: &Reclaim,
+        Reclaim {
+            period,
+            tag,
+            dropped,
+        }: &Reclaim,
         cursor: String,
     ) -> Result<String, CacheError> {
-        let names = self.names(tag);
+        let names = period.names(tag);
         let call = Call {
             keys: vec![dropped.clone(), names.of("version")],
             args: vec![cursor.into(), RECLAIM_AT_ONCE.into(), names.0.into()],
         };
-        self.run(&self.scripts.reclaim, call).await
+        self.run(&period.scripts()?.reclaim, call).await
     }
 
     async fn explain(
@@ -631,7 +854,8 @@ impl Redis {
         tag: &Tag,
         key: &Key,
     ) -> Result<(Option<Version>, u64, Option<Held>), CacheError> {
-        let names = self.names(tag);
+        let period = self.leased()?;
+        let names = period.names(tag);
         let call = Call {
             keys: vec![
                 names.of("version"),
@@ -641,7 +865,7 @@ impl Redis {
             args: vec![i64::from(HEADER_BYTES).into()],
         };
         let (version, writers, header, length): (Option<Bytes>, u64, Bytes, u64) =
-            self.run(&self.scripts.explain, call).await?;
+            self.run(&period.scripts()?.explain, call).await?;
         let held = parse_entry(&header).map(|(version, filled_ms, _)| Held {
             version,
             bytes: length.saturating_sub(u64::from(HEADER_BYTES)),
@@ -669,64 +893,99 @@ impl Redis {
     }
 
     /// Runs a script.
-    async fn run<T: FromValue>(&self, script: &Script, call: Call) -> Result<T, CacheError> {
-        self.counters.round_trips.add(1);
-        self.execute(script, call).await
-    }
-
-    /// Runs a script once for each call. They are sent together, without waiting for replies, so
-    /// all take one round trip (on a Cluster, one for each node).
-    async fn run_all<T: FromValue>(
+    async fn run<T: FromValue + Send + 'static>(
         &self,
         script: &Script,
-        calls: impl IntoIterator<Item = Call>,
-    ) -> Result<Vec<T>, CacheError> {
-        self.counters.round_trips.add(1);
-        try_join_all(calls.into_iter().map(|call| self.execute(script, call))).await
+        call: Call,
+    ) -> Result<T, CacheError> {
+        let replies = self.read(script, vec![call]).await?;
+        replies
+            .into_iter()
+            .next()
+            .unwrap_or_else(|| Err(abandoned()))
     }
 
-    async fn execute<T: FromValue>(&self, script: &Script, call: Call) -> Result<T, CacheError> {
-        let Call { keys, args } = call.clone();
-        let client = self.client();
-        // fred's options for a command, such as to fail fast, don't reach scripts.
-        if !client.is_connected() {
-            return Err(CacheError("there is no connection".to_owned()));
-        }
-        let by_hash = client.evalsha(script.sha1().clone(), keys, args);
-        match self.command(by_hash).await {
-            // A server that was restarted, or another node, doesn't know the script yet.
-            Err(error) if error.details().starts_with("NOSCRIPT") => {
-                self.counters.round_trips.add(1);
-                let lua = script.lua().cloned().unwrap_or_default();
-                self.command(client.eval(lua, call.keys, call.args)).await
-            }
-            reply => reply,
-        }
-        .map_err(unavailable)
-    }
-
-    /// Waits for a command's reply, and notices when none comes any more.
-    async fn command<T>(
+    /// Runs a script once for each call, for somebody who has better to do than to wait for long.
+    async fn read<T: FromValue + Send + 'static>(
         &self,
-        reply: impl Future<Output = Result<T, FredError>>,
-    ) -> Result<T, FredError> {
-        let _permit = self.in_flight.try_acquire().map_err(|_| {
-            FredError::new(ErrorKind::Backpressure, "too many commands are under way")
-        })?;
+        script: &Script,
+        calls: Vec<Call>,
+    ) -> Result<Vec<Result<T, CacheError>>, CacheError> {
         let before = self.replies.load(Ordering::Relaxed);
-        let reply = reply.await;
-        match &reply {
-            Err(error) if *error.kind() == ErrorKind::Timeout => {
-                // One node of a Cluster may hang while the others reply.
-                if self.client().is_clustered() || self.replies.load(Ordering::Relaxed) == before {
-                    self.stuck.notify_one();
-                }
-            }
-            _ => {
-                self.replies.fetch_add(1, Ordering::Relaxed);
-            }
+        let until = Instant::now() + READ_TIMEOUT;
+        let replies = self.send(script, calls, until);
+        if let Ok(replies) = timeout_at(until.into(), replies).await {
+            return replies;
         }
-        reply
+        if self.replies.load(Ordering::Relaxed) == before {
+            self.stuck.notify_one();
+        }
+        Err(CacheError("it doesn't answer in time".to_owned()))
+    }
+
+    /// Runs a script once for each call.
+    async fn run_all<T: FromValue + Send + 'static>(
+        &self,
+        script: &Script,
+        calls: Vec<Call>,
+        room_until: Instant,
+    ) -> Result<Vec<T>, CacheError> {
+        self.send(script, calls, room_until)
+            .await?
+            .into_iter()
+            .collect()
+    }
+
+    /// Runs a script once for each call, as soon as there is room for them all. They are sent
+    /// together, without waiting for replies, so all take one round trip (on a Cluster, one for
+    /// each node).
+    async fn send<T: FromValue + Send + 'static>(
+        &self,
+        script: &Script,
+        calls: Vec<Call>,
+        room_until: Instant,
+    ) -> Result<Vec<Result<T, CacheError>>, CacheError> {
+        self.connected()?;
+        let count = u32::try_from(calls.len()).unwrap_or(u32::MAX);
+        let room = timeout_at(
+            room_until.into(),
+            Arc::clone(&self.room).acquire_many_owned(count),
+        )
+        .await
+        .map_err(|_| CacheError("too many commands are under way".to_owned()))?
+        .map_err(|_| abandoned())?;
+        self.counters.round_trips.add(1);
+        let client = self.client();
+        let (replies, stuck) = (Arc::clone(&self.replies), Arc::clone(&self.stuck));
+        let hash = script.sha1().clone();
+        let commands = async move {
+            let before = replies.load(Ordering::Relaxed);
+            let commands = calls.into_iter().map(|call| {
+                let command = client.evalsha(hash.clone(), call.keys, call.args);
+                let replies = &replies;
+                async move {
+                    let reply: Result<T, FredError> = command.await;
+                    if !is_late(&reply) {
+                        replies.fetch_add(1, Ordering::Relaxed);
+                    }
+                    reply
+                }
+            });
+            let answers = join_all(commands).await;
+            // One node of a Cluster may hang while the others reply.
+            if answers.iter().any(is_late)
+                && (client.is_clustered() || replies.load(Ordering::Relaxed) == before)
+            {
+                stuck.notify_one();
+            }
+            drop(room);
+            answers
+                .into_iter()
+                .map(|reply| reply.map_err(unavailable))
+                .collect()
+        };
+        // It goes on if the caller leaves: fred still has the commands, and they take their room.
+        tokio::spawn(commands).await.map_err(|_| abandoned())
     }
 }
 
@@ -797,7 +1056,7 @@ async fn keep_connected(redis: Arc<Redis>) {
         }
         drop(router);
         redis.replace_client();
-        tokio::time::sleep(RESTART_AFTER).await;
+        sleep(RESTART_AFTER).await;
         // Whatever has timed out by now was sent to the old connection.
         let _ = redis.stuck.notified().now_or_never();
     }
@@ -825,7 +1084,10 @@ async fn read_versions(redis: Arc<Redis>, mut asked: mpsc::Receiver<Check>) {
         for Check { tag, answer } in checks.drain(..) {
             // Who asked may have gone.
             let _ = answer.send(match &versions {
-                Ok(versions) => Ok(places.get(&tag).and_then(|&place| *versions.get(place)?)),
+                Ok(versions) => places
+                    .get(&tag)
+                    .and_then(|&place| versions.get(place).cloned())
+                    .unwrap_or(Ok(None)),
                 Err(error) => Err(error.clone()),
             });
         }
@@ -838,21 +1100,15 @@ async fn reclaim(redis: Arc<Redis>, mut detached: mpsc::Receiver<Reclaim>) {
     const START: &str = "0";
     while let Some(index) = detached.recv().await {
         let mut cursor = START.to_owned();
-        // What an error leaves takes memory until its time to live has passed.
-        while let Ok(next) = redis.reclaim(&index, cursor).await
-            && next != START
-        {
-            cursor = next;
-        }
-    }
-}
-
-/// Tries again to reopen what a server that was away still holds closed, for it may carry out a
-/// `close` that its caller has given up on. After the deadline the tags are open by themselves.
-async fn reopen_late(redis: Arc<Redis>, mut unconfirmed: mpsc::Receiver<Reopen>) {
-    while let Some(Reopen { tags, write, since }) = unconfirmed.recv().await {
-        while since.elapsed() < WRITE_DEADLINE && redis.reopen(&tags, write).await.is_err() {
-            tokio::time::sleep(REOPEN_AFTER).await;
+        // What is left when it has failed too often takes memory until its time to live has passed.
+        let mut tries = 0..RECLAIM_TRIES;
+        loop {
+            match redis.reclaim(&index, cursor.clone()).await {
+                Ok(next) if next == START => break,
+                Ok(next) => cursor = next,
+                Err(_) if tries.next().is_some() => sleep(RECLAIM_AFTER).await,
+                Err(_) => break,
+            }
         }
     }
 }
@@ -868,7 +1124,7 @@ async fn sweep(local: Arc<Entries>) {
 async fn next_key(
     keys: &mut (impl Stream<Item = Result<RedisKey, FredError>> + Unpin),
 ) -> Result<Option<RedisKey>, CacheError> {
-    match tokio::time::timeout(SCAN_TIMEOUT, keys.next()).await {
+    match timeout(SCAN_TIMEOUT, keys.next()).await {
         Ok(key) => key.transpose().map_err(unavailable),
         Err(_) => Err(CacheError("a scan timed out".to_owned())),
     }
@@ -890,12 +1146,68 @@ fn parse_url(url: &str) -> Result<Config, RedisConfigError> {
     })
 }
 
-/// A command fails at once while there is no connection, and isn't sent twice.
-fn fail_fast() -> Options {
+/// The nodes that are to be asked one by one: the masters of a Cluster, after what the client knows.
+/// None is the one that the client is connected to.
+fn masters(client: &Client) -> Vec<Option<Server>> {
+    match client.cached_cluster_state() {
+        Some(state) if client.is_clustered() => {
+            state.unique_primary_nodes().into_iter().map(Some).collect()
+        }
+        _ => vec![None],
+    }
+}
+
+/// Whether a node is a master, and knows these scripts.
+async fn check_master(
+    node: WithOptions<Client>,
+    scripts: Option<&Scripts>,
+) -> Result<(), FredError> {
+    let role: Vec<Value> = command(&node, "ROLE", Vec::new()).await?;
+    if role.first().and_then(Value::as_bytes) != Some(b"master") {
+        return Err(FredError::new(ErrorKind::Routing, "it isn't a master"));
+    }
+    if let Some(scripts) = scripts {
+        let hashes = scripts.all().map(|script| script.sha1().clone().into());
+        let arguments = iter::once("EXISTS".into()).chain(hashes).collect();
+        let known: Vec<bool> = command(&node, "SCRIPT", arguments).await?;
+        if known.contains(&false) {
+            let why = "it isn't the server that the epoch began with";
+            return Err(FredError::new(ErrorKind::NotFound, why));
+        }
+    }
+    Ok(())
+}
+
+/// Runs a command on one node. fred's own methods for scripts choose one by themselves.
+async fn command<T: FromValue>(
+    node: &WithOptions<Client>,
+    name: &'static str,
+    arguments: Vec<Value>,
+) -> Result<T, FredError> {
+    let name = CustomCommand::new_static(name, ClusterHash::Random, false);
+    node.custom(name, arguments).await
+}
+
+/// For a command to a certain node, which fails at once while there is no connection.
+fn at(node: Option<Server>) -> Options {
     Options {
+        cluster_node: node,
         fail_fast: true,
+        timeout: Some(READ_TIMEOUT),
         ..Options::default()
     }
+}
+
+fn is_late<T>(reply: &Result<T, FredError>) -> bool {
+    matches!(reply, Err(error) if *error.kind() == ErrorKind::Timeout)
+}
+
+fn never_leased() -> CacheError {
+    CacheError("the database hasn't said yet that it is used".to_owned())
+}
+
+fn abandoned() -> CacheError {
+    CacheError("a command was abandoned".to_owned())
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]

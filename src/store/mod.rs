@@ -1,9 +1,12 @@
 //! The system of record, and the traits that a database engine implements.
 
+mod epoch;
 pub mod postgres;
 mod schema;
 mod sql;
 pub mod sqlite;
+
+pub use self::epoch::EpochTable;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -13,7 +16,7 @@ use uuid::Uuid;
 use crate::{
     error::Result,
     model::{
-        Cursor, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
+        Cursor, Epoch, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
         ReportCursor, ReportQuery,
     },
 };
@@ -127,6 +130,9 @@ pub trait Store: Send + Sync + 'static {
     /// [`MAX_WRITE`] counts from here: what has to outlast the write starts afterwards.
     async fn begin(&self) -> Result<Box<dyn Transaction>>;
 
+    /// Forgets the former image that a write noted at this time, unless another has noted one since.
+    async fn forget_former_image(&self, id: LocationId, noted: Micros) -> Result<()>;
+
     /// Forgets the answers to creations, and the former images, from before this time.
     async fn forget(&self, before: Micros) -> Result<()>;
 
@@ -159,10 +165,11 @@ pub trait Transaction: Send {
     /// Deletes a location that is locked.
     async fn delete(&mut self, id: LocationId) -> Result<()>;
 
-    /// The images that these locations had before they were last deleted, if they were.
-    async fn former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>>;
+    /// The images that were noted for these locations and not forgotten yet. This write, which closes
+    /// their tags, forgets them.
+    async fn take_former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>>;
 
-    /// Notes the image that a location has before it is deleted.
+    /// Notes the image that a location has before it is moved or deleted.
     async fn note_former_image(&mut self, former: &Image, now: Micros) -> Result<()>;
 
     /// The answers that this caller's creations with these request ids had.
@@ -177,9 +184,11 @@ pub trait Transaction: Send {
         now: Micros,
     ) -> Result<bool>;
 
-    /// Makes the write last. `Error::OutcomeUnknown` if it can't tell whether it did: then it may
-    /// still come to last until [`MAX_WRITE`] is over. After any other error nothing was written.
-    async fn commit(self: Box<Self>) -> Result<()>;
+    /// Makes the write last, if this is the cache's epoch then (`None`: the cache has no epochs);
+    /// `Error::Conflict` if it isn't. `Error::OutcomeUnknown` if it can't tell whether the write
+    /// lasts: then it may still come to last until [`MAX_WRITE`] is over. After any other error
+    /// nothing was written.
+    async fn commit(self: Box<Self>, epoch: Option<Epoch>) -> Result<()>;
 
     /// Undoes it.
     async fn rollback(self: Box<Self>);

@@ -26,16 +26,19 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, Store, schema,
+    EpochTable, MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, Store, epoch, schema,
     sql::{Dialect, SqlStore, Value, bind},
 };
-use crate::error::Error;
+use crate::{error::Error, model::Epoch};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
 /// How long a connection is waited for, from the pool or from the server. Short: callers of a
 /// database that is away should hear of it while they still wait.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The connections for the cache's epoch: one to read it, one to change it.
+const EPOCH_CONNECTIONS: u32 = 2;
 
 /// How long another write's lock is waited for: longer than the server takes to see a deadlock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,21 +75,7 @@ pub async fn migrate(url: &str) -> Result<(), OpenError> {
 pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenError> {
     let connect = parse(url)?;
     ensure_schema(&connect, options.migrate).await?;
-    let connect = connect
-        // Errors are logged where a call ends, and the text of statements nowhere.
-        .disable_statement_logging()
-        .options([
-            ("statement_timeout", millis(STATEMENT_TIMEOUT)),
-            ("lock_timeout", millis(LOCK_TIMEOUT)),
-            (
-                "idle_in_transaction_session_timeout",
-                millis(IDLE_IN_TRANSACTION_TIMEOUT),
-            ),
-            (
-                "client_connection_check_interval",
-                millis(CLIENT_CHECK_INTERVAL),
-            ),
-        ]);
+    let connect = bounded(connect);
     let pool = |max_connections| {
         PgPoolOptions::new()
             .max_connections(max_connections)
@@ -100,6 +89,37 @@ pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenErr
         prober: pool(1),
         lock: None,
     }))
+}
+
+/// The cache's epoch in a database that has this release's schema. It has connections of its own,
+/// so that it never waits for calls.
+pub fn epochs(url: &str) -> Result<EpochTable, OpenError> {
+    let pool = PgPoolOptions::new()
+        .max_connections(EPOCH_CONNECTIONS)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .connect_lazy_with(bounded(parse(url)?));
+    Ok(EpochTable::new(pool))
+}
+
+/// Sets bounds that the server keeps by itself.
+fn bounded(connect: PgConnectOptions) -> PgConnectOptions {
+    connect
+        // Errors are logged where a call ends, and the text of statements nowhere.
+        .disable_statement_logging()
+        .options([
+            ("statement_timeout", millis(STATEMENT_TIMEOUT)),
+            ("lock_timeout", millis(LOCK_TIMEOUT)),
+            (
+                "idle_in_transaction_session_timeout",
+                millis(IDLE_IN_TRANSACTION_TIMEOUT),
+            ),
+            (
+                "client_connection_check_interval",
+                millis(CLIENT_CHECK_INTERVAL),
+            ),
+            // Commits are guarded by statements that must see what was committed before them.
+            ("default_transaction_isolation", "read committed".to_owned()),
+        ])
 }
 
 fn parse(url: &str) -> Result<PgConnectOptions, OpenError> {
@@ -175,9 +195,11 @@ impl Dialect for Postgres {
     type Interrupt = ();
 
     /// In one message, so that nothing the client does, or fails to do, comes between the two.
-    fn commit() -> String {
+    fn commit(epoch: Option<Epoch>) -> String {
+        let guard = epoch.map(epoch::guard).unwrap_or_default();
         format!(
             "DO $$ BEGIN
+                 {guard}
                  IF clock_timestamp() > transaction_timestamp() + interval '{} ms' THEN
                      RAISE 'the write is too old to be committed' USING ERRCODE = 'query_canceled';
                  END IF;

@@ -15,7 +15,7 @@ use super::{Answer, MAX_PAGE_BYTES, REPLY_MARGIN, STATEMENT_TIMEOUT, Store, Tran
 use crate::{
     error::{Error, Result},
     model::{
-        Address, Capacity, Coordinates, Cursor, Details, Etag, Image, ListQuery, Location,
+        Address, Capacity, Coordinates, Cursor, Details, Epoch, Etag, Image, ListQuery, Location,
         LocationId, LocationState, LocationType, Micros, Order, OrderField, OwnerId, Page,
         Predicate, RegionCode, Report, ReportCursor, ReportQuery, SortValue, Text, fold_case,
     },
@@ -40,8 +40,8 @@ pub(super) trait Dialect: Database + HasStatementCache {
     /// Stops the connection's query when it is dropped.
     type Interrupt: Send;
 
-    /// Ends a transaction that has written, in one message.
-    fn commit() -> String;
+    /// Ends a transaction that has written, in one message, if this is the cache's epoch.
+    fn commit(epoch: Option<Epoch>) -> String;
 
     /// Makes the queries of a connection end when the guard is dropped.
     async fn interruptible(connection: &mut Self::Connection) -> sqlx::Result<Self::Interrupt>;
@@ -677,6 +677,15 @@ where
         Ok(Box::new(SqlTransaction(writer)))
     }
 
+    async fn forget_former_image(&self, id: LocationId, noted: Micros) -> Result<()> {
+        let mut statement = Statement::new("DELETE FROM former_images WHERE id = ");
+        statement
+            .bind(Value::Id(id.0))
+            .push(" AND noted_time = ")
+            .bind(Value::Int(noted.0));
+        self.writer().await?.execute(statement).await
+    }
+
     async fn forget(&self, before: Micros) -> Result<()> {
         for (table, key, time) in [
             ("create_requests", "caller, request_id", "create_time"),
@@ -795,13 +804,11 @@ where
         self.0.execute(statement).await
     }
 
-    async fn former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
-        let mut statement = Statement::new(
-            "SELECT id, type, production_run_id, owner_id FROM former_images WHERE id IN (",
-        );
+    async fn take_former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
+        let mut statement = Statement::new("DELETE FROM former_images WHERE id IN (");
         statement
             .list(ids.iter().map(|id| Value::Id(id.0)))
-            .push(")");
+            .push(") RETURNING id, type, production_run_id, owner_id");
         let rows = self.0.rows::<ImageRow>(statement).await?;
         rows.into_iter().map(Image::try_from).collect()
     }
@@ -882,8 +889,8 @@ where
         Ok(rows.len() == answers.len())
     }
 
-    async fn commit(mut self: Box<Self>) -> Result<()> {
-        match self.0.command(DB::commit()).await {
+    async fn commit(mut self: Box<Self>, epoch: Option<Epoch>) -> Result<()> {
+        match self.0.command(DB::commit(epoch)).await {
             Ok(Ok(())) => {
                 self.0.in_transaction = false;
                 Ok(())

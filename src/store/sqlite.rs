@@ -24,7 +24,7 @@ use super::{
     Migrate, OpenError, Store, WAIT_SECS, schema,
     sql::{Dialect, SqlStore, Value, bind},
 };
-use crate::error::Error;
+use crate::{error::Error, model::Epoch};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -125,7 +125,7 @@ impl Dialect for Sqlite {
 
     type Interrupt = Interrupt;
 
-    fn commit() -> String {
+    fn commit(_: Option<Epoch>) -> String {
         "COMMIT".to_owned()
     }
 

@@ -277,7 +277,7 @@ fn revealing(control: Control) -> Vec<faults::Kind> {
         // What was committed isn't reopened yet.
         Control::NoCloseBeforeCommit => vec![Kind::SlowRedis],
         Control::LocalWithoutValidation => Vec::new(),
-        Control::NoEpoch => vec![Kind::RestoreRedis],
+        Control::NoEpoch => vec![Kind::RestoreRedis, Kind::StopRedis],
     }
 }
 
@@ -294,6 +294,11 @@ fn run(args: &Args, control: Option<&'static str>) -> Result<Found, Failure> {
 }
 
 async fn check(args: Args, seed: u64, control: Option<&'static str>) -> Result<Found, Failure> {
+    let possible = faults::Kind::of(args.topology);
+    let kinds = args.faults.0.clone().unwrap_or_else(|| possible.clone());
+    if let Some(kind) = kinds.iter().find(|kind| !possible.contains(kind)) {
+        return Err(format!("{} can't strike this topology", kind.name()).into());
+    }
     let (mut deployment, urls, secret) = if args.replica.is_empty() {
         let binary = args.binary.clone().map_or_else(default_binary, Ok)?;
         let replicas = if args.topology == Topology::Embedded {
@@ -341,8 +346,6 @@ async fn check(args: Args, seed: u64, control: Option<&'static str>) -> Result<F
         })
     };
     if let Some(deployment) = &mut deployment {
-        let all = || faults::Kind::of(deployment.topology);
-        let kinds = args.faults.0.clone().unwrap_or_else(all);
         let long = args.seconds >= LONG;
         let plans = (0..).map_while(|number| Plan::new(seed, number, &kinds, long));
         faults::run(deployment, &fleet, &recorder, plans, &stop).await;

@@ -20,12 +20,13 @@ use location_service::{
         WriteId,
     },
     config::DatabaseUrl,
-    model::{Predicate, ProductionRunId},
+    model::{CacheEpoch, Epoch, Predicate, ProductionRunId},
     proto::location::v1,
 };
 use tempfile::TempDir;
 use tokio::sync::Barrier;
 use tonic::{Response, Status, transport::Endpoint};
+use uuid::Uuid;
 
 use crate::{
     harness::{Client, Pair, TestApp, cache_status, config_on, create, of_run, storage},
@@ -89,8 +90,9 @@ impl Counted {
 }
 
 /// What the service asks of the database by itself.
-const BACKGROUND: [&str; 2] = [
+const BACKGROUND: [&str; 3] = [
     "SELECT id FROM locations LIMIT 1",
+    "SELECT epoch, server, ",
     "DELETE FROM create_requests WHERE create_time < ",
 ];
 
@@ -111,7 +113,10 @@ async fn a_hit_that_the_process_doesnt_hold_is_one_round_trip() {
         list(&mut client).await,
         "location-service; hit; detail=redis"
     );
-    assert_eq!(counted.redis.all_calls(), [("mget".to_owned(), 1)]);
+    assert_eq!(
+        counted.redis.all_calls(),
+        [("evalsha".to_owned(), 1), ("mget".to_owned(), 1)]
+    );
     assert_eq!(Counted::stats(&replica).await.round_trip_count, 1);
     assert_eq!(counted.statements()[statements..], [] as [&str; 0]);
 
@@ -119,7 +124,10 @@ async fn a_hit_that_the_process_doesnt_hold_is_one_round_trip() {
         list(&mut client).await,
         "location-service; hit; detail=local"
     );
-    assert_eq!(counted.redis.all_calls(), [("mget".to_owned(), 2)]);
+    assert_eq!(
+        counted.redis.all_calls(),
+        [("evalsha".to_owned(), 2), ("mget".to_owned(), 2)]
+    );
     assert_eq!(Counted::stats(&replica).await.round_trip_count, 2);
     assert_eq!(counted.statements()[statements..], [] as [&str; 0]);
     replica.stop().await;
@@ -197,12 +205,21 @@ impl Cache for AllAtOnce {
         self.inner.fill(tag, key, version, answer).await
     }
 
-    async fn close(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+    async fn close(
+        &self,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
+    ) -> Result<Option<Epoch>, CacheError> {
         self.inner.close(tags, write).await
     }
 
-    async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
-        self.inner.reopen(tags, write).await
+    async fn reopen(
+        &self,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
+        epoch: Option<Epoch>,
+    ) -> Result<(), CacheError> {
+        self.inner.reopen(tags, write, epoch).await
     }
 
     async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError> {
@@ -272,7 +289,10 @@ async fn a_thousand_hits_on_one_entry_share_a_handful_of_version_reads() {
     }
     let reads = counted.redis.calls("mget");
     assert!((1..=5).contains(&reads), "{reads} version reads");
-    assert_eq!(counted.redis.all_calls(), [("mget".to_owned(), reads)]);
+    assert_eq!(
+        counted.redis.all_calls(),
+        [("evalsha".to_owned(), reads), ("mget".to_owned(), reads)]
+    );
     let after = Counted::stats(&counted.app).await.round_trip_count;
     assert_eq!(u64::try_from(after - before), Ok(reads));
     assert_eq!(counted.statements()[statements..], [] as [&str; 0]);
@@ -314,6 +334,14 @@ async fn traffic_leaves_few_index_members_without_their_entries() {
         ttl: TTL,
     };
     let cache = Arc::new(RedisCache::connect(&config).await.expect("a good URL"));
+    let name = Uuid::new_v4();
+    cache.introduce(name).await.expect("Redis answers");
+    let epoch = CacheEpoch {
+        epoch: Epoch(1),
+        server: Some(name),
+        may_activate: false,
+    };
+    cache.renew(&epoch, Instant::now() + 2 * TRAFFIC);
     let requests = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
     let readers = (0..8).map(|_| {
@@ -327,8 +355,9 @@ async fn traffic_leaves_few_index_members_without_their_entries() {
                 });
                 if number % 1_000 == 999 {
                     let (tags, write) = (BTreeSet::from([tag.clone()]), WriteId::generate());
-                    cache.close(&tags, write).await.expect("closed");
-                    cache.reopen(&tags, write).await.expect("reopened");
+                    let epoch = cache.close(&tags, write).await.expect("closed");
+                    let reopened = cache.reopen(&tags, write, epoch).await;
+                    reopened.expect("reopened");
                 }
                 // Some pages come again while they are cached; most don't.
                 let page = if number % 4 == 0 {

@@ -7,8 +7,15 @@ use std::{
     time::Duration,
 };
 
-use location_service::{config::DatabaseUrl, proto::location::v1};
-use tokio::task::JoinHandle;
+use location_service::{
+    config::{DatabaseUrl, ServeConfig},
+    proto::location::v1,
+};
+use tempfile::TempDir;
+use tokio::{
+    task::JoinHandle,
+    time::{Instant, sleep, sleep_until},
+};
 use tonic::{Code, Response, Status};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
@@ -30,6 +37,8 @@ use crate::{
 
 const CLOSED: &str = "location-service; fwd=bypass; detail=write-in-flight";
 const AWAY: &str = "location-service; fwd=bypass; detail=cache-unavailable";
+const A_FEW_SECONDS: Duration = Duration::from_secs(6);
+
 const LOCAL: &str = "location-service; hit; detail=local";
 
 /// Two replicas on a `PostgreSQL` and a Redis of the test's own; one can be held.
@@ -48,6 +57,9 @@ impl Replicas {
         let database = Postgres::shared().database().await;
         let b = TestApp::spawn_at(database, redis.url()).await;
         let gates = Arc::<Gates>::default();
+        gates
+            .unguarded
+            .store(without == Without::Guard, Ordering::SeqCst);
         let a = b
             .replica_with(|inner, cache| {
                 let gates = Arc::clone(&gates);
@@ -135,6 +147,7 @@ impl Loss {
 async fn lost_before_commit(loss: Loss, without: Without) -> Vec<String> {
     let mut redis = RedisServer::start();
     let replicas = Replicas::without(&redis, without).await;
+    let_stand_still(&replicas.a).await;
     let (writer, reader) = (replicas.a.admin(), replicas.b.admin());
     created(&reader, "old").await;
     assert_eq!(held(&reader, "run").await, ["old"]);
@@ -156,10 +169,15 @@ async fn lost_before_commit(loss: Loss, without: Without) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_lost_between_close_and_commit_makes_nothing_stale() {
-    for loss in [Loss::Flush, Loss::Restart, Loss::Writers] {
+    for (loss, protection) in [
+        (Loss::Flush, Without::Reopen),
+        (Loss::Writers, Without::Reopen),
+        // The restarted server begins a new epoch, in which nothing is closed.
+        (Loss::Restart, Without::Guard),
+    ] {
         let lists = Box::pin(lost_before_commit(loss, Without::Nothing)).await;
         assert_eq!(lists, ["new", "old"], "{loss:?}");
-        let lists = Box::pin(lost_before_commit(loss, Without::Reopen)).await;
+        let lists = Box::pin(lost_before_commit(loss, protection)).await;
         assert_eq!(lists, ["old"], "{loss:?}, control");
     }
 }
@@ -203,7 +221,7 @@ async fn restarts_in_the_middle_of_load_make_nothing_stale() {
     let mut redis = RedisServer::start();
     let replicas = Replicas::start(&redis).await;
     let watch = Watch::start(&[replicas.a.admin(), replicas.b.admin()]);
-    for _ in 0..4 {
+    for _ in 0..2 {
         watch.steps(4).await;
         redis.restart();
         // Both replicas find back.
@@ -276,6 +294,27 @@ async fn rows(app: &TestApp) -> i64 {
     number(database(app), "SELECT count(*) FROM locations").await
 }
 
+/// Lets writes stand still for longer than the server lets them otherwise.
+async fn let_stand_still(app: &TestApp) {
+    execute(
+        database(app),
+        "CREATE FUNCTION stand_still() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN
+             PERFORM set_config('idle_in_transaction_session_timeout', '0', true);
+             RETURN NEW;
+         END $$;
+         CREATE TRIGGER stand_still BEFORE INSERT ON locations
+         FOR EACH ROW EXECUTE FUNCTION stand_still()",
+    )
+    .await;
+}
+
+/// The number of the cache's epoch.
+async fn epoch(app: &TestApp) -> i64 {
+    number(database(app), "SELECT epoch FROM cache_epoch").await
+}
+
+/// Redis stands still: one replica's read is under way, and many wait for the next.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspended_redis_costs_speed_only() {
     let redis = RedisServer::start();
@@ -287,8 +326,7 @@ async fn a_suspended_redis_costs_speed_only() {
         held(client, "unwritten").await;
     }
     redis.suspend();
-    let suspended = tokio::time::Instant::now();
-    // One reads the database while all others wait for the next read.
+    let suspended = Instant::now();
     replicas.gates.list_read.arm();
     let listing = || {
         let client = a.clone();
@@ -297,39 +335,141 @@ async fn a_suspended_redis_costs_speed_only() {
     let first = listing();
     replicas.gates.list_read.held().await;
     let others: Vec<_> = (0..100).map(|_| listing()).collect();
-    for _ in 0..3 {
-        refused(
-            start_create(&b, "never").await.expect("no panic"),
-            "CACHE_UNAVAILABLE",
-        );
-    }
     replicas.gates.list_read.release();
     for reader in others.into_iter().chain([first]) {
         let listed = reader.await.expect("no panic");
         assert_eq!(listed, (owned(&["old"]), AWAY.into()));
     }
     assert_eq!(replicas.gates.lists_at_once.load(Ordering::SeqCst), 1);
-    assert_eq!(list(&b, "run").await, (owned(&["old"]), AWAY.into()));
-    assert_eq!(rows(&replicas.a).await, 1, "nothing was changed");
-    tokio::time::sleep_until(suspended + Duration::from_secs(3)).await;
-    redis.resume();
-    let resumed = tokio::time::Instant::now();
+    created(&b, "new").await;
     for client in [&a, &b] {
+        assert_eq!(
+            list(client, "run").await,
+            (owned(&["new", "old"]), AWAY.into())
+        );
+    }
+    sleep_until(suspended + Duration::from_secs(3)).await;
+    redis.resume();
+    let resumed = Instant::now();
+    for client in [&a, &b] {
+        assert_eq!(held(client, "run").await, ["new", "old"]);
         held(client, "unwritten").await;
     }
-    assert!(resumed.elapsed() < Duration::from_secs(5), "within seconds");
+    assert!(resumed.elapsed() < A_FEW_SECONDS);
+    replicas.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_go_on_while_redis_is_away() {
+    let mut redis = RedisServer::start();
+    let replicas = Replicas::start(&redis).await;
+    let clients = [replicas.a.admin(), replicas.b.admin()];
+    for client in &clients {
+        held(client, "run").await;
+    }
+    redis.kill();
+    let killed = Instant::now();
+    created(&clients[0], "0").await;
+    // A lease, and what it takes to notice.
+    assert!(killed.elapsed() < Duration::from_secs(3));
+    let mut expected = vec!["0".to_owned()];
+    let began = Instant::now();
+    for (number, writer) in (1..20).zip(clients.iter().cycle()) {
+        let name = number.to_string();
+        created(writer, &name).await;
+        expected.insert(0, name);
+        for reader in &clients {
+            assert_eq!(list(reader, "run").await, (expected.clone(), AWAY.into()));
+        }
+    }
+    assert!(began.elapsed() < Duration::from_secs(5), "nothing waits");
+    redis.restart();
+    let back = Instant::now();
+    for client in &clients {
+        assert_eq!(held(client, "run").await, expected);
+    }
+    assert!(back.elapsed() < A_FEW_SECONDS);
+    replicas.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_comes_back_with_old_data_serves_none_of_it() {
+    let mut redis = RedisServer::start();
+    let replicas = Replicas::start(&redis).await;
+    let (a, b) = (replicas.a.admin(), replicas.b.admin());
+    created(&a, "old").await;
+    held(&b, "run").await;
+    redis.command(&["SAVE"]);
+    let entries = redis.keys("*ListLocations*");
+    assert!(!entries.is_empty(), "the old list is in the snapshot");
     created(&a, "new").await;
+    let before = epoch(&replicas.a).await;
+    redis.restart();
+    assert_eq!(redis.keys("*ListLocations*"), entries);
     for client in [&a, &b] {
         assert_eq!(list(client, "run").await.0, ["new", "old"]);
     }
-    eventually("what a refused write closed is open again", || async {
-        list(&a, "run").await.1 == LOCAL
-    })
-    .await;
-    assert!(
-        resumed.elapsed() < Duration::from_secs(10),
-        "long before the deadline"
-    );
+    for client in [&a, &b] {
+        assert_eq!(held(client, "run").await, ["new", "old"]);
+    }
+    assert!(epoch(&replicas.a).await > before);
+    replicas.stop().await;
+}
+
+/// Whoever can't reach Redis has the others leave it, and they come back when it can.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_cut_off_from_redis_leaves_nothing_stale() {
+    let redis = RedisServer::start();
+    let connected = TestApp::spawn_at(Postgres::shared().database().await, redis.url()).await;
+    let (proxy, url) = Proxy::to(&format!("{}/0", redis.url())).await;
+    let config = ServeConfig {
+        redis_url: Some(url),
+        ..connected.config.clone()
+    };
+    let dir = Arc::new(TempDir::new().expect("a temporary folder"));
+    let apart = TestApp::spawn_config(config, dir, |store, cache| (store, cache)).await;
+    let (writer, reader) = (apart.admin(), connected.admin());
+    created(&writer, "old").await;
+    assert_eq!(held(&reader, "run").await, ["old"]);
+    assert_eq!(held(&writer, "run").await, ["old"]);
+    drop(proxy);
+    created(&writer, "new").await;
+    assert_eq!(list(&reader, "run").await.0, ["new", "old"]);
+    assert_eq!(list(&writer, "run").await.0, ["new", "old"]);
+    // It isn't torn back and forth meanwhile.
+    let suspended = epoch(&connected).await;
+    for number in 0..10 {
+        created(&writer, &number.to_string()).await;
+        sleep(Duration::from_millis(400)).await;
+    }
+    assert_eq!(epoch(&connected).await, suspended);
+    apart.stop().await;
+    assert_eq!(held(&reader, "run").await.len(), 12);
+    connected.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_reopen_is_lost_is_acknowledged_when_nobody_serves_the_old_list() {
+    let redis = RedisServer::start();
+    let replicas = Replicas::start(&redis).await;
+    let (writer, reader) = (replicas.a.admin(), replicas.b.admin());
+    held(&reader, "run").await;
+    replicas.gates.closed.arm();
+    replicas.gates.committed.arm();
+    let writing = start_create(&writer, "new");
+    // The note is lost, and the reader caches the old list.
+    replicas.gates.closed.held().await;
+    redis.command(&["FLUSHALL"]);
+    assert!(held(&reader, "run").await.is_empty());
+    replicas.gates.closed.release();
+    replicas.gates.committed.held().await;
+    assert!(list(&reader, "run").await.0.is_empty(), "not acknowledged");
+    redis.suspend();
+    replicas.gates.committed.release();
+    writing.await.expect("no panic").expect("acknowledged");
+    assert_eq!(list(&reader, "run").await.0, ["new"]);
+    redis.resume();
+    assert_eq!(held(&reader, "run").await, ["new"]);
     replicas.stop().await;
 }
 
@@ -340,7 +480,7 @@ async fn suspensions_in_the_middle_of_load_make_nothing_stale() {
     let watch = Watch::start(&[replicas.a.admin(), replicas.b.admin()]);
     watch.steps(4).await;
     redis.suspend();
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    sleep(Duration::from_secs(3)).await;
     redis.resume();
     watch.steps(20).await;
     assert_eq!(watch.finish().await, [""; 0]);
@@ -360,21 +500,18 @@ async fn a_redis_that_is_away_at_the_start_is_used_when_it_comes() {
     let replicas = Replicas::start(&redis).await;
     let (a, b) = (replicas.a.admin(), replicas.b.admin());
     assert_eq!(list(&b, "run").await, (Vec::new(), AWAY.into()));
-    refused(
-        start_create(&a, "never").await.expect("no panic"),
-        "CACHE_UNAVAILABLE",
-    );
-    assert_eq!(rows(&replicas.a).await, 0, "nothing was changed");
+    created(&a, "first").await;
+    assert_eq!(list(&b, "run").await, (owned(&["first"]), AWAY.into()));
     eventually("it serves without", || async {
         health(&replicas.b).await == ServingStatus::Serving
     })
     .await;
     redis.restart();
     for client in [&a, &b] {
-        assert!(held(client, "run").await.is_empty());
+        assert_eq!(held(client, "run").await, ["first"]);
     }
     created(&a, "new").await;
-    assert_eq!(list(&b, "run").await.0, ["new"]);
+    assert_eq!(list(&b, "run").await.0, ["new", "first"]);
     replicas.stop().await;
 }
 
@@ -399,8 +536,13 @@ async fn a_database_that_is_stopped_is_told_and_comes_back() {
     );
     let uncached = client.clone().list_locations(of_run("other")).await;
     refused(uncached, "DATABASE_UNAVAILABLE");
-    // Nothing can be written, so what is cached is still true.
-    assert_eq!(list(&client, "run").await, (owned(&["old"]), LOCAL.into()));
+    // Without the database nobody knows how long the cache is used.
+    eventually("the lease runs out", || async {
+        client.clone().list_locations(of_run("run")).await.is_err()
+    })
+    .await;
+    let cached = client.clone().list_locations(of_run("run")).await;
+    refused(cached, "DATABASE_UNAVAILABLE");
     is(ServingStatus::NotServing).await;
     postgres.start_again();
     is(ServingStatus::Serving).await;
@@ -564,27 +706,16 @@ async fn what_a_killed_replica_had_committed_is_seen_once_a_retry_acknowledges_i
 async fn a_replica_suspended_past_its_deadline_leaves_nothing_stale() {
     const DEADLINE: Duration = Duration::from_secs(31);
     let victim = Victim::start().await;
-    // Otherwise the server ends what stands still long before that.
-    execute(
-        database(&victim.stays),
-        "CREATE FUNCTION stand_still() RETURNS trigger LANGUAGE plpgsql AS $$
-         BEGIN
-             PERFORM set_config('idle_in_transaction_session_timeout', '0', true);
-             RETURN NEW;
-         END $$;
-         CREATE TRIGGER stand_still BEFORE INSERT ON locations
-         FOR EACH ROW EXECUTE FUNCTION stand_still()",
-    )
-    .await;
+    let_stand_still(&victim.stays).await;
     victim.proxy.holds.commit.arm();
     let writing = start_create(&victim.client, "late");
     victim.proxy.holds.commit.held().await;
     victim.signal("STOP");
-    let closed = tokio::time::Instant::now();
+    let closed = Instant::now();
     assert_eq!(victim.lists().await, (owned(&["old"]), CLOSED.into()));
     tokio::time::timeout(DEADLINE, async {
         while victim.lists().await.1 == CLOSED {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+            sleep(Duration::from_millis(50)).await;
         }
     })
     .await
@@ -640,4 +771,44 @@ async fn a_repeated_delete_closes_what_the_first_has_left() {
     assert!(after.is_empty(), "stale: {after:?}, {status}");
     replicas.gates.committed.release();
     writer.await.expect("no panic").expect("deleted");
+}
+
+/// As with a delete, and the run that the location was in is no more in the row.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_closes_what_the_move_before_it_has_left() {
+    let redis = RedisServer::start();
+    let replicas = Replicas::start(&redis).await;
+    let (mut first, mut second) = (replicas.a.admin(), replicas.b.admin());
+    let location = first.create_location(create(storage("x", "run"))).await;
+    let id = location.expect("created").into_inner().id;
+    let change = |name: &str, run: &str| v1::UpdateLocationRequest {
+        location: Some(v1::Location {
+            id: id.clone(),
+            display_name: name.to_owned(),
+            production_run_id: run.to_owned(),
+            ..v1::Location::default()
+        }),
+        ..v1::UpdateLocationRequest::default()
+    };
+    held(&second, "run").await;
+    replicas.gates.closed.arm();
+    replicas.gates.committed.arm();
+    let moving = change("", "there");
+    let writer = tokio::spawn(async move { first.update_location(moving).await });
+    replicas.gates.closed.held().await;
+    redis.command(&["FLUSHALL"]);
+    held(&second, "run").await;
+    replicas.gates.closed.release();
+    replicas.gates.committed.held().await;
+    let renaming = second.update_location(change("y", "")).await;
+    renaming.expect("acknowledged");
+    let (after, status) = list(&second, "run").await;
+    assert!(after.is_empty(), "stale: {after:?}, {status}");
+    replicas.gates.committed.release();
+    writer.await.expect("no panic").expect("moved");
+    // Once it has reopened its tags nobody has to close them for it.
+    held(&second, "run").await;
+    let renaming = second.update_location(change("z", "")).await;
+    renaming.expect("acknowledged");
+    assert_eq!(list(&second, "run").await.1, LOCAL);
 }

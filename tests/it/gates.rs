@@ -14,7 +14,7 @@ use location_service::{
     cache::{Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Version, WriteId},
     error::{Error, Result},
     model::{
-        Cursor, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
+        Cursor, Epoch, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
         ReportCursor, ReportQuery,
     },
     store::{Answer, Store, Transaction},
@@ -83,6 +83,8 @@ pub struct Gates {
     pub closed: Gate,
     /// The write is committed; the tags aren't reopened.
     pub committed: Gate,
+    /// Commits take any epoch.
+    pub unguarded: AtomicBool,
     /// The next commit fails, and has written nothing.
     pub fail_commit: AtomicBool,
     /// The next writer dies between `close` and its commit.
@@ -107,6 +109,8 @@ pub enum Without {
     Reopen,
     /// Neither `close` nor `reopen` does anything.
     Invalidation,
+    /// A commit takes any epoch.
+    Guard,
     /// `close` drops the version but doesn't note the write as in flight.
     Writers,
 }
@@ -150,6 +154,10 @@ impl Store for GatedStore {
         }))
     }
 
+    async fn forget_former_image(&self, id: LocationId, noted: Micros) -> Result<()> {
+        self.inner.forget_former_image(id, noted).await
+    }
+
     async fn forget(&self, before: Micros) -> Result<()> {
         self.inner.forget(before).await
     }
@@ -190,8 +198,8 @@ impl Transaction for GatedTransaction {
         self.inner.delete(id).await
     }
 
-    async fn former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
-        self.inner.former_images(ids).await
+    async fn take_former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
+        self.inner.take_former_images(ids).await
     }
 
     async fn note_former_image(&mut self, former: &Image, now: Micros) -> Result<()> {
@@ -211,7 +219,7 @@ impl Transaction for GatedTransaction {
         self.inner.keep_answers(caller, answers, now).await
     }
 
-    async fn commit(self: Box<Self>) -> Result<()> {
+    async fn commit(self: Box<Self>, epoch: Option<Epoch>) -> Result<()> {
         let Self { inner, gates } = *self;
         gates.closed.pass().await;
         assert!(
@@ -222,7 +230,8 @@ impl Transaction for GatedTransaction {
             inner.rollback().await;
             return Err(Error::DatabaseUnavailable(Arc::new(std::fmt::Error)));
         }
-        inner.commit().await?;
+        let unguarded = gates.unguarded.load(Ordering::SeqCst);
+        inner.commit(epoch.filter(|_| !unguarded)).await?;
         gates.committed.pass().await;
         assert!(
             !gates.die_before_reopen.swap(false, Ordering::SeqCst),
@@ -267,21 +276,34 @@ impl Cache for Uncontrolled {
         self.inner.fill(tag, key, version, answer).await
     }
 
-    async fn close(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+    async fn close(
+        &self,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
+    ) -> Result<Option<Epoch>, CacheError> {
         match self.without {
-            Without::Close | Without::Invalidation => Ok(()),
+            // It tells the epoch nevertheless.
+            Without::Close | Without::Invalidation => {
+                self.inner.close(&BTreeSet::new(), write).await
+            }
             Without::Writers => {
-                self.inner.close(tags, write).await?;
-                self.inner.reopen(tags, write).await
+                let epoch = self.inner.close(tags, write).await?;
+                self.inner.reopen(tags, write, epoch).await?;
+                Ok(epoch)
             }
             _ => self.inner.close(tags, write).await,
         }
     }
 
-    async fn reopen(&self, tags: &BTreeSet<Tag>, write: WriteId) -> Result<(), CacheError> {
+    async fn reopen(
+        &self,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
+        epoch: Option<Epoch>,
+    ) -> Result<(), CacheError> {
         match self.without {
             Without::Reopen | Without::Invalidation => Ok(()),
-            _ => self.inner.reopen(tags, write).await,
+            _ => self.inner.reopen(tags, write, epoch).await,
         }
     }
 

@@ -108,9 +108,9 @@ impl TestApp {
         dir: Arc<TempDir>,
         wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
     ) -> Self {
-        let (store, cache) = App::open(&config).await.expect("the engines open");
-        let (store, cache) = wrap(store, cache);
-        let app = App::assemble(&config, store, cache).await;
+        let mut engines = App::open(&config).await.expect("the engines open");
+        (engines.store, engines.cache) = wrap(engines.store, engines.cache);
+        let app = App::assemble(&config, engines).await;
         Self::serve(app.expect("it starts"), config, dir).await
     }
 

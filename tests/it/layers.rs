@@ -23,7 +23,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("crate::store::sqlite", &["app.rs", "store/"]),
     ("crate::store::postgres", &["app.rs", "store/"]),
     ("MemoryCache", &["app.rs", "cache/"]),
-    ("RedisCache", &["app.rs", "cache/"]),
+    ("RedisCache", &["app.rs", "epoch.rs", "cache/"]),
     // The layers, each known to those above it.
     ("crate::app", &["main.rs", "app.rs"]),
     ("crate::transfer", &["main.rs", "transfer/"]),
@@ -37,10 +37,14 @@ const RULES: &[(&str, &[&str])] = &[
     ("crate::api", &["app.rs", "api/"]),
     ("crate::service", &["app.rs", "api/"]),
     ("crate::page_token", &["service.rs"]),
-    ("crate::cache", &["app.rs", "api/", "service.rs", "cache/"]),
+    ("crate::epoch", &["app.rs", "service.rs"]),
+    (
+        "crate::cache",
+        &["app.rs", "api/", "service.rs", "epoch.rs", "cache/"],
+    ),
     (
         "crate::store",
-        &["app.rs", "config.rs", "service.rs", "store/"],
+        &["app.rs", "config.rs", "service.rs", "epoch.rs", "store/"],
     ),
 ];
 

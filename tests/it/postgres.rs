@@ -12,9 +12,9 @@ use std::{
 use location_service::{
     error::Error,
     model::{
-        Address, Capacity, Cursor, Details, Etag, ListQuery, Location, LocationId, LocationState,
-        LocationType, Micros, Order, OrderField, OwnerId, Predicate, RegionCode, ReportQuery,
-        SortValue, Text,
+        Address, Capacity, Cursor, Details, Epoch, Etag, ListQuery, Location, LocationId,
+        LocationState, LocationType, Micros, Order, OrderField, OwnerId, Predicate, RegionCode,
+        ReportQuery, SortValue, Text,
     },
     store::{
         Migrate, OpenError, Store,
@@ -22,6 +22,8 @@ use location_service::{
         sqlite,
     },
 };
+
+use uuid::Uuid;
 
 use crate::servers::postgres::{Postgres, execute, kill, number};
 
@@ -73,7 +75,7 @@ fn location(name: &str, run: &str, owner: &str, number: i64) -> Location {
 async fn insert(store: &dyn Store, locations: &[Location]) {
     let mut write = store.begin().await.unwrap();
     write.insert(locations).await.unwrap();
-    write.commit().await.unwrap();
+    write.commit(None).await.unwrap();
 }
 
 fn all() -> ListQuery {
@@ -218,7 +220,7 @@ async fn writes_what_it_is_given(store: &dyn Store) {
     changed.details.production_run_id = Text::default();
     write.update(&changed).await.unwrap();
     write.delete(locations[0].id).await.unwrap();
-    write.commit().await.unwrap();
+    write.commit(None).await.unwrap();
     let ids = [large.id, locations[0].id];
     assert_eq!(store.get(&ids, None).await.unwrap(), [changed.clone()]);
     let stranger = OwnerId::parse("stranger".to_owned()).unwrap();
@@ -391,7 +393,7 @@ async fn a_second_writer_waits_for_the_first_but_not_for_ever() {
         .await;
         changed.update_time = Micros(2);
         first.update(&changed).await.unwrap();
-        first.commit().await.unwrap();
+        first.commit(None).await.unwrap();
     });
     assert_eq!(seen.unwrap(), Some(changed));
 
@@ -430,7 +432,7 @@ async fn a_deadlock_is_a_conflict_that_a_retry_settles() {
             let outcome = one.insert(&places[1..]).await;
             match &outcome {
                 Err(Error::Conflict(_)) => one.rollback().await,
-                _ => one.commit().await.unwrap(),
+                _ => one.commit(None).await.unwrap(),
             }
             outcome
         },
@@ -438,7 +440,7 @@ async fn a_deadlock_is_a_conflict_that_a_retry_settles() {
             let outcome = other.insert(&places[..1]).await;
             match &outcome {
                 Err(Error::Conflict(_)) => other.rollback().await,
-                _ => other.commit().await.unwrap(),
+                _ => other.commit(None).await.unwrap(),
             }
             outcome
         }
@@ -504,7 +506,7 @@ async fn errors_of_the_server_say_what_they_mean() {
             let inserted = write.insert(std::slice::from_ref(&place)).await;
             let outcome = if at_commit {
                 inserted.unwrap();
-                write.commit().await
+                write.commit(None).await
             } else {
                 let refused = inserted;
                 write.rollback().await;
@@ -521,7 +523,7 @@ async fn errors_of_the_server_say_what_they_mean() {
         .insert(&[location("a", "", "owner", 1)])
         .await
         .unwrap();
-    assert_eq!(kind(&write.commit().await.unwrap_err()), "unknown");
+    assert_eq!(kind(&write.commit(None).await.unwrap_err()), "unknown");
 }
 
 #[tokio::test]
@@ -534,7 +536,7 @@ async fn a_write_whose_statement_failed_is_not_committed() {
     execute(&url, "ALTER TABLE create_requests RENAME TO gone").await;
     let answers = write.answers(&place.owner, &[place.id.0]).await;
     assert!(answers.is_err());
-    assert!(write.commit().await.is_err());
+    assert!(write.commit(None).await.is_err());
     assert!(!exists(&*store, place.id).await);
 }
 
@@ -564,7 +566,7 @@ async fn a_late_commit_is_refused() {
     let mut write = store.begin().await.unwrap();
     write.insert(&places[1..]).await.unwrap();
     execute(&url, "UPDATE clock.ahead SET by = '16 s'").await;
-    let refused = write.commit().await;
+    let refused = write.commit(None).await;
     assert!(
         matches!(refused, Err(Error::DatabaseUnavailable(_))),
         "{refused:?}"
@@ -586,7 +588,7 @@ async fn a_write_that_stands_still_is_ended() {
         async || under_way(&url).await == 0,
     )
     .await;
-    let refused = write.commit().await;
+    let refused = write.commit(None).await;
     assert!(
         matches!(refused, Err(Error::DatabaseUnavailable(_))),
         "{refused:?}"
@@ -611,7 +613,7 @@ async fn only_a_connection_lost_in_the_commit_leaves_the_outcome_unknown() {
         let place = location("a", "", "owner", 1);
         let mut write = store.begin().await.unwrap();
         write.insert(std::slice::from_ref(&place)).await.unwrap();
-        let (outcome, ()) = tokio::join!(write.commit(), async {
+        let (outcome, ()) = tokio::join!(write.commit(None), async {
             let in_commit = "SELECT coalesce(max(pid), 0)::bigint FROM pg_stat_activity \
                  WHERE wait_event = 'PgSleep'";
             until("the commit waits", Duration::from_secs(3), async || {
@@ -888,4 +890,96 @@ async fn lists_run_over_an_index() {
             "{plans}"
         );
     }
+}
+
+// The cache's epoch.
+
+async fn write_in(store: &dyn Store, epoch: Epoch) -> Result<(), Error> {
+    let mut write = store.begin().await?;
+    write.insert(&[location("a", "", "owner", 1)]).await?;
+    write.commit(Some(epoch)).await
+}
+
+#[tokio::test]
+async fn epochs_follow_each_other() {
+    let url = Postgres::shared().database().await;
+    let store = open(&url).await;
+    let table = postgres::epochs(&url).unwrap();
+    let fresh = table.read().await.unwrap();
+    assert_eq!((fresh.epoch, fresh.server), (Epoch(0), None));
+    assert!(fresh.may_activate, "nobody has used the cache");
+    write_in(&*store, Epoch(0)).await.unwrap();
+
+    let server = Uuid::new_v4();
+    table.activate(Epoch(0), server).await.unwrap();
+    // Somebody else was faster.
+    table.activate(Epoch(0), Uuid::new_v4()).await.unwrap();
+    let active = table.read().await.unwrap();
+    assert_eq!((active.epoch, active.server), (Epoch(1), Some(server)));
+    assert!(!active.may_activate);
+    table.report_away().await.unwrap();
+
+    table.suspend(Epoch(0)).await.unwrap();
+    assert_eq!(table.read().await.unwrap(), active, "not that one");
+    table.suspend(Epoch(1)).await.unwrap();
+    table.suspend(Epoch(1)).await.unwrap();
+    let suspended = table.read().await.unwrap();
+    assert_eq!((suspended.epoch, suspended.server), (Epoch(2), None));
+    for old in [0, 1, 3] {
+        let outcome = write_in(&*store, Epoch(old)).await;
+        assert!(matches!(outcome, Err(Error::Conflict(_))), "{outcome:?}");
+    }
+    write_in(&*store, Epoch(2)).await.unwrap();
+    assert_eq!(number(&url, "SELECT count(*) FROM locations").await, 2);
+}
+
+#[tokio::test]
+async fn a_suspension_lasts_while_a_replica_is_without_contact() {
+    let url = Postgres::shared().database().await;
+    open(&url).await;
+    let table = postgres::epochs(&url).unwrap();
+    let allowed = async || table.read().await.unwrap().may_activate;
+    table.activate(Epoch(0), Uuid::new_v4()).await.unwrap();
+    execute(
+        &url,
+        "UPDATE cache_epoch SET changed_at = changed_at - interval '1 h'",
+    )
+    .await;
+    table.suspend(Epoch(1)).await.unwrap();
+    let shortest = until("it may be used again", Duration::from_secs(10), allowed).await;
+    assert!(shortest > Duration::from_millis(1_800), "{shortest:?}");
+    table.report_away().await.unwrap();
+    assert!(!allowed().await);
+    let reported = until("it may be used again", Duration::from_secs(10), allowed).await;
+    assert!(reported > Duration::from_millis(1_800), "{reported:?}");
+    // Torn back and forth, it rests longer.
+    table.activate(Epoch(2), Uuid::new_v4()).await.unwrap();
+    table.suspend(Epoch(3)).await.unwrap();
+    let longer = until("it may be used again", Duration::from_secs(10), allowed).await;
+    assert!(longer > Duration::from_millis(3_800), "{longer:?}");
+}
+
+/// A commit and a change of the epoch, one of which waits for the other.
+#[tokio::test]
+async fn a_commit_sees_an_epoch_that_began_while_it_waited() {
+    let url = Postgres::shared().database().await;
+    let store = open(&url).await;
+    let table = postgres::epochs(&url).unwrap();
+    table.activate(Epoch(0), Uuid::new_v4()).await.unwrap();
+    let hold = "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
+         BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END $$;
+         CREATE TRIGGER hold BEFORE UPDATE ON cache_epoch
+         FOR EACH ROW EXECUTE FUNCTION hold()";
+    execute(&url, hold).await;
+    let suspending = tokio::spawn(async move { table.suspend(Epoch(1)).await });
+    until(
+        "it is being suspended",
+        Duration::from_secs(5),
+        async || under_way(&url).await == 1,
+    )
+    .await;
+    let outcome = write_in(&*store, Epoch(1)).await;
+    assert!(matches!(outcome, Err(Error::Conflict(_))), "{outcome:?}");
+    suspending.await.unwrap().unwrap();
+    assert_eq!(number(&url, "SELECT count(*) FROM locations").await, 0);
 }

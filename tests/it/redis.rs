@@ -13,13 +13,21 @@ use std::{
 use bytes::Bytes;
 use location_service::{
     cache::{
-        Cache as _, CacheError, Key, Lookup, RedisCache, RedisConfig, Tag, Tier, Version, WriteId,
+        Cache as _, CacheError, Key, LEASE, Lookup, RedisCache, RedisConfig, Tag, Tier, Version,
+        WriteId,
     },
-    model::{Predicate, ProductionRunId},
+    model::{CacheEpoch, Epoch, Predicate, ProductionRunId},
 };
 use tokio::task::JoinSet;
+use uuid::Uuid;
 
-use crate::servers::redis::{RedisCluster, RedisSentinels, RedisServer};
+use crate::{
+    harness::eventually,
+    servers::redis::{RedisCluster, RedisSentinels, RedisServer, until},
+};
+
+/// The epoch that tests begin with.
+const EPOCH: Option<Epoch> = Some(Epoch(1));
 
 const TTL: Duration = Duration::from_mins(5);
 
@@ -35,7 +43,28 @@ async fn connect_with(url: &str, change: impl FnOnce(&mut RedisConfig)) -> Redis
         ttl: TTL,
     };
     change(&mut config);
-    RedisCache::connect(&config).await.expect("a good URL")
+    let cache = RedisCache::connect(&config).await.expect("a good URL");
+    // A server that is away is told when it comes.
+    let _ = enter(&cache, 1).await;
+    cache
+}
+
+/// Begins to use the cache in an epoch, which has this number and the server's name in it.
+async fn enter(cache: &RedisCache, number: i64) -> Result<(), CacheError> {
+    let server = Uuid::from_u128(number.unsigned_abs().into());
+    let introduced = cache.introduce(server).await;
+    know(cache, number, Some(server));
+    introduced
+}
+
+/// Tells what the database says, for as long as a test takes.
+fn know(cache: &RedisCache, number: i64, server: Option<Uuid>) {
+    let row = CacheEpoch {
+        epoch: Epoch(number),
+        server,
+        may_activate: false,
+    };
+    cache.renew(&row, Instant::now() + Duration::from_hours(1));
 }
 
 fn tag(run: &str) -> Tag {
@@ -73,14 +102,15 @@ async fn hit(cache: &RedisCache, tag: &Tag, key: &Key) -> Option<(Bytes, Tier)> 
 
 async fn write(cache: &RedisCache, tags: &[&Tag]) {
     let (tags, write) = (set(tags), WriteId::generate());
-    cache.close(&tags, write).await.expect("Redis answers");
-    cache.reopen(&tags, write).await.expect("Redis answers");
+    let epoch = cache.close(&tags, write).await.expect("Redis answers");
+    let reopened = cache.reopen(&tags, write, epoch).await;
+    reopened.expect("Redis answers");
 }
 
-/// Polls until a step succeeds.
+/// Polls until the server is told the next epoch's name, and a step succeeds.
 async fn recovered(cache: &RedisCache, tag: &Tag) {
     let deadline = Instant::now() + Duration::from_secs(20);
-    while cache.open(tag).await.is_err() {
+    while enter(cache, 2).await.is_err() || cache.open(tag).await.is_err() {
         assert!(Instant::now() < deadline, "it recovers by itself");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -121,7 +151,7 @@ async fn replicas_share_entries_and_versions() {
         ));
         assert_eq!(cache.open(&run).await.expect("Redis answers"), None);
     }
-    b.reopen(&set(&[&run]), writing)
+    b.reopen(&set(&[&run]), writing, EPOCH)
         .await
         .expect("Redis answers");
     assert_eq!(hit(&a, &run, &key(1)).await, None);
@@ -151,7 +181,7 @@ async fn a_fill_that_raced_a_write_is_rejected() {
             .expect("rejected")
     );
     cache
-        .reopen(&set(&[&run]), writing)
+        .reopen(&set(&[&run]), writing, EPOCH)
         .await
         .expect("reopened");
     assert!(
@@ -184,9 +214,15 @@ async fn two_writes_keep_a_tag_closed_until_both_are_done() {
     let (first, second) = (WriteId::generate(), WriteId::generate());
     cache.close(&set(&[&run]), first).await.expect("closed");
     cache.close(&set(&[&run]), second).await.expect("closed");
-    cache.reopen(&set(&[&run]), first).await.expect("reopened");
+    cache
+        .reopen(&set(&[&run]), first, EPOCH)
+        .await
+        .expect("reopened");
     assert_eq!(cache.open(&run).await.expect("Redis answers"), None);
-    cache.reopen(&set(&[&run]), second).await.expect("reopened");
+    cache
+        .reopen(&set(&[&run]), second, EPOCH)
+        .await
+        .expect("reopened");
     assert!(cache.open(&run).await.expect("Redis answers").is_some());
 }
 
@@ -200,7 +236,7 @@ async fn a_dead_writer_keeps_its_tags_closed_until_its_deadline() {
         .await
         .expect("closed");
     assert_eq!(cache.open(&run).await.expect("Redis answers"), None);
-    let writers = "loc:{*,run-1,*}:writers";
+    let writers = "loc:1:{*,run-1,*}:writers";
     let writer = server.command(&["--raw", "ZRANGE", writers, "0", "-1"]);
     // As if the deadline had passed.
     server.command(&["ZADD", writers, "1", &writer]);
@@ -217,7 +253,7 @@ async fn no_lost_key_makes_an_answer_stale() {
         for point in 0..4 {
             let name = format!("run-{lost}-{point}");
             let (run, key) = (tag(&name), key(1));
-            let base = format!("loc:{{*,{name},*}}:");
+            let base = format!("loc:1:{{*,{name},*}}:");
             let mut database = "old";
             for cache in [&a, &b] {
                 assert_eq!(read_through(cache, &run, &key, database).await, "old");
@@ -225,9 +261,12 @@ async fn no_lost_key_makes_an_answer_stale() {
             let (mut late_fills, writing) = (Vec::new(), WriteId::generate());
             for step in 0..4 {
                 match step {
-                    1 => a.close(&set(&[&run]), writing).await.expect("closed"),
+                    1 => drop(a.close(&set(&[&run]), writing).await.expect("closed")),
                     2 => database = "new",
-                    3 => a.reopen(&set(&[&run]), writing).await.expect("reopened"),
+                    3 => a
+                        .reopen(&set(&[&run]), writing, EPOCH)
+                        .await
+                        .expect("reopened"),
                     _ => {}
                 }
                 if step == point {
@@ -325,7 +364,7 @@ async fn what_was_acknowledged_is_read_whatever_is_flushed() {
         }
         database.store(i, Ordering::SeqCst);
         cache
-            .reopen(&set(&[&run]), writing)
+            .reopen(&set(&[&run]), writing, EPOCH)
             .await
             .expect("reopened");
         acknowledged.store(i, Ordering::SeqCst);
@@ -357,7 +396,7 @@ async fn each_step_is_one_round_trip() {
     fill(&a, &run, &key(1), "answer").await;
 
     let commands = |server: &RedisServer| -> Vec<(String, u64)> {
-        ["mget", "get", "evalsha", "eval"]
+        ["evalsha", "eval", "get"]
             .iter()
             .map(|&name| (name.to_owned(), server.calls(name)))
             .filter(|(_, calls)| *calls > 0)
@@ -370,7 +409,7 @@ async fn each_step_is_one_round_trip() {
     );
     assert_eq!(
         commands(&server),
-        [("mget".to_owned(), 1)],
+        [("evalsha".to_owned(), 1)],
         "a hit that L1 doesn't hold"
     );
     assert_eq!(b.stats().round_trips, 1);
@@ -379,9 +418,9 @@ async fn each_step_is_one_round_trip() {
     let before = a.stats().round_trips;
     let writing = WriteId::generate();
     a.close(&tags, writing).await.expect("closed");
-    a.reopen(&tags, writing).await.expect("reopened");
+    a.reopen(&tags, writing, EPOCH).await.expect("reopened");
     assert_eq!(a.stats().round_trips - before, 2, "a write");
-    assert_eq!(server.calls("evalsha"), 34);
+    assert_eq!(server.calls("evalsha"), 1 + 34);
 }
 
 #[tokio::test]
@@ -432,11 +471,17 @@ async fn a_server_restarted_empty_is_used_again() {
     let cache = connect(&server.url()).await;
     let run = tag("run-1");
     fill(&cache, &run, &key(1), "old").await;
-    server.command(&["SCRIPT", "FLUSH"]);
-    write(&cache, &[&run, &tag("run-2")]).await;
-    fill(&cache, &run, &key(1), "old").await;
-
+    cache.check().await.expect("it knows its name");
     server.restart();
+    eventually("it isn't what it was", || async {
+        let failed = cache.check().await.err();
+        failed.is_some_and(|error| {
+            error
+                .0
+                .contains("isn't the server that the epoch began with")
+        })
+    })
+    .await;
     recovered(&cache, &tag("another")).await;
     assert_eq!(
         hit(&cache, &run, &key(1)).await,
@@ -446,6 +491,195 @@ async fn a_server_restarted_empty_is_used_again() {
     fill(&cache, &run, &key(1), "new").await;
     write(&cache, &[&run]).await;
     assert_eq!(hit(&cache, &run, &key(1)).await, None);
+}
+
+#[tokio::test]
+async fn nothing_is_served_without_a_lease() {
+    let server = RedisServer::start();
+    let cache = connect(&server.url()).await;
+    let run = tag("run-1");
+    let version = open(&cache, &run).await;
+    fill(&cache, &run, &key(1), "answer").await;
+    let refused = async || {
+        let lookup = cache.lookup(&run, &key(1)).await.map(|_| ());
+        let fill = cache.fill(&run, &key(2), version, "late".into()).await;
+        let open = cache.open(&run).await.map(|_| ());
+        let explain = cache.explain(&run, &key(1)).await.map(|_| ());
+        [
+            lookup,
+            fill.map(|_| ()),
+            open,
+            explain,
+            cache.invalidate(&run).await.map(|_| ()),
+        ]
+        .iter()
+        .all(Result::is_err)
+    };
+    let row = CacheEpoch {
+        epoch: Epoch(1),
+        server: Some(Uuid::from_u128(1)),
+        may_activate: false,
+    };
+    cache.renew(
+        &row,
+        Instant::now()
+            .checked_sub(LEASE)
+            .expect("it runs for longer"),
+    );
+    assert!(refused().await, "the lease is over");
+    // A write needs none: its commit is guarded.
+    let (tags, writing) = (set(&[&run]), WriteId::generate());
+    assert_eq!(cache.close(&tags, writing).await.expect("closed"), EPOCH);
+    cache.reopen(&tags, writing, EPOCH).await.expect("reopened");
+    know(&cache, 2, None);
+    assert!(refused().await, "suspended");
+    let suspended = Some(Epoch(2));
+    assert_eq!(
+        cache.close(&tags, writing).await.expect("nothing to do"),
+        suspended
+    );
+    cache
+        .reopen(&tags, writing, suspended)
+        .await
+        .expect("nothing to do");
+    let old = cache.reopen(&tags, writing, EPOCH).await;
+    assert!(old.is_err(), "it can't tell whether it was reopened");
+    enter(&cache, 3).await.expect("Redis answers");
+    assert_eq!(hit(&cache, &run, &key(1)).await, None, "another name space");
+}
+
+#[tokio::test]
+async fn a_snapshot_of_an_earlier_time_is_of_another_server() {
+    let mut server = RedisServer::start();
+    let cache = connect(&server.url()).await;
+    let run = tag("run-1");
+    fill(&cache, &run, &key(1), "old").await;
+    server.command(&["SAVE"]);
+    write(&cache, &[&run]).await;
+    server.restart();
+    assert!(
+        !server.keys("loc:1:*:version").is_empty(),
+        "the old version is back"
+    );
+    eventually("it is connected", || async {
+        let failed = cache.lookup(&run, &key(1)).await.err();
+        failed.is_some_and(|error| error.0.contains("NOSCRIPT"))
+    })
+    .await;
+    let closed = cache.close(&set(&[&run]), WriteId::generate()).await;
+    assert!(closed.is_err(), "who closes is told so");
+    cache.check().await.expect_err("who checks too");
+}
+
+/// A replica that has the data of a moment ago, and a master that is made a replica.
+#[tokio::test]
+async fn neither_a_promoted_nor_a_demoted_server_serves() {
+    let (old, new) = (RedisServer::start(), RedisServer::start());
+    let (a, b) = (connect(&old.url()).await, connect(&old.url()).await);
+    let run = tag("run-1");
+    fill(&a, &run, &key(1), "old").await;
+    let port = old.port.to_string();
+    new.command(&["REPLICAOF", "127.0.0.1", &port]);
+    until("it has the entries", || {
+        !new.keys("loc:1:*:version").is_empty()
+    });
+    new.command(&["REPLICAOF", "NO", "ONE"]);
+    let promoted = RedisCache::connect(&RedisConfig {
+        url: new.url(),
+        prefix: "loc:".to_owned(),
+        max_local_bytes: 0,
+        ttl: TTL,
+    })
+    .await
+    .expect("a good URL");
+    know(&promoted, 1, Some(Uuid::from_u128(1)));
+    let served = promoted.lookup(&run, &key(1)).await;
+    assert!(served.is_err(), "it missed what came since: {served:?}");
+    promoted
+        .check()
+        .await
+        .expect_err("it doesn't know its name");
+
+    assert_eq!(
+        hit(&b, &run, &key(1)).await.map(|(_, tier)| tier),
+        Some(Tier::Redis)
+    );
+    let port = new.port.to_string();
+    old.command(&["REPLICAOF", "127.0.0.1", &port]);
+    for cache in [&a, &b] {
+        let served = cache.lookup(&run, &key(1)).await;
+        assert!(served.is_err(), "it may take another's data: {served:?}");
+        cache.check().await.expect_err("it isn't a master");
+        cache.introduce(Uuid::from_u128(2)).await.ok();
+    }
+}
+
+#[tokio::test]
+async fn a_burst_of_writes_waits_for_room() {
+    let server = RedisServer::start();
+    let cache = Arc::new(connect(&server.url()).await);
+    let tags: BTreeSet<_> = (0..600).map(|i| tag(&format!("run-{i}"))).collect();
+    let tags = Arc::new(tags);
+    let mut tasks = JoinSet::new();
+    for writer in 0..24 {
+        let (cache, tags) = (Arc::clone(&cache), Arc::clone(&tags));
+        tasks.spawn(async move {
+            let write = WriteId::generate();
+            if writer % 8 == 7 {
+                // Its caller leaves in the middle.
+                let leave = Duration::from_millis(writer);
+                let left = tokio::time::timeout(leave, cache.close(&tags, write)).await;
+                return left.unwrap_or(Ok(EPOCH)).map(|_| ());
+            }
+            cache.close(&tags, write).await?;
+            cache.reopen(&tags, write, EPOCH).await
+        });
+    }
+    for i in 0..600 {
+        let cache = Arc::clone(&cache);
+        tasks.spawn(async move {
+            // It waits for room less long, because the database has the answer too.
+            let _ = cache.lookup(&tag("else"), &key(i)).await;
+            Ok(())
+        });
+    }
+    while let Some(done) = tasks.join_next().await {
+        done.expect("no panic").expect("no write is refused");
+    }
+    let after = tag("after");
+    fill(&cache, &after, &key(1), "answer").await;
+    assert!(hit(&cache, &after, &key(1)).await.is_some());
+}
+
+#[tokio::test]
+async fn a_server_that_hangs_in_a_burst_is_used_again() {
+    let server = RedisServer::start();
+    let cache = Arc::new(connect(&server.url()).await);
+    let tags: BTreeSet<_> = (0..600).map(|i| tag(&format!("run-{i}"))).collect();
+    let tags = Arc::new(tags);
+    let mut tasks = JoinSet::new();
+    for _ in 0..32 {
+        let (cache, tags) = (Arc::clone(&cache), Arc::clone(&tags));
+        tasks.spawn(async move {
+            let started = Instant::now();
+            while started.elapsed() < Duration::from_secs(4) {
+                let asked = Instant::now();
+                let _ = cache.close(&tags, WriteId::generate()).await;
+                assert!(asked.elapsed() < Duration::from_secs(6), "every wait ends");
+                tokio::task::yield_now().await;
+            }
+        });
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    server.suspend();
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    server.resume();
+    while let Some(done) = tasks.join_next().await {
+        done.expect("no panic");
+    }
+    recovered(&cache, &tag("after")).await;
+    fill(&cache, &tag("after"), &key(1), "answer").await;
+    assert!(hit(&cache, &tag("after"), &key(1)).await.is_some());
 }
 
 #[tokio::test]
@@ -506,27 +740,27 @@ async fn credentials_and_database_come_from_the_url() {
 }
 
 #[tokio::test]
-async fn closing_a_million_entries_takes_as_long_as_closing_a_thousand() {
+async fn closing_very_many_entries_takes_as_long_as_closing_a_thousand() {
     let server = RedisServer::start();
     let cache = connect(&server.url()).await;
-    let mut small = Vec::new();
-    for i in 0..11 {
-        let run = tag(&format!("small-{i}"));
-        populate(&server, &run, 1_000);
-        small.push(time_to_close(&cache, &run).await);
-    }
-    small.sort_unstable();
-    let small = small[small.len() / 2];
-    let run = tag("large");
-    populate(&server, &run, 1_000_000);
-    let large = time_to_close(&cache, &run).await;
+    let times = async |count: usize, tags: usize| {
+        let mut times = Vec::new();
+        for i in 0..tags {
+            let run = tag(&format!("{count}-{i}"));
+            populate(&server, &run, count);
+            times.push(time_to_close(&cache, &run).await);
+        }
+        times.sort_unstable();
+        times
+    };
+    let (small, large) = (times(1_000, 9).await[4], times(300_000, 3).await[0]);
     assert!(
         large <= 2 * small,
-        "{large:?} for a million, {small:?} for a thousand"
+        "{large:?} for 300,000, {small:?} for a thousand"
     );
 
     let deadline = Instant::now() + Duration::from_mins(1);
-    // Eleven and one writers.
+    // The writers.
     while server.command(&["DBSIZE"]) != "12" {
         assert!(
             Instant::now() < deadline,
@@ -538,7 +772,7 @@ async fn closing_a_million_entries_takes_as_long_as_closing_a_thousand() {
 
 /// Puts entries under a tag, as fills would, but faster.
 fn populate(server: &RedisServer, tag: &Tag, count: usize) {
-    server.populate(&format!("loc:{{{tag}}}:"), count);
+    server.populate(&format!("loc:1:{{{tag}}}:"), count);
 }
 
 async fn time_to_close(cache: &RedisCache, tag: &Tag) -> Duration {
@@ -622,7 +856,7 @@ async fn an_index_that_nobody_closes_keeps_few_expired_members() {
             .expect("stored")
     );
     let deadline = Instant::now() + Duration::from_secs(10);
-    while server.keys("loc:*:ListLocations:*").len() > 1 {
+    while server.keys("loc:1:*:ListLocations:*").len() > 1 {
         assert!(Instant::now() < deadline, "the short-lived entries expire");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -634,7 +868,7 @@ async fn an_index_that_nobody_closes_keeps_few_expired_members() {
         );
     }
     let members: usize = server
-        .command(&["SCARD", "loc:{*,run-1,*}:keys"])
+        .command(&["SCARD", "loc:1:{*,run-1,*}:keys"])
         .parse()
         .expect("a number");
     let dead = members - 401;
@@ -664,7 +898,7 @@ async fn a_full_server_still_lets_writes_invalidate() {
         .await
         .expect("closed though nothing fits");
     cache
-        .reopen(&tags, writing)
+        .reopen(&tags, writing, EPOCH)
         .await
         .expect("reopened though nothing fits");
     assert_eq!(hit(&cache, &run, &key(0)).await, None);
@@ -771,7 +1005,7 @@ async fn a_cluster_keeps_each_tag_on_one_slot() {
     let node = &cluster.nodes[0];
     let slots: BTreeSet<_> = names
         .lines()
-        .filter(|name| name.starts_with("loc:{*,%7D%7B%2A%3Aa%20b%0A,*}:"))
+        .filter(|name| name.starts_with("loc:1:{*,%7D%7B%2A%3Aa%20b%0A,*}:"))
         .map(|name| node.command(&["CLUSTER", "KEYSLOT", name]))
         .collect();
     assert_eq!(slots.len(), 1, "one slot: {slots:?}");
@@ -810,7 +1044,7 @@ async fn a_cluster_works_again_after_a_node_hung() {
     cluster.nodes[1].suspend();
     let asked = Instant::now();
     assert!(cache.close(&set(&all), WriteId::generate()).await.is_err());
-    assert!(asked.elapsed() < Duration::from_secs(1));
+    assert!(asked.elapsed() < Duration::from_secs(4));
     cluster.nodes[1].resume();
     for tag in &tags {
         recovered(&cache, tag).await;
@@ -826,6 +1060,6 @@ async fn a_failover_is_followed() {
     set_of.master.kill();
     recovered(&cache, &tag("run-2")).await;
     fill(&cache, &tag("run-3"), &key(1), "answer").await;
-    assert!(set_of.replica.keys("loc:{*,run-3,*}:*").len() == 3);
+    assert!(set_of.replica.keys("loc:2:{*,run-3,*}:*").len() == 3);
     assert_eq!(set_of.sentinels.len(), 3);
 }

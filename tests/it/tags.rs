@@ -161,7 +161,7 @@ async fn apply(store: &dyn Store, rows: &[Location], write: &Write) -> Vec<Locat
             None => Vec::new(),
         },
     };
-    transaction.commit().await.expect("committed");
+    transaction.commit(None).await.expect("committed");
     images
 }
 
@@ -187,7 +187,7 @@ async fn check(
     if !rows.is_empty() {
         transaction.insert(rows).await.expect("the ids are new");
     }
-    transaction.commit().await.expect("committed");
+    transaction.commit(None).await.expect("committed");
 
     let mut before = Vec::new();
     for query in queries {

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- Answers a tag's version, how many writes are in flight on it, an entry's header and its length.
 -- KEYS: version, writers, entry. ARGV: the header's length.
 local time = redis.call('TIME')

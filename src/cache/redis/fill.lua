@@ -1,3 +1,4 @@
+#!lua
 -- Stores an entry and indexes it, if the tag still has the version that the entry begins with.
 -- Answers 1 if it did. KEYS: version, keys, entry.
 -- ARGV: entry, its member in keys, the part before the member in an entry's key, time to live in ms,

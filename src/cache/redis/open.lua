@@ -1,3 +1,4 @@
+#!lua
 -- Opens a tag: answers its version, or sets the fresh one, unless a write is in flight: then nil.
 -- KEYS: version, writers. ARGV: fresh version, time to live in ms.
 local version = redis.call('GET', KEYS[1])

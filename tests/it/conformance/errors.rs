@@ -51,6 +51,10 @@ impl Store for Down {
         down()
     }
 
+    async fn forget_former_image(&self, _: LocationId, _: Micros) -> Result<()> {
+        down()
+    }
+
     async fn forget(&self, _: Micros) -> Result<()> {
         down()
     }

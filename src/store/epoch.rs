@@ -1,0 +1,147 @@
+//! The row `cache_epoch` of a `PostgreSQL` database: how replicas use the cache that they share.
+//!
+//! A write's commit looks at the row under a shared lock, which is held until the commit can be seen;
+//! whoever changes the epoch does so under the exclusive one. So a write is either seen by all that
+//! happens in the next epoch, or is refused by its guard. The lock is an advisory one, because a
+//! lock on the row itself would have every commit write to the one row.
+
+use std::{sync::Arc, time::Duration};
+
+use sqlx::{AssertSqlSafe, FromRow, PgPool};
+use tokio::time::timeout;
+use uuid::Uuid;
+
+use crate::{
+    error::{Error, Result},
+    model::{CacheEpoch, Epoch},
+};
+
+/// `location`, in ASCII: a number that nothing else on the database locks.
+const LOCK: i64 = 0x6c6f_6361_7469_6f6e;
+
+/// How long a statement may take. The row is read much more often than that.
+const TIMEOUT: Duration = Duration::from_secs(1);
+
+/// The shortest and the longest suspension. A suspension lasts twice as long as the last one if the
+/// cache was in use for less than the shortest between the two.
+const PAUSE: (&str, &str) = ("2 s", "32 s");
+
+/// How long after the last replica without contact the cache may be used again.
+const REACHED_FOR: &str = "2 s";
+
+/// How often a replica without contact says so, at most.
+const REPORT_EVERY: &str = "500 ms";
+
+/// The row.
+#[derive(Debug, Clone)]
+pub struct EpochTable {
+    pool: PgPool,
+}
+
+#[derive(FromRow)]
+struct Row {
+    epoch: i64,
+    server: Option<Uuid>,
+    may_activate: bool,
+}
+
+impl EpochTable {
+    /// The row in the database of a pool, which has a connection for each two that use this at once.
+    pub(super) fn new(pool: PgPool) -> Self {
+        Self { pool }
+    }
+
+    /// Reads the row.
+    ///
+    /// Fails, as all methods do, with `Error::DatabaseUnavailable` when the database doesn't answer
+    /// within a second.
+    pub async fn read(&self) -> Result<CacheEpoch> {
+        let sql = format!(
+            "SELECT epoch, server, server IS NULL
+                    AND clock_timestamp() > changed_at + pause
+                    AND clock_timestamp() > away_at + interval '{REACHED_FOR}' AS may_activate
+             FROM cache_epoch"
+        );
+        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+        let row = sqlx::query_as(AssertSqlSafe(sql)).fetch_one(&mut *connection);
+        let row: Row = match timeout(TIMEOUT, row).await {
+            Ok(row) => row.map_err(unavailable)?,
+            Err(late) => {
+                connection.close_on_drop();
+                return Err(Error::DatabaseUnavailable(Arc::new(late)));
+            }
+        };
+        Ok(CacheEpoch {
+            epoch: Epoch(row.epoch),
+            server: row.server,
+            may_activate: row.may_activate,
+        })
+    }
+
+    /// Suspends the cache, in a new epoch, if it is in use in this one.
+    pub async fn suspend(&self, Epoch(from): Epoch) -> Result<()> {
+        let (shortest, longest) = PAUSE;
+        self.run(format!(
+            "SELECT pg_advisory_xact_lock({LOCK});
+             UPDATE cache_epoch SET
+                 epoch = epoch + 1, state = 'suspended', server = NULL,
+                 changed_at = clock_timestamp(), away_at = clock_timestamp(),
+                 pause = CASE WHEN clock_timestamp() < changed_at + interval '{shortest}'
+                     THEN least(2 * pause, interval '{longest}')
+                     ELSE interval '{shortest}' END
+             WHERE epoch = {from} AND state = 'active'"
+        ))
+        .await
+    }
+
+    /// Notes that a replica can't reach the server, while the cache is suspended.
+    pub async fn report_away(&self) -> Result<()> {
+        self.run(format!(
+            "UPDATE cache_epoch SET away_at = clock_timestamp()
+             WHERE state = 'suspended'
+               AND away_at < clock_timestamp() - interval '{REPORT_EVERY}'"
+        ))
+        .await
+    }
+
+    /// Puts the cache to use, in a new epoch, if it is suspended in this one. All processes of the
+    /// server have to know the name by now.
+    pub async fn activate(&self, Epoch(from): Epoch, server: Uuid) -> Result<()> {
+        self.run(format!(
+            "SELECT pg_advisory_xact_lock({LOCK});
+             UPDATE cache_epoch SET
+                 epoch = epoch + 1, state = 'active', server = '{server}',
+                 changed_at = clock_timestamp()
+             WHERE epoch = {from} AND state = 'suspended'"
+        ))
+        .await
+    }
+
+    /// Runs statements in one message, which makes them one transaction.
+    async fn run(&self, sql: String) -> Result<()> {
+        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+        let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection);
+        match timeout(TIMEOUT, done).await {
+            Ok(done) => done.map(|_| ()).map_err(unavailable),
+            Err(late) => {
+                connection.close_on_drop();
+                Err(Error::DatabaseUnavailable(Arc::new(late)))
+            }
+        }
+    }
+}
+
+/// What a commit does first to be sure of its epoch, as statements of PL/pgSQL. Each of them sees
+/// what was committed before it.
+pub(super) fn guard(Epoch(epoch): Epoch) -> String {
+    format!(
+        "PERFORM pg_advisory_xact_lock_shared({LOCK});
+         IF (SELECT epoch FROM cache_epoch) <> {epoch} THEN
+             RAISE 'the epoch of the cache is over' USING ERRCODE = 'serialization_failure';
+         END IF;"
+    )
+}
+
+fn unavailable(error: sqlx::Error) -> Error {
+    Error::DatabaseUnavailable(Arc::new(error))
+}

@@ -1,0 +1,182 @@
+//! `NextFlight`: readers of one key on one replica that share their reads of the database.
+//!
+//! **State.** The database, as how many writes are committed, and acknowledged; the flight that
+//! runs; for each reader whether it waits, for which flight, and what was acknowledged when it asked.
+//!
+//! **Actions.** A write is committed, and acknowledged. A reader asks, which is where it joins; or
+//! leaves. The flight reads; and lands, whereupon the next one starts if anybody waits for it. It is
+//! dropped if nobody waits for it any more.
+//!
+//! **Bounds.** Three writes, three readers, who ask again any number of times. The cache is left
+//! out: what a flight does besides reading the database is in `protocol`.
+
+use stateright::{Model, Property};
+
+use crate::{refute, verify};
+
+/// To a reader, what was acknowledged before it asked.
+const REFLECTS: &str = "an answer reflects what was acknowledged before its reader asked";
+
+const WRITES: u8 = 3;
+const READERS: usize = 3;
+
+/// The model.
+#[derive(Debug, Clone)]
+struct Sharing {
+    /// Whether a reader joins the next flight, or ordinary single-flight: the one that runs.
+    next: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct State {
+    committed: u8,
+    acknowledged: u8,
+    flight: Flight,
+    readers: [Reader; READERS],
+    /// A reader was answered from before a write that was acknowledged when it asked.
+    stale: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Flight {
+    None,
+    Started,
+    Read(u8),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Reader {
+    Idle,
+    /// For the flight that runs. With what was acknowledged when it asked.
+    Aboard(u8),
+    /// For the one after it.
+    Waiting(u8),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Action {
+    Commit,
+    Acknowledge,
+    Ask(usize),
+    Leave(usize),
+    Read,
+    Land,
+}
+
+impl State {
+    /// Starts the next flight, if there are readers for it.
+    fn start_next(&mut self) {
+        self.flight = Flight::None;
+        for reader in &mut self.readers {
+            if let Reader::Waiting(acknowledged) = *reader {
+                *reader = Reader::Aboard(acknowledged);
+                self.flight = Flight::Started;
+            }
+        }
+    }
+
+    fn is_abandoned(&self) -> bool {
+        let mut readers = self.readers.iter();
+        self.flight != Flight::None && !readers.any(|reader| matches!(reader, Reader::Aboard(_)))
+    }
+}
+
+impl Model for Sharing {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State {
+            committed: 0,
+            acknowledged: 0,
+            flight: Flight::None,
+            readers: [Reader::Idle; READERS],
+            stale: false,
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if state.committed < WRITES {
+            actions.push(Action::Commit);
+        }
+        if state.acknowledged < state.committed {
+            actions.push(Action::Acknowledge);
+        }
+        for (i, reader) in state.readers.iter().enumerate() {
+            actions.push(match reader {
+                Reader::Idle => Action::Ask(i),
+                Reader::Aboard(_) | Reader::Waiting(_) => Action::Leave(i),
+            });
+        }
+        match state.flight {
+            Flight::None => {}
+            Flight::Started => actions.push(Action::Read),
+            Flight::Read(_) => actions.push(Action::Land),
+        }
+    }
+
+    fn next_state(&self, before: &State, action: Action) -> Option<State> {
+        let mut state = before.clone();
+        match action {
+            Action::Commit => state.committed += 1,
+            Action::Acknowledge => state.acknowledged += 1,
+            Action::Ask(i) => {
+                let asked = before.acknowledged;
+                if before.flight != Flight::None && self.next {
+                    state.readers[i] = Reader::Waiting(asked);
+                } else {
+                    state.readers[i] = Reader::Aboard(asked);
+                    if before.flight == Flight::None {
+                        state.flight = Flight::Started;
+                    }
+                }
+            }
+            Action::Leave(i) => {
+                state.readers[i] = Reader::Idle;
+                if state.is_abandoned() {
+                    state.start_next();
+                }
+            }
+            Action::Read => state.flight = Flight::Read(before.committed),
+            Action::Land => {
+                let Flight::Read(list) = before.flight else {
+                    return None;
+                };
+                for reader in &mut state.readers {
+                    if let Reader::Aboard(asked) = *reader {
+                        state.stale |= list < asked;
+                        *reader = Reader::Idle;
+                    }
+                }
+                state.start_next();
+            }
+        }
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always(REFLECTS, |_, state: &State| !state.stale),
+            Property::always("nobody waits for nothing", |_, state: &State| {
+                let mut readers = state.readers.iter();
+                !state.is_abandoned()
+                    && (state.flight != Flight::None
+                        || readers.all(|reader| *reader == Reader::Idle))
+            }),
+            Property::sometimes("two share a flight", |_, state: &State| {
+                let aboard = |reader: &&Reader| matches!(reader, Reader::Aboard(_));
+                state.readers.iter().filter(aboard).count() == 2
+            }),
+        ]
+    }
+}
+
+#[test]
+fn three_readers_and_three_writes() {
+    verify(&Sharing { next: true }, 3202);
+}
+
+#[test]
+fn with_ordinary_single_flight_a_reader_is_answered_from_before_it_asked() {
+    refute(&Sharing { next: false }, REFLECTS, 6);
+}
