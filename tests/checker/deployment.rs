@@ -130,6 +130,7 @@ impl Deployment {
                 ],
                 variable: variable.map(|(name, value)| (name.to_owned(), value.to_owned())),
                 process: None,
+                ended_by_itself: false,
             };
             replica
                 .args
@@ -394,6 +395,8 @@ pub struct Replica {
     args: Vec<String>,
     variable: Option<(String, String)>,
     process: Option<Process>,
+    /// Whether it had ended before it was killed.
+    ended_by_itself: bool,
 }
 
 struct Process {
@@ -450,6 +453,7 @@ impl Replica {
 
     /// Kills it.
     pub fn kill(&mut self) {
+        self.ended_by_itself |= !self.is_alive();
         if let Some(mut process) = self.process.take() {
             drop(process.input);
             // Killed or not, it isn't ours any more.
@@ -462,8 +466,12 @@ impl Replica {
         &self.process.as_ref().expect("it runs").pid
     }
 
-    /// Whether it runs.
-    pub fn is_alive(&self) -> bool {
+    /// Whether it has ever ended without being killed. It is to run now.
+    pub fn has_failed(&self) -> bool {
+        self.ended_by_itself || !self.is_alive()
+    }
+
+    fn is_alive(&self) -> bool {
         let process = self.process.as_ref();
         process.is_some_and(|process| signal("0", [process.pid.as_str()]))
     }
