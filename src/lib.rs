@@ -60,6 +60,7 @@ pub mod auth;
 pub mod cache;
 pub mod config;
 pub mod connections;
+pub mod controls;
 pub mod epoch;
 pub mod error;
 pub mod model;

@@ -1,6 +1,10 @@
 //! The use cases: who may do what, reading through the cache, and close-commit-reopen.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -12,6 +16,7 @@ use crate::{
     cache::{
         Cache, CacheError, Counter, Explanation, Key, Lookup, NextFlight, Stats, Tag, Tier, WriteId,
     },
+    controls::{Control, without},
     epoch::Epochs,
     error::{Error, Result},
     model::{
@@ -446,6 +451,11 @@ impl Service {
                 None => (None, Because::Unavailable),
             };
             let bytes = load.await?;
+            let version = if without(Control::FillWithoutVersionCheck) {
+                cache.open(&tag).await.unwrap_or(version)
+            } else {
+                version
+            };
             let stored = match version {
                 Some(version) => cache
                     .fill(&tag, &key, version, bytes.clone())
@@ -606,7 +616,12 @@ impl Writer {
     async fn commit(&self, transaction: Box<dyn Transaction>, images: &[Image]) -> Result<()> {
         let tags = Tag::touched_by(images);
         let write = WriteId::generate();
-        let epoch = match self.cache.close(&tags, write).await {
+        let closing = if without(Control::NoCloseBeforeCommit) {
+            &BTreeSet::new()
+        } else {
+            &tags
+        };
+        let epoch = match self.cache.close(closing, write).await {
             Ok(epoch) => epoch,
             Err(error) => {
                 transaction.rollback().await;

@@ -11,6 +11,8 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
+use crate::controls::{Control, without};
+
 /// Runs one execution at a time for a key. A caller joins the *next* one, which starts after it
 /// arrived, so that what it is answered was read after it asked; all who arrive while an execution
 /// runs share the one after it.
@@ -28,6 +30,17 @@ pub struct NextFlight<K, V> {
 struct Flight<V> {
     run: BoxFuture<'static, V>,
     answer: watch::Sender<Option<V>>,
+}
+
+impl<V: 'static> Flight<V> {
+    /// One that answers what this one does, for a control: whoever joins it as the next execution
+    /// joins the one that runs.
+    fn shared(&self) -> Self {
+        Self {
+            run: std::future::pending().boxed(),
+            answer: self.answer.clone(),
+        }
+    }
 }
 
 impl<V> std::fmt::Debug for Flight<V> {
@@ -98,7 +111,8 @@ where
             }
             Entry::Vacant(vacant) => {
                 let key = vacant.key().clone();
-                vacant.insert(None);
+                let joinable = without(Control::OrdinarySingleFlight);
+                vacant.insert(joinable.then(|| flight.shared()));
                 tokio::spawn(fly(Arc::clone(&self.running), key, flight));
             }
         }

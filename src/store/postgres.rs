@@ -231,6 +231,8 @@ impl Dialect for Postgres {
             None => match error {
                 sqlx::Error::Io(_)
                 | sqlx::Error::Tls(_)
+                // A proxy whose server is gone ends the connection in the middle of a message.
+                | sqlx::Error::Protocol(_)
                 | sqlx::Error::PoolTimedOut
                 | sqlx::Error::PoolClosed => Error::DatabaseUnavailable(Arc::new(error)),
                 error => Error::internal(error),

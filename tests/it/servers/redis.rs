@@ -5,6 +5,7 @@ use std::{
     fs,
     io::{BufRead as _, BufReader},
     net::TcpListener,
+    path::PathBuf,
     process::{Child, ChildStdin, Command, Stdio},
     thread,
     time::{Duration, Instant},
@@ -71,7 +72,8 @@ impl RedisServer {
         Self::launch("redis-server", args, None)
     }
 
-    fn launch(program: &'static str, args: &[&str], config: Option<&str>) -> Self {
+    /// Another of Redis's programs, or one whose configuration has further lines.
+    pub fn launch(program: &'static str, args: &[&str], config: Option<&str>) -> Self {
         let mut server = Self {
             port: 0,
             program,
@@ -141,6 +143,18 @@ impl RedisServer {
 
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
+    }
+
+    /// The process id of the server, which runs.
+    #[allow(dead_code, reason = "tests/checker uses it")]
+    pub fn pid(&self) -> &str {
+        &self.running.as_ref().expect("it runs").pid
+    }
+
+    /// A file of the server's folder.
+    #[allow(dead_code, reason = "tests/checker uses it")]
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
     }
 
     /// Runs a command by `redis-cli`, and returns what it prints.
@@ -364,7 +378,8 @@ pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-fn free_port() -> u16 {
+/// A port that nobody listened on a moment ago.
+pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("bound").port()
 }

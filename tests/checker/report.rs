@@ -1,0 +1,448 @@
+//! The figures: what was done, how long it took, and what went wrong, in bounded memory.
+
+use std::{
+    collections::BTreeMap,
+    fmt::{self, Write as _},
+};
+
+use serde_json::{Value, json};
+
+use crate::{
+    history::{Answer, Ask, Event, Fault, Micros, Outcome, Phase, Read, Written},
+    judge::{Anomaly, Violation},
+};
+
+/// How many different errors are counted apart.
+const MAX_ERRORS: usize = 40;
+
+/// The figures of a run.
+#[derive(Debug, Default)]
+pub struct Figures {
+    /// When the last event was.
+    until: Micros,
+    acknowledged: u64,
+    failed: u64,
+    in_doubt: u64,
+    write_latency: Histogram,
+    read_latency: Histogram,
+    judged: BTreeMap<&'static str, u64>,
+    /// Reads by what `cache-status` said.
+    cache: BTreeMap<String, u64>,
+    reads_failed: u64,
+    errors: BTreeMap<String, u64>,
+    /// When the last write was acknowledged.
+    last_acknowledged: Micros,
+    faults: BTreeMap<String, FaultFigures>,
+    /// The fault that isn't overcome yet.
+    current: Option<Current>,
+    /// What happened while there was none.
+    peace: FaultFigures,
+    violations: BTreeMap<Anomaly, u64>,
+}
+
+/// What a kind of fault did.
+#[derive(Debug, Default)]
+struct FaultFigures {
+    count: u64,
+    lasting: u64,
+    /// From the beginning to the acknowledgement of a write that was sent after it.
+    first_write: Longest,
+    /// The longest time without the acknowledgement of a write.
+    gap: Longest,
+    /// From the end until every replica had acknowledged a write and answered from the cache.
+    overcome: Longest,
+    writes: [u64; 2],
+    reads: [u64; 2],
+}
+
+/// The shortest and the longest of some times.
+#[derive(Debug, Default, Clone, Copy)]
+struct Longest(Option<(Micros, Micros)>);
+
+impl Longest {
+    fn add(&mut self, time: Micros) {
+        let (least, most) = self.0.unwrap_or((time, time));
+        self.0 = Some((least.min(time), most.max(time)));
+    }
+
+    fn json(self) -> Value {
+        self.0.map_or(
+            Value::Null,
+            |(least, most)| json!({ "least_ms": ms(least), "most_ms": ms(most) }),
+        )
+    }
+}
+
+impl fmt::Display for Longest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            None => f.pad("-"),
+            Some((least, most)) if least == most => f.pad(&format!("{:.0}", ms(least))),
+            Some((least, most)) => f.pad(&format!("{:.0}-{:.0}", ms(least), ms(most))),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Current {
+    fault: Fault,
+    ended: Option<Micros>,
+    first_write: bool,
+}
+
+impl Figures {
+    /// Takes the next event into account.
+    pub fn hear(&mut self, event: &Event) {
+        match event {
+            Event::Write(write) => self.until = self.until.max(write.at),
+            Event::Written(written) => self.written(written),
+            Event::Read(read) => self.read(read),
+            Event::Fault(fault) => self.fault(fault),
+        }
+    }
+
+    /// Counts a violation.
+    pub fn count(&mut self, violation: &Violation) {
+        *self.violations.entry(violation.anomaly).or_default() += 1;
+    }
+
+    /// How many violations of a kind there were.
+    pub fn violations(&self, anomaly: Anomaly) -> u64 {
+        self.violations.get(&anomaly).copied().unwrap_or_default()
+    }
+
+    /// How many writes were acknowledged, and how many reads judged.
+    pub fn done(&self) -> (u64, u64) {
+        (self.acknowledged, self.judged.values().sum())
+    }
+
+    fn current(&mut self) -> &mut FaultFigures {
+        match &self.current {
+            Some(current) => self.faults.entry(current.fault.kind.clone()).or_default(),
+            None => &mut self.peace,
+        }
+    }
+
+    fn written(&mut self, written: &Written) {
+        self.until = self.until.max(written.at);
+        match &written.outcome {
+            Outcome::Acknowledged(_) => {
+                self.acknowledged += 1;
+                self.write_latency.add(written.at - written.begun);
+                let gap = written.at.saturating_sub(self.last_acknowledged);
+                self.last_acknowledged = self.last_acknowledged.max(written.at);
+                self.current().gap.add(gap);
+                self.current().writes[0] += 1;
+                if let Some(current) = &mut self.current
+                    && !current.first_write
+                    && written.begun > current.fault.at
+                {
+                    current.first_write = true;
+                    let since = written.at - current.fault.at;
+                    self.current().first_write.add(since);
+                }
+            }
+            Outcome::Failed(error) => {
+                self.failed += 1;
+                self.error("write", error);
+                self.current().writes[1] += 1;
+            }
+            Outcome::InDoubt(error) => {
+                self.in_doubt += 1;
+                self.error("write in doubt", error);
+                self.current().writes[1] += 1;
+            }
+        }
+    }
+
+    fn read(&mut self, read: &Read) {
+        for page in &read.pages {
+            self.until = self.until.max(page.end);
+            if let Answer::Failed(error) = &page.answer {
+                self.reads_failed += 1;
+                self.error("read", error);
+                self.current().reads[1] += 1;
+                return;
+            }
+            self.read_latency.add(page.end - page.start);
+            let status = page
+                .cache
+                .trim_start_matches("location-service; ")
+                .to_owned();
+            *self.cache.entry(status).or_default() += 1;
+        }
+        let kind = match (&read.ask, read.pages.len()) {
+            (Ask::List(_), 1) => "lists",
+            (Ask::List(_), _) => "lists of several pages",
+            (Ask::Get(_), _) => "gets",
+            (Ask::Reports(_), _) => "reports",
+        };
+        *self.judged.entry(kind).or_default() += 1;
+        self.current().reads[0] += 1;
+    }
+
+    fn fault(&mut self, fault: &Fault) {
+        self.until = self.until.max(fault.at);
+        match fault.phase {
+            Phase::Begins => {
+                self.current = Some(Current {
+                    fault: fault.clone(),
+                    ended: None,
+                    first_write: false,
+                });
+                self.current().count += 1;
+            }
+            Phase::Ends => {
+                if let Some(current) = &mut self.current {
+                    current.ended = Some(fault.at);
+                }
+            }
+            Phase::Overcome | Phase::Lasting => {
+                let gap = fault.at.saturating_sub(self.last_acknowledged);
+                let ended = self.current.as_ref().and_then(|current| current.ended);
+                let figures = self.current();
+                figures.gap.add(gap);
+                if fault.phase == Phase::Lasting {
+                    figures.lasting += 1;
+                } else if let Some(ended) = ended {
+                    figures.overcome.add(fault.at - ended);
+                }
+                self.current = None;
+            }
+        }
+    }
+
+    fn error(&mut self, what: &str, error: &str) {
+        let text = format!("{what}: {error}");
+        if self.errors.len() < MAX_ERRORS || self.errors.contains_key(&text) {
+            *self.errors.entry(text).or_default() += 1;
+        }
+    }
+
+    fn hits(&self) -> u64 {
+        let hits = self
+            .cache
+            .iter()
+            .filter(|(status, _)| status.starts_with("hit"));
+        hits.map(|(_, count)| count).sum()
+    }
+
+    /// The figures as JSON.
+    pub fn json(&self) -> Value {
+        let (acknowledged, judged) = self.done();
+        let faults = self
+            .faults
+            .iter()
+            .map(|(kind, it)| (kind.clone(), it.json()));
+        let violations = Anomaly::ALL.map(|anomaly| {
+            let (word, _) = anomaly.describe();
+            (word.to_owned(), self.violations(anomaly).into())
+        });
+        json!({
+            "seconds": ms(self.until) / 1_000.0,
+            "writes": {
+                "acknowledged": acknowledged,
+                "failed": self.failed,
+                "in_doubt": self.in_doubt,
+                "latency": self.write_latency.json(),
+            },
+            "reads": {
+                "judged": judged,
+                "by_method": self.judged,
+                "calls_by_cache_status": self.cache,
+                "hits": self.hits(),
+                "failed": self.reads_failed,
+                "latency": self.read_latency.json(),
+            },
+            "errors": self.errors,
+            "peace": self.peace.json(),
+            "faults": faults.collect::<serde_json::Map<_, _>>(),
+            "violations": violations.into_iter().collect::<serde_json::Map<_, Value>>(),
+        })
+    }
+}
+
+impl FaultFigures {
+    fn json(&self) -> Value {
+        json!({
+            "count": self.count,
+            "lasting": self.lasting,
+            "first_acknowledged_write": self.first_write.json(),
+            "longest_gap_without_acknowledged_write_ms": self.gap.0.map(|(_, most)| ms(most)),
+            "overcome": self.overcome.json(),
+            "writes": { "acknowledged": self.writes[0], "others": self.writes[1] },
+            "reads": { "answered": self.reads[0], "failed": self.reads[1] },
+        })
+    }
+
+    fn row(&self, text: &mut String, name: &str) {
+        let gap = self.gap.0.map_or(0.0, |(_, most)| ms(most));
+        let _ = writeln!(
+            text,
+            "  {name:<16}{:>6}{:>14}{gap:>10.0}{:>14}{:>16}{:>16}",
+            self.count,
+            self.first_write,
+            self.overcome,
+            format!("{}/{}", self.writes[0], self.writes[0] + self.writes[1]),
+            format!("{}/{}", self.reads[0], self.reads[0] + self.reads[1]),
+        );
+        if self.lasting > 0 {
+            let _ = writeln!(
+                text,
+                "  {name:<16} wasn't overcome in time: {}",
+                self.lasting
+            );
+        }
+    }
+}
+
+impl fmt::Display for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (acknowledged, judged) = self.done();
+        let calls: u64 = self.cache.values().sum();
+        let mut text = String::new();
+        let seconds = ms(self.until) / 1_000.0;
+        let _ = writeln!(text, "{seconds:.1} s");
+        let _ = writeln!(
+            text,
+            "writes: {acknowledged} acknowledged, {} failed, {} in doubt; {}",
+            self.failed, self.in_doubt, self.write_latency
+        );
+        let _ = writeln!(
+            text,
+            "reads: {judged} judged, {} failed; {}",
+            self.reads_failed, self.read_latency
+        );
+        for (method, count) in &self.judged {
+            let _ = writeln!(text, "  {count:>10}  {method}");
+        }
+        let _ = writeln!(
+            text,
+            "calls by cache-status ({calls}, of which {} hits)",
+            self.hits()
+        );
+        for (status, count) in &self.cache {
+            let _ = writeln!(text, "  {count:>10}  {status}");
+        }
+        if !self.errors.is_empty() {
+            let _ = writeln!(text, "errors");
+        }
+        for (error, count) in &self.errors {
+            let _ = writeln!(text, "  {count:>10}  {error}");
+        }
+        if !self.faults.is_empty() {
+            let _ = writeln!(
+                text,
+                "  {:<16}{:>6}{:>14}{:>10}{:>14}{:>16}{:>16}",
+                "fault", "count", "1st write ms", "gap ms", "overcome ms", "writes ok", "reads ok"
+            );
+            self.peace.row(&mut text, "(none)");
+            for (kind, figures) in &self.faults {
+                figures.row(&mut text, kind);
+            }
+        }
+        for anomaly in Anomaly::ALL {
+            let (word, meaning) = anomaly.describe();
+            let _ = writeln!(text, "{word}: {} ({meaning})", self.violations(anomaly));
+        }
+        f.write_str(text.trim_end())
+    }
+}
+
+/// Counts of times, each to within a sixteenth.
+#[derive(Debug, Default)]
+struct Histogram {
+    /// By the time's highest bits.
+    counts: BTreeMap<u32, u64>,
+    longest: Micros,
+}
+
+const STEPS: u32 = 16;
+
+impl Histogram {
+    fn add(&mut self, time: Micros) {
+        *self.counts.entry(bucket(time)).or_default() += 1;
+        self.longest = self.longest.max(time);
+    }
+
+    /// The time that this many of a thousand don't exceed.
+    fn quantile(&self, per_mille: u64) -> Micros {
+        let total: u64 = self.counts.values().sum();
+        let rank = (total * per_mille).div_ceil(1_000);
+        let mut seen = 0;
+        for (bucket, count) in &self.counts {
+            seen += count;
+            if seen >= rank {
+                return upper_bound(*bucket).min(self.longest);
+            }
+        }
+        self.longest
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "p50_ms": ms(self.quantile(500)),
+            "p90_ms": ms(self.quantile(900)),
+            "p99_ms": ms(self.quantile(990)),
+            "p999_ms": ms(self.quantile(999)),
+            "max_ms": ms(self.longest),
+        })
+    }
+}
+
+impl fmt::Display for Histogram {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let [p50, p99, p999] = [500, 990, 999].map(|per_mille| ms(self.quantile(per_mille)));
+        let max = ms(self.longest);
+        write!(
+            f,
+            "p50 {p50:.1} ms, p99 {p99:.1} ms, p99.9 {p999:.0} ms, max {max:.0} ms"
+        )
+    }
+}
+
+/// The bucket that a time falls in: exact below 16 µs, then 16 for each power of two.
+fn bucket(time: Micros) -> u32 {
+    let bits = Micros::BITS - time.leading_zeros();
+    let shift = bits.saturating_sub(STEPS.ilog2() + 1);
+    let top = u32::try_from(time >> shift).unwrap_or(u32::MAX);
+    shift * STEPS + top
+}
+
+/// The longest time of a bucket.
+fn upper_bound(bucket: u32) -> Micros {
+    if bucket < 2 * STEPS {
+        return bucket.into();
+    }
+    let shift = bucket / STEPS - 1;
+    let top = bucket % STEPS + STEPS;
+    ((Micros::from(top) + 1) << shift) - 1
+}
+
+#[expect(clippy::cast_precision_loss, reason = "it is shown to a tenth")]
+fn ms(time: Micros) -> f64 {
+    time as f64 / 1_000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_is_counted_to_within_a_sixteenth() {
+        for time in (0..5_000).chain([123_456, 60_000_000, 3_600_000_000]) {
+            let bound = upper_bound(bucket(time));
+            assert!(
+                bound >= time && bound - time <= time / 16,
+                "{time}: {bound}"
+            );
+            assert_eq!(bucket(bound), bucket(time));
+        }
+        let mut histogram = Histogram::default();
+        for time in 1..=1_000 {
+            histogram.add(time);
+        }
+        assert!((500..=532).contains(&histogram.quantile(500)));
+        assert_eq!(histogram.quantile(1_000), 1_000);
+    }
+}

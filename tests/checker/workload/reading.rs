@@ -1,0 +1,264 @@
+//! How a client reads.
+
+use location_service::proto::location::v1;
+use rand::{RngExt as _, rngs::StdRng, seq::IndexedRandom as _};
+
+use super::{POSTED, Worker, calling::READ_DEADLINE};
+use crate::history::{
+    Answer, Ask, Content, Event, Item, Kind, Name, Page, Question, Read, Row, query,
+};
+
+/// How many pages a read turns at most.
+const MAX_PAGES: usize = 20;
+
+impl Worker {
+    /// Reads something.
+    pub(super) async fn read(&mut self, rng: &mut StdRng) {
+        let roll = rng.random_range(0..100);
+        // The first questions are asked most.
+        let questions = &self.settings.questions;
+        let last = rng.random_range(0..questions.len());
+        let last = rng.random_range(0..=last);
+        let mut question = questions[rng.random_range(0..=last)].clone();
+        if !self.admin {
+            question.owner = rng.random_ratio(1, 4).then(|| self.subject.clone());
+        }
+        let place = rng.random_range(0..POSTED);
+        match roll {
+            0..15 => {
+                let posted = self.fleet.posted()[place].clone();
+                if let Some((name, id)) = posted {
+                    let fresh = rng.random_ratio(1, 20);
+                    // What it answers is recorded.
+                    let _ = self.get(rng, name, &id, fresh).await;
+                }
+            }
+            15..20 => self.reports(rng, question).await,
+            20..24 => {
+                question.page_size = rng.random_range(3..9);
+                self.list(rng, question, true).await;
+            }
+            24 if !self.admin => {
+                question.owner = Some(self.settings.owner(rng));
+                self.list(rng, question, false).await;
+            }
+            _ => self.list(rng, question, false).await,
+        }
+    }
+
+    /// Reads at once what a write has changed, as people do.
+    pub(super) async fn echo(&mut self, rng: &mut StdRng, name: Name, before: Option<Content>) {
+        if rng.random_ratio(1, 2) {
+            return;
+        }
+        let now = self.owned.iter().find(|owned| owned.name == name);
+        let id = now.map(|owned| owned.id.clone());
+        let now = now.map(|owned| owned.content.clone());
+        let images: Vec<_> = before.into_iter().chain(now).collect();
+        let Some(image) = images.choose(rng).cloned() else {
+            return;
+        };
+        // Rather one that others ask at this moment too.
+        let questions = self.settings.questions.iter();
+        let usual: Vec<_> = questions.filter(|it| it.matches(name, &image)).collect();
+        let named = !self.settings.own_database || rng.random_ratio(1, 2);
+        let question = match usual.first() {
+            Some(&question) if rng.random_ratio(2, 3) => question.clone(),
+            _ => Question {
+                kind: rng.random_ratio(1, 2).then_some(image.kind),
+                run: named.then_some(image.run),
+                owner: rng.random_ratio(1, 3).then_some(image.owner),
+                page_size: 1_000,
+                ..Question::default()
+            },
+        };
+        match rng.random_range(0..6) {
+            0 => {
+                if let Some(id) = id {
+                    let _ = self.get(rng, name, &id, false).await;
+                }
+            }
+            1 => self.reports(rng, question).await,
+            _ => self.list(rng, question, false).await,
+        }
+    }
+
+    async fn list(&self, rng: &mut StdRng, question: Question, all_pages: bool) {
+        let replica = self.replica(rng);
+        let deadline = self.deadline(rng, READ_DEADLINE);
+        let fresh = rng.random_ratio(1, 50);
+        let mut request = v1::ListLocationsRequest {
+            page_size: question.page_size,
+            r#type: question.kind.map_or(0, |kind| kind.proto().into()),
+            production_run_id: question.run.clone(),
+            owner_id: question.owner.clone().unwrap_or_default(),
+            state: match question.active {
+                None => v1::LocationState::Unspecified,
+                Some(true) => v1::LocationState::Active,
+                Some(false) => v1::LocationState::Inactive,
+            }
+            .into(),
+            query: question.client.map(query).unwrap_or_default(),
+            order_by: question.order.clone(),
+            ..v1::ListLocationsRequest::default()
+        };
+        let mut pages = Vec::new();
+        loop {
+            let start = self.recorder.now();
+            let mut stub = self.stubs[replica].clone();
+            let sending = self.request(request.clone(), deadline, fresh);
+            let called = self
+                .call(replica, deadline, stub.list_locations(sending))
+                .await;
+            let page = self.page(replica, start, called, |response| {
+                self.listed(&request, response)
+            });
+            let answered = matches!(page.0.answer, Answer::Locations(_, false));
+            pages.push(page.0);
+            match page.1 {
+                Some(response) if all_pages && answered && pages.len() < MAX_PAGES => {
+                    request.page_token = response.next_page_token;
+                }
+                _ => break,
+            }
+        }
+        self.record(replica, Ask::List(question), pages).await;
+    }
+
+    /// What a list shows.
+    fn listed(
+        &self,
+        request: &v1::ListLocationsRequest,
+        response: &v1::ListLocationsResponse,
+    ) -> Answer {
+        let locations = &response.locations;
+        if !is_sorted(locations, &request.order_by) {
+            return Answer::Absurd(format!("not in order: {locations:?}"));
+        }
+        let most = usize::try_from(request.page_size).unwrap_or_default();
+        if most > 0 && locations.len() > most {
+            return Answer::Absurd(format!("{} locations", locations.len()));
+        }
+        self.items(locations, response.next_page_token.is_empty())
+    }
+
+    /// Gets a location; `None` if there is none.
+    pub(super) async fn get(
+        &self,
+        rng: &mut StdRng,
+        name: Name,
+        id: &str,
+        fresh: bool,
+    ) -> Result<Option<v1::Location>, ()> {
+        let replica = self.replica(rng);
+        let deadline = self.deadline(rng, READ_DEADLINE);
+        let request = v1::GetLocationRequest { id: id.to_owned() };
+        let start = self.recorder.now();
+        let mut stub = self.stubs[replica].clone();
+        let sending = self.request(request, deadline, fresh);
+        let called = self
+            .call(replica, deadline, stub.get_location(sending))
+            .await;
+        let (page, location) = self.page(replica, start, called, |location| {
+            if location.id == id {
+                self.items(std::slice::from_ref(location), true)
+            } else {
+                Answer::Absurd(format!("another id: {location:?}"))
+            }
+        });
+        let found = match &page.answer {
+            Answer::Missing => Ok(None),
+            Answer::Locations(..) => Ok(location),
+            _ => Err(()),
+        };
+        self.record(replica, Ask::Get(name), vec![page]).await;
+        found
+    }
+
+    async fn reports(&self, rng: &mut StdRng, question: Question) {
+        // A report knows no others.
+        let question = Question {
+            kind: question.kind,
+            run: question.run,
+            owner: question.owner,
+            page_size: 1_000,
+            ..Question::default()
+        };
+        let replica = self.replica(rng);
+        let deadline = self.deadline(rng, READ_DEADLINE);
+        let request = v1::ListLocationReportsRequest {
+            r#type: question.kind.map_or(0, |kind| kind.proto().into()),
+            production_run_id: question.run.clone(),
+            owner_id: question.owner.clone().unwrap_or_default(),
+            page_size: question.page_size,
+            page_token: String::new(),
+        };
+        let start = self.recorder.now();
+        let mut stub = self.stubs[replica].clone();
+        let sending = self.request(request, deadline, false);
+        let called = self
+            .call(replica, deadline, stub.list_location_reports(sending))
+            .await;
+        let (page, _) = self.page(replica, start, called, |response| {
+            let row = |report: &v1::LocationReport| {
+                Some(Row {
+                    kind: Kind::of(report.r#type())?,
+                    run: report.production_run_id.clone(),
+                    sums: [
+                        report.location_count,
+                        report.active_count,
+                        report.total_capacity,
+                    ],
+                })
+            };
+            let rows: Option<Vec<_>> = response.reports.iter().map(row).collect();
+            rows.map_or_else(|| Answer::Absurd(format!("{response:?}")), Answer::Reports)
+        });
+        self.record(replica, Ask::Reports(question), vec![page])
+            .await;
+    }
+
+    /// What locations show, each of which the checker has written if the database is its own.
+    fn items(&self, locations: &[v1::Location], last: bool) -> Answer {
+        let mut items = Vec::with_capacity(locations.len());
+        for location in locations {
+            match Item::of(location) {
+                Some(item) => items.push(item),
+                None if self.settings.own_database => {
+                    return Answer::Absurd(format!("{location:?}"));
+                }
+                None => {}
+            }
+        }
+        Answer::Locations(items, last)
+    }
+
+    /// Records a read.
+    pub(super) async fn record(&self, replica: usize, ask: Ask, pages: Vec<Page>) {
+        let scope = (!self.admin).then(|| self.subject.clone());
+        self.recorder
+            .record(Event::Read(Read {
+                client: self.number,
+                replica,
+                scope,
+                ask,
+                pages,
+            }))
+            .await;
+    }
+}
+
+fn is_sorted(locations: &[v1::Location], order: &str) -> bool {
+    let time = |time: &Option<prost_types::Timestamp>| time.map(|it| (it.seconds, it.nanos));
+    let created = |it: &v1::Location| time(&it.create_time);
+    let updated = |it: &v1::Location| time(&it.update_time);
+    match order {
+        "" => locations.is_sorted_by(|a, b| created(a) >= created(b)),
+        "create_time" => locations.is_sorted_by(|a, b| created(a) <= created(b)),
+        "update_time desc" => locations.is_sorted_by(|a, b| updated(a) >= updated(b)),
+        "display_name" => locations.is_sorted_by(|a, b| a.display_name <= b.display_name),
+        "capacity desc" => locations.is_sorted_by(|a, b| a.capacity >= b.capacity),
+        "capacity" => locations.is_sorted_by(|a, b| a.capacity <= b.capacity),
+        _ => true,
+    }
+}
