@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -1088,4 +1089,34 @@ async fn a_failover_is_followed() {
     fill(&cache, &tag("run-3"), &key(1), "answer").await;
     assert!(set_of.replica.keys("loc:2:{*,run-3,*}:*").len() == 3);
     assert_eq!(set_of.sentinels.len(), 3);
+}
+
+/// The URL that this test, started again as a process of its own, is to connect to.
+const TLS_URL: &str = "TEST_TLS_URL";
+
+/// `rediss://` trusts what the system trusts, or the file that `SSL_CERT_FILE` names.
+#[tokio::test]
+async fn tls_is_verified() {
+    if let Ok(url) = std::env::var(TLS_URL) {
+        let cache = connect(&url).await;
+        fill(&cache, &tag("run-1"), &key(1), "answer").await;
+        return;
+    }
+    let (server, authority) = RedisServer::start_tls();
+    let child = || {
+        let mut child = Command::new(std::env::current_exe().expect("a path"));
+        child
+            .args(["--exact", "redis::tls_is_verified"])
+            .env(TLS_URL, format!("rediss://localhost:{}", server.tls_port));
+        child
+    };
+    let trusting = child().env("SSL_CERT_FILE", &authority).output();
+    let trusting = trusting.expect("it starts");
+    assert!(trusting.status.success(), "{trusting:?}");
+    assert_eq!(server.keys("*").len(), 3);
+
+    server.command(&["FLUSHALL"]);
+    let wary = child().output().expect("it starts");
+    assert!(!wary.status.success(), "{wary:?}");
+    assert_eq!(server.keys("*").len(), 0);
 }

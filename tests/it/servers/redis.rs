@@ -45,9 +45,18 @@ for i = ARGV[1], ARGV[2] do
   redis.call('SET', KEYS[1] .. 'schema:ListLocations:' .. i, 'x', 'EX', 300)
 end";
 
+/// Makes a certificate authority, and a certificate for `localhost` that it has signed.
+const MAKE_CERTIFICATES: &str = "
+openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=test-ca &&
+openssl req -newkey rsa:2048 -nodes -keyout tls.key -out tls.csr -subj /CN=localhost &&
+printf subjectAltName=DNS:localhost >san &&
+openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile san -out tls.crt";
+
 /// A private Redis server, without persistence unless its arguments say so.
 pub struct RedisServer {
     pub port: u16,
+    /// Zero without TLS.
+    pub tls_port: u16,
     program: &'static str,
     args: Vec<String>,
     dir: TempDir,
@@ -72,13 +81,40 @@ impl RedisServer {
         Self::launch("redis-server", args, None)
     }
 
+    /// A server that also speaks TLS, as `localhost` on [`tls_port`](Self::tls_port), and the
+    /// certificate of the authority that vouches for it.
+    pub fn start_tls() -> (Self, PathBuf) {
+        let dir = TempDir::new().expect("a temporary folder");
+        let made = Command::new("sh")
+            .args(["-c", MAKE_CERTIFICATES])
+            .current_dir(dir.path())
+            .output()
+            .expect("a shell");
+        assert!(made.status.success(), "{made:?}");
+        let authority = dir.path().join("ca.crt");
+        let tls_port = free_port();
+        let config = format!(
+            "tls-port {tls_port}\ntls-cert-file tls.crt\ntls-key-file tls.key\n\
+             tls-ca-cert-file ca.crt\ntls-auth-clients no\n"
+        );
+        let mut server = Self::launch_in(dir, "redis-server", &[], Some(&config));
+        server.tls_port = tls_port;
+        (server, authority)
+    }
+
     /// Another of Redis's programs, or one whose configuration has further lines.
     pub fn launch(program: &'static str, args: &[&str], config: Option<&str>) -> Self {
+        let dir = TempDir::new().expect("a temporary folder");
+        Self::launch_in(dir, program, args, config)
+    }
+
+    fn launch_in(dir: TempDir, program: &'static str, args: &[&str], config: Option<&str>) -> Self {
         let mut server = Self {
             port: 0,
+            tls_port: 0,
             program,
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
-            dir: TempDir::new().expect("a temporary folder"),
+            dir,
             running: None,
         };
         // Another process may take a port between our asking for it and the server's.
