@@ -133,11 +133,10 @@ async fn close(rounds: usize) -> Outcome<Value> {
     println!("\nclosing a tag, in ms: {SMALL} entries, {LARGE} entries, ratio");
     let server = RedisServer::start();
     let cache = connect(&server, Duration::from_mins(5), 0).await?;
-    let name = Uuid::new_v4();
-    cache.introduce(name).await?;
+    let named = cache.introduce(Uuid::new_v4()).await?;
     let epoch = CacheEpoch {
         epoch: Epoch(1),
-        server: Some(name),
+        server: Some(named),
         may_activate: false,
     };
     cache.renew(&epoch, Instant::now());

@@ -19,7 +19,8 @@
 //!   that doesn't has said so. It first gives the server's processes a new name, as the text of the
 //!   scripts that all steps use. Redis neither keeps nor replicates scripts, so a process that was
 //!   restarted, or promoted, or stood on the other side of a split, doesn't know them: whatever it
-//!   holds isn't served, and it fails the next check.
+//!   holds isn't served, and it fails the checks. So does a process that knows them but has taken
+//!   another's data meanwhile, by the replication id of its data.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -61,7 +62,7 @@ struct Shared {
 }
 
 /// The row, as it was last read.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Seen {
     row: CacheEpoch,
     /// When the read was sent.
@@ -73,7 +74,7 @@ struct Seen {
 impl Seen {
     fn new(row: CacheEpoch, asked: Instant) -> Self {
         let now = Instant::now();
-        let settled = match row {
+        let settled = match &row {
             // Only what was suspended for longer than a lease becomes active, and nothing was before 0.
             CacheEpoch {
                 server: Some(_), ..
@@ -102,7 +103,8 @@ impl Epochs {
             cache,
             seen: Mutex::new(Seen::new(row, asked)),
         });
-        shared.tend(&mut 0).await;
+        // What is wrong already was so while no replica was there to see it.
+        shared.tend(&mut (FAILURES - 1)).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_reading(Arc::clone(&shared)));
         tasks.spawn(keep_tending(Arc::clone(&shared)));
@@ -143,7 +145,8 @@ impl Epochs {
 
 impl Shared {
     fn seen(&self) -> Seen {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+        let seen = self.seen.lock();
+        seen.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     async fn refresh(&self) -> Result<()> {
@@ -152,21 +155,17 @@ impl Shared {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         // Another read may have overtaken this one.
         if asked >= seen.asked {
+            self.cache.renew(&row, asked.into_std());
             if row.epoch == seen.row.epoch {
-                *seen = Seen {
-                    row,
-                    asked,
-                    ..*seen
-                };
+                (seen.row, seen.asked) = (row, asked);
             } else {
-                *seen = Seen::new(row, asked);
                 if row.server.is_some() {
                     tracing::info!(epoch = row.epoch.0, "the cache is used");
                 } else {
                     tracing::warn!(epoch = row.epoch.0, "the cache is suspended");
                 }
+                *seen = Seen::new(row, asked);
             }
-            self.cache.renew(&row, asked.into_std());
         }
         Ok(())
     }
@@ -199,10 +198,9 @@ impl Shared {
     }
 
     async fn activate(&self, from: Epoch) -> Result<()> {
-        let server = Uuid::new_v4();
-        let introduced = self.cache.introduce(server).await;
-        introduced.map_err(|error| Error::CacheUnavailable(Arc::new(error)))?;
-        self.table.activate(from, server).await?;
+        let introduced = self.cache.introduce(Uuid::new_v4()).await;
+        let server = introduced.map_err(|error| Error::CacheUnavailable(Arc::new(error)))?;
+        self.table.activate(from, &server).await?;
         self.refresh().await
     }
 }

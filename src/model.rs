@@ -297,14 +297,22 @@ impl Micros {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Epoch(pub i64);
 
+/// A cache server, in one epoch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CacheServer {
+    /// The name that its processes were given.
+    pub name: Uuid,
+    /// What tells their data from any other that they may come to hold.
+    pub histories: String,
+}
+
 /// What the database says of the cache that replicas share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheEpoch {
     /// The current epoch.
     pub epoch: Epoch,
-    /// The name that was given to the server's processes for this epoch, in which the cache is used.
-    /// None: it is suspended.
-    pub server: Option<Uuid>,
+    /// The server for this epoch, in which the cache is used. None: it is suspended.
+    pub server: Option<CacheServer>,
     /// Whether it has been suspended for long enough, and no replica has missed the server lately.
     pub may_activate: bool,
 }

@@ -5,8 +5,10 @@ CREATE TABLE cache_epoch (
     epoch      BIGINT      NOT NULL,
     -- 'active', or 'suspended': nothing is served from the cache, and writes don't close what they touch.
     state      TEXT        NOT NULL CHECK (state IN ('active', 'suspended')),
-    -- The name that was given to the server's processes. None while suspended.
+    -- The name that was given to the server's processes, and the replication ids of their data.
+    -- None while suspended.
     server     UUID        CHECK ((server IS NULL) = (state = 'suspended')),
+    histories  TEXT        CHECK ((histories IS NULL) = (state = 'suspended')),
     changed_at TIMESTAMPTZ NOT NULL,
     -- When a replica last found that it can't reach the server, while suspended.
     away_at    TIMESTAMPTZ NOT NULL,

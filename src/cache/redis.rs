@@ -80,7 +80,7 @@ use super::{
 };
 use crate::{
     controls::{Control, without},
-    model::{CacheEpoch, Epoch},
+    model::{CacheEpoch, CacheServer, Epoch},
 };
 
 /// How long a command may take.
@@ -260,25 +260,29 @@ impl RedisCache {
         });
     }
 
-    /// Whether every master answers, and knows its name if the cache is in use.
+    /// Whether every master answers; and if the cache is in use, whether each knows its name, and
+    /// has had no other data since it was told.
     pub async fn check(&self) -> Result<(), CacheError> {
         self.redis.connected()?;
         let period = self.redis.period()?;
         let client = self.redis.client();
-        let checks = masters(&client).into_iter().map(|node| {
-            let node = client.with_options(&at(node));
-            check_master(node, period.scripts.as_ref())
-        });
-        let checked = try_join_all(checks).await;
+        let checked = check_masters(&client, period.scripts.as_ref()).await;
         if checked.is_err() && client.is_clustered() {
             // Another node may be the master by now.
             let _ = timeout(READ_TIMEOUT, client.sync_cluster()).await;
         }
-        checked.map(|_| ()).map_err(unavailable)
+        let histories = checked.map_err(unavailable)?;
+        match &period.server {
+            Some(server) if server.histories != histories => {
+                let why = "its data isn't what the epoch began with";
+                Err(CacheError(why.to_owned()))
+            }
+            _ => Ok(()),
+        }
     }
 
-    /// Tells every master a name: loads the scripts that carry it.
-    pub async fn introduce(&self, server: Uuid) -> Result<(), CacheError> {
+    /// Gives every master a name: loads the scripts that carry it.
+    pub async fn introduce(&self, name: Uuid) -> Result<CacheServer, CacheError> {
         self.redis.connected()?;
         let client = self.redis.client();
         if client.is_clustered() {
@@ -287,7 +291,7 @@ impl RedisCache {
                 .map_err(|_| CacheError("the Cluster's nodes aren't told in time".to_owned()))?
                 .map_err(unavailable)?;
         }
-        let scripts = Scripts::new(server);
+        let scripts = Scripts::new(name);
         for node in masters(&client) {
             let node = client.with_options(&at(node));
             let loads = scripts.all().map(|script| {
@@ -296,7 +300,11 @@ impl RedisCache {
             });
             try_join_all(loads).await.map_err(unavailable)?;
         }
-        Ok(())
+        let histories = check_masters(&client, Some(&scripts)).await;
+        Ok(CacheServer {
+            name,
+            histories: histories.map_err(unavailable)?,
+        })
     }
 
     /// A tag's version, read after this was called. Callers who wait at the same time share a read.
@@ -525,7 +533,7 @@ struct Lease {
 #[derive(Debug)]
 struct Period {
     epoch: Epoch,
-    server: Option<Uuid>,
+    server: Option<CacheServer>,
     /// What every key begins with.
     base: String,
     /// None while the cache is suspended.
@@ -542,9 +550,9 @@ impl Period {
         };
         Self {
             epoch: row.epoch,
-            server: row.server,
+            server: row.server.clone(),
             base: format!("{prefix}{number}:"),
-            scripts: row.server.map(Scripts::new),
+            scripts: row.server.as_ref().map(|server| Scripts::new(server.name)),
         }
     }
 
@@ -1157,13 +1165,23 @@ fn masters(client: &Client) -> Vec<Option<Server>> {
     }
 }
 
-/// Whether a node is a master, and knows these scripts.
+/// Checks that all nodes are masters and know these scripts; answers the replication ids of their
+/// data, in an order of their own.
+async fn check_masters(client: &Client, scripts: Option<&Scripts>) -> Result<String, FredError> {
+    let nodes = masters(client).into_iter();
+    let checks = nodes.map(|node| check_master(client.with_options(&at(node)), scripts));
+    let mut histories = try_join_all(checks).await?;
+    histories.sort_unstable();
+    Ok(histories.join(","))
+}
+
 async fn check_master(
     node: WithOptions<Client>,
     scripts: Option<&Scripts>,
-) -> Result<(), FredError> {
-    let role: Vec<Value> = command(&node, "ROLE", Vec::new()).await?;
-    if role.first().and_then(Value::as_bytes) != Some(b"master") {
+) -> Result<String, FredError> {
+    let info: String = command(&node, "INFO", vec!["replication".into()]).await?;
+    let field = |name| info.lines().find_map(|line| line.strip_prefix(name));
+    if field("role:") != Some("master") {
         return Err(FredError::new(ErrorKind::Routing, "it isn't a master"));
     }
     if let Some(scripts) = scripts {
@@ -1175,7 +1193,7 @@ async fn check_master(
             return Err(FredError::new(ErrorKind::NotFound, why));
         }
     }
-    Ok(())
+    Ok(field("master_replid:").unwrap_or_default().to_owned())
 }
 
 /// Runs a command on one node. fred's own methods for scripts choose one by themselves.

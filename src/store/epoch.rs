@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     error::{Error, Result},
-    model::{CacheEpoch, Epoch},
+    model::{CacheEpoch, CacheServer, Epoch},
 };
 
 /// `location`, in ASCII: a number that nothing else on the database locks.
@@ -42,6 +42,7 @@ pub struct EpochTable {
 struct Row {
     epoch: i64,
     server: Option<Uuid>,
+    histories: Option<String>,
     may_activate: bool,
 }
 
@@ -57,7 +58,7 @@ impl EpochTable {
     /// within a second.
     pub async fn read(&self) -> Result<CacheEpoch> {
         let sql = format!(
-            "SELECT epoch, server, server IS NULL
+            "SELECT epoch, server, histories, server IS NULL
                     AND clock_timestamp() > changed_at + pause
                     AND clock_timestamp() > away_at + interval '{REACHED_FOR}' AS may_activate
              FROM cache_epoch"
@@ -73,7 +74,10 @@ impl EpochTable {
         };
         Ok(CacheEpoch {
             epoch: Epoch(row.epoch),
-            server: row.server,
+            server: row
+                .server
+                .zip(row.histories)
+                .map(|(name, histories)| CacheServer { name, histories }),
             may_activate: row.may_activate,
         })
     }
@@ -84,7 +88,7 @@ impl EpochTable {
         self.run(format!(
             "SELECT pg_advisory_xact_lock({LOCK});
              UPDATE cache_epoch SET
-                 epoch = epoch + 1, state = 'suspended', server = NULL,
+                 epoch = epoch + 1, state = 'suspended', server = NULL, histories = NULL,
                  changed_at = clock_timestamp(), away_at = clock_timestamp(),
                  pause = CASE WHEN clock_timestamp() < changed_at + interval '{shortest}'
                      THEN least(2 * pause, interval '{longest}')
@@ -105,13 +109,19 @@ impl EpochTable {
     }
 
     /// Puts the cache to use, in a new epoch, if it is suspended in this one. All processes of the
-    /// server have to know the name by now.
-    pub async fn activate(&self, Epoch(from): Epoch, server: Uuid) -> Result<()> {
+    /// server have to know its name by now.
+    pub async fn activate(&self, Epoch(from): Epoch, server: &CacheServer) -> Result<()> {
+        let CacheServer { name, histories } = server;
+        // It goes into the text of a statement. Redis makes it of hexadecimal digits.
+        let histories: String = histories
+            .chars()
+            .filter(|char| char.is_ascii_alphanumeric() || *char == ',')
+            .collect();
         self.run(format!(
             "SELECT pg_advisory_xact_lock({LOCK});
              UPDATE cache_epoch SET
-                 epoch = epoch + 1, state = 'active', server = '{server}',
-                 changed_at = clock_timestamp()
+                 epoch = epoch + 1, state = 'active', server = '{name}',
+                 histories = '{histories}', changed_at = clock_timestamp()
              WHERE epoch = {from} AND state = 'suspended'"
         ))
         .await

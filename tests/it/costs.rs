@@ -334,11 +334,13 @@ async fn traffic_leaves_few_index_members_without_their_entries() {
         ttl: TTL,
     };
     let cache = Arc::new(RedisCache::connect(&config).await.expect("a good URL"));
-    let name = Uuid::new_v4();
-    cache.introduce(name).await.expect("Redis answers");
+    let named = cache
+        .introduce(Uuid::new_v4())
+        .await
+        .expect("Redis answers");
     let epoch = CacheEpoch {
         epoch: Epoch(1),
-        server: Some(name),
+        server: Some(named),
         may_activate: false,
     };
     cache.renew(&epoch, Instant::now() + 2 * TRAFFIC);

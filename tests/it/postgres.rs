@@ -12,9 +12,9 @@ use std::{
 use location_service::{
     error::Error,
     model::{
-        Address, Capacity, Cursor, Details, Epoch, Etag, ListQuery, Location, LocationId,
-        LocationState, LocationType, Micros, Order, OrderField, OwnerId, Predicate, RegionCode,
-        ReportQuery, SortValue, Text,
+        Address, CacheServer, Capacity, Cursor, Details, Epoch, Etag, ListQuery, Location,
+        LocationId, LocationState, LocationType, Micros, Order, OrderField, OwnerId, Predicate,
+        RegionCode, ReportQuery, SortValue, Text,
     },
     store::{
         Migrate, OpenError, Store,
@@ -894,6 +894,13 @@ async fn lists_run_over_an_index() {
 
 // The cache's epoch.
 
+fn some_server() -> CacheServer {
+    CacheServer {
+        name: Uuid::new_v4(),
+        histories: "0123456789abcdef,fedcba9876543210".to_owned(),
+    }
+}
+
 async fn write_in(store: &dyn Store, epoch: Epoch) -> Result<(), Error> {
     let mut write = store.begin().await?;
     write.insert(&[location("a", "", "owner", 1)]).await?;
@@ -910,12 +917,13 @@ async fn epochs_follow_each_other() {
     assert!(fresh.may_activate, "nobody has used the cache");
     write_in(&*store, Epoch(0)).await.unwrap();
 
-    let server = Uuid::new_v4();
-    table.activate(Epoch(0), server).await.unwrap();
+    let server = some_server();
+    table.activate(Epoch(0), &server).await.unwrap();
     // Somebody else was faster.
-    table.activate(Epoch(0), Uuid::new_v4()).await.unwrap();
+    table.activate(Epoch(0), &some_server()).await.unwrap();
     let active = table.read().await.unwrap();
-    assert_eq!((active.epoch, active.server), (Epoch(1), Some(server)));
+    assert_eq!(active.epoch, Epoch(1));
+    assert_eq!(active.server, Some(server));
     assert!(!active.may_activate);
     table.report_away().await.unwrap();
 
@@ -939,7 +947,7 @@ async fn a_suspension_lasts_while_a_replica_is_without_contact() {
     open(&url).await;
     let table = postgres::epochs(&url).unwrap();
     let allowed = async || table.read().await.unwrap().may_activate;
-    table.activate(Epoch(0), Uuid::new_v4()).await.unwrap();
+    table.activate(Epoch(0), &some_server()).await.unwrap();
     execute(
         &url,
         "UPDATE cache_epoch SET changed_at = changed_at - interval '1 h'",
@@ -953,7 +961,7 @@ async fn a_suspension_lasts_while_a_replica_is_without_contact() {
     let reported = until("it may be used again", Duration::from_secs(10), allowed).await;
     assert!(reported > Duration::from_millis(1_800), "{reported:?}");
     // Torn back and forth, it rests longer.
-    table.activate(Epoch(2), Uuid::new_v4()).await.unwrap();
+    table.activate(Epoch(2), &some_server()).await.unwrap();
     table.suspend(Epoch(3)).await.unwrap();
     let longer = until("it may be used again", Duration::from_secs(10), allowed).await;
     assert!(longer > Duration::from_millis(3_800), "{longer:?}");
@@ -965,7 +973,7 @@ async fn a_commit_sees_an_epoch_that_began_while_it_waited() {
     let url = Postgres::shared().database().await;
     let store = open(&url).await;
     let table = postgres::epochs(&url).unwrap();
-    table.activate(Epoch(0), Uuid::new_v4()).await.unwrap();
+    table.activate(Epoch(0), &some_server()).await.unwrap();
     let hold = "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
          BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END $$;
          CREATE TRIGGER hold BEFORE UPDATE ON cache_epoch

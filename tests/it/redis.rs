@@ -16,7 +16,7 @@ use location_service::{
         Cache as _, CacheError, Key, LEASE, Lookup, RedisCache, RedisConfig, Tag, Tier, Version,
         WriteId,
     },
-    model::{CacheEpoch, Epoch, Predicate, ProductionRunId},
+    model::{CacheEpoch, CacheServer, Epoch, Predicate, ProductionRunId},
 };
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -51,14 +51,18 @@ async fn connect_with(url: &str, change: impl FnOnce(&mut RedisConfig)) -> Redis
 
 /// Begins to use the cache in an epoch, which has this number and the server's name in it.
 async fn enter(cache: &RedisCache, number: i64) -> Result<(), CacheError> {
-    let server = Uuid::from_u128(number.unsigned_abs().into());
-    let introduced = cache.introduce(server).await;
-    know(cache, number, Some(server));
-    introduced
+    let name = Uuid::from_u128(number.unsigned_abs().into());
+    let introduced = cache.introduce(name).await;
+    let unknown = CacheServer {
+        name,
+        histories: String::new(),
+    };
+    know(cache, number, Some(introduced.clone().unwrap_or(unknown)));
+    introduced.map(|_| ())
 }
 
 /// Tells what the database says, for as long as a test takes.
-fn know(cache: &RedisCache, number: i64, server: Option<Uuid>) {
+fn know(cache: &RedisCache, number: i64, server: Option<CacheServer>) {
     let row = CacheEpoch {
         epoch: Epoch(number),
         server,
@@ -517,7 +521,7 @@ async fn nothing_is_served_without_a_lease() {
     };
     let row = CacheEpoch {
         epoch: Epoch(1),
-        server: Some(Uuid::from_u128(1)),
+        server: cache.introduce(Uuid::from_u128(1)).await.ok(),
         may_activate: false,
     };
     cache.renew(
@@ -592,9 +596,13 @@ async fn neither_a_promoted_nor_a_demoted_server_serves() {
     })
     .await
     .expect("a good URL");
-    know(&promoted, 1, Some(Uuid::from_u128(1)));
-    let served = promoted.lookup(&run, &key(1)).await;
-    assert!(served.is_err(), "it missed what came since: {served:?}");
+    let server = a
+        .introduce(Uuid::from_u128(1))
+        .await
+        .expect("Redis answers");
+    know(&promoted, 1, Some(server));
+    let found = promoted.lookup(&run, &key(1)).await;
+    assert!(found.is_err(), "it missed what came since: {found:?}");
     promoted
         .check()
         .await
@@ -607,11 +615,29 @@ async fn neither_a_promoted_nor_a_demoted_server_serves() {
     let port = new.port.to_string();
     old.command(&["REPLICAOF", "127.0.0.1", &port]);
     for cache in [&a, &b] {
-        let served = cache.lookup(&run, &key(1)).await;
-        assert!(served.is_err(), "it may take another's data: {served:?}");
+        let found = cache.lookup(&run, &key(1)).await;
+        assert!(found.is_err(), "it may take another's data: {found:?}");
         cache.check().await.expect_err("it isn't a master");
         cache.introduce(Uuid::from_u128(2)).await.ok();
     }
+}
+
+/// It never stopped, and knows its name; but what it holds is another's.
+#[tokio::test]
+async fn a_master_that_was_a_replica_for_a_moment_is_another_server() {
+    let (server, other) = (RedisServer::start(), RedisServer::start());
+    let cache = connect(&server.url()).await;
+    fill(&cache, &tag("run-1"), &key(1), "old").await;
+    cache.check().await.expect("it is what it was");
+    let port = other.port.to_string();
+    server.command(&["REPLICAOF", "127.0.0.1", &port]);
+    until("it has the other's data", || server.keys("*").is_empty());
+    server.command(&["REPLICAOF", "NO", "ONE"]);
+    eventually("it isn't what it was", || async {
+        let failed = cache.check().await.err();
+        failed.is_some_and(|error| error.0.contains("its data isn't"))
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -191,7 +191,7 @@ impl RedisServer {
         let names = info.lines().filter_map(|line| {
             let (name, _) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
             // And what the service asks by itself.
-            let own = ["info", "config|resetstat", "role", "script|exists"].contains(&name);
+            let own = ["info", "config|resetstat", "script|exists"].contains(&name);
             (!own).then_some(name)
         });
         let mut calls: Vec<_> = names
