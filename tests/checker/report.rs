@@ -116,6 +116,12 @@ impl Figures {
         (self.acknowledged, self.judged.values().sum())
     }
 
+    /// Whether some writes were acknowledged and some reads judged.
+    pub fn are_any(&self) -> bool {
+        let (acknowledged, judged) = self.done();
+        acknowledged > 0 && judged > 0
+    }
+
     fn current(&mut self) -> &mut FaultFigures {
         match &self.current {
             Some(current) => self.faults.entry(current.fault.kind.clone()).or_default(),

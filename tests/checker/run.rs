@@ -181,6 +181,9 @@ async fn check(args: Args, seed: u64, trial: Trial) -> Result<Found, Failure> {
     {
         return Err(format!("the binary ignores LOCATION_SERVICE_CONTROL={name}: build it with `cargo build --features controls`").into());
     }
+    if without.is_none() && !figures.are_any() {
+        return Err(format!("nothing was answered, so nothing was judged:\n{figures}").into());
+    }
     Ok(Found {
         figures,
         complaints,

@@ -23,6 +23,9 @@ const HURRY_MS: Range<u64> = 10..80;
 pub(super) const PATIENT: u16 = 6;
 const PATIENCE: Duration = Duration::from_mins(1);
 
+/// When a client comes again that was told to.
+const COME_AGAIN_MS: Range<u64> = 20..100;
+
 /// For how long a replica that didn't answer is left alone, as a load balancer does.
 const LEFT_ALONE: Micros = 300_000;
 
@@ -76,17 +79,21 @@ impl Worker {
         let late = || Err(Status::deadline_exceeded("the client has waited enough"));
         let called = tokio::time::timeout(deadline, call).await;
         let result = called.unwrap_or_else(|_| late());
-        if let Err(status) = &result
-            && deadline >= READ_DEADLINE
-            && reason(status).is_none()
-            && matches!(
-                status.code(),
-                Code::DeadlineExceeded | Code::Cancelled | Code::Unavailable | Code::Unknown
-            )
-        {
+        let Err(status) = &result else {
+            return result;
+        };
+        let silent = matches!(
+            status.code(),
+            Code::DeadlineExceeded | Code::Cancelled | Code::Unavailable | Code::Unknown
+        );
+        if silent && reason(status).is_none() && deadline >= READ_DEADLINE {
             let until = self.recorder.now() + LEFT_ALONE;
             let standing = &self.fleet.standing[replica];
             standing.alone_until.fetch_max(until, Ordering::Relaxed);
+        }
+        if status.code() == Code::Unavailable {
+            let rest = rand::random_range(COME_AGAIN_MS);
+            tokio::time::sleep(Duration::from_millis(rest)).await;
         }
         result
     }
