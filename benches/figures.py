@@ -1,0 +1,266 @@
+"""A benchmark's figures as SVG: medians, with a line from quartile to quartile."""
+
+import html
+import math
+import statistics
+
+INK, FAINT, GRID = "#1f2328", "#59636e", "#d8dee4"
+FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
+WIDTH = 860
+
+# What is measured, its name for people, and its colour: the service's own are blue.
+NAMES = {
+    "fastapi": ("P: FastAPI + Redis GET", "#8250df"),
+    "grpcio": ("P: grpcio + Redis GET", "#bf87ff"),
+    "a-plain": ("A: tonic, rows in memory; thin LTO, system allocator", "#a40e26"),
+    "e-decoded": ("E: tonic + Redis GET, decoding what it gets", "#e16f24"),
+    "a": ("A: tonic, rows in memory", "#e5534b"),
+    "e": ("E: tonic + Redis GET", "#d4a72c"),
+    "f": ("F: hyper, a fixed frame", "#6e7781"),
+    "cold": ("this service, PostgreSQL + Redis, L1 cold", "#80ccff"),
+    "warm": ("this service, PostgreSQL + Redis, L1 warm", "#0969da"),
+    "embedded": ("this service, embedded", "#0a3069"),
+}
+
+
+def spread(values):
+    """Median and quartiles."""
+    if len(values) == 1:
+        return values * 3
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
+
+
+class Drawing:
+    """Elements of an SVG."""
+
+    def __init__(self):
+        self.elements = []
+
+    def text(self, x, y, text, *, size=12, colour=INK, anchor="start", weight="normal", turn=None):
+        turned = f" transform='rotate({turn} {x:.1f} {y:.1f})'" if turn else ""
+        self.elements.append(
+            f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size}' fill='{colour}' "
+            f"text-anchor='{anchor}' font-weight='{weight}'{turned}>{html.escape(text)}</text>"
+        )
+
+    def line(self, points, colour, width=1.0):
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        self.elements.append(
+            f"<polyline points='{path}' fill='none' stroke='{colour}' stroke-width='{width}'/>"
+        )
+
+    def dot(self, x, y, colour):
+        self.elements.append(f"<circle cx='{x:.1f}' cy='{y:.1f}' r='4' fill='{colour}'/>")
+
+    def write(self, path, height):
+        body = "\n".join(self.elements)
+        path.write_text(
+            f"<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 {WIDTH} {height}' "
+            f"width='{WIDTH}' height='{height}' {FONT}>\n"
+            f"<rect width='{WIDTH}' height='{height}' rx='6' fill='#ffffff'/>\n{body}\n</svg>\n"
+        )
+
+
+class Axis:
+    """A scale from values to places, linear from zero or logarithmic."""
+
+    def __init__(self, values, first, last, *, log=False):
+        self.first, self.last, self.log = first, last, log
+        top = max(values)
+        if log:
+            low = 10 ** math.floor(math.log10(min(values)))
+            marks = [low * 10**power for power in range(12)]
+            self.ticks = marks[: next(i for i, mark in enumerate(marks) if mark >= top) + 1]
+            if len(self.ticks) < 3:
+                steps = [mark * factor for mark in self.ticks for factor in (1, 2, 5)]
+                ends = max(step for step in steps if step <= min(values))
+                self.ticks = [step for step in steps if step >= ends]
+                self.ticks = self.ticks[: next(i for i, s in enumerate(self.ticks) if s >= top) + 1]
+        else:
+            magnitude = 10 ** math.floor(math.log10(top))
+            steps = [magnitude * factor for factor in (0.1, 0.2, 0.25, 0.5, 1, 2)]
+            step = next(step for step in steps if top / step <= 5)
+            self.ticks = [step * number for number in range(math.ceil(top / step) + 1)]
+
+    def __call__(self, value):
+        low, high = self.ticks[0], self.ticks[-1]
+        if self.log:
+            value, low, high = math.log(max(value, low)), math.log(low), math.log(high)
+        return self.first + (self.last - self.first) * (value - low) / (high - low)
+
+
+def number(value):
+    if value >= 1_000_000 and value % 100_000 == 0:
+        return f"{value / 1e6:g} M"
+    if value >= 10_000 and value % 1_000 == 0:
+        return f"{value / 1e3:g} k"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def bars(path, title, unit, note, rows):
+    """A row for each thing measured, on a logarithmic scale."""
+    rows = sorted(rows, key=lambda row: -row[2][0])
+    left, right, top = 340, WIDTH - 60, 58
+    bottom = top + 28 * len(rows)
+    drawing = Drawing()
+    drawing.text(20, 28, title, size=16, weight="600")
+    values = [value for _, _, values in rows for value in values]
+    axis = Axis(values, left, right, log=True)
+    for tick in axis.ticks:
+        drawing.line([(axis(tick), top - 8), (axis(tick), bottom)], GRID)
+        drawing.text(axis(tick), bottom + 18, number(tick), colour=FAINT, anchor="middle")
+    for place, (name, colour, (middle, low, high)) in enumerate(rows):
+        y = top + 28 * place + 12
+        drawing.text(left - 14, y + 4, name, anchor="end")
+        drawing.line([(axis(low), y), (axis(high), y)], colour, 2)
+        drawing.dot(axis(middle), y, colour)
+        drawing.text(axis(high) + 10, y + 4, number(middle), weight="600")
+    drawing.text((left + right) / 2, bottom + 38, unit, anchor="middle")
+    drawing.text(20, bottom + 64, note, size=11, colour=FAINT)
+    drawing.write(path, bottom + 80)
+
+
+def lines(path, title, note, xs, x_label, panels):
+    """Panels next to each other, with the same values along x, and a legend below.
+
+    A panel is its unit, whether it is logarithmic, and its series: a name, a colour, and for each x
+    the median and quartiles, or `None`.
+    """
+    gap, left, top, height = 76, 70, 62, 240
+    width = (WIDTH - left - 24 - gap * (len(panels) - 1)) / len(panels)
+    bottom = top + height
+    drawing = Drawing()
+    drawing.text(20, 28, title, size=16, weight="600")
+    legend = {}
+    for place, (unit, log, series) in enumerate(panels):
+        start = left + place * (width + gap)
+        values = [value for *_, points in series for point in points if point for value in point]
+        axis = Axis(values, bottom, top, log=log)
+        drawing.text(start - 50, top - 14, unit, size=12, colour=INK)
+        for tick in axis.ticks:
+            drawing.line([(start, axis(tick)), (start + width, axis(tick))], GRID)
+            drawing.text(start - 8, axis(tick) + 4, number(tick), colour=FAINT, anchor="end")
+        places = [start + width * (index + 0.5) / len(xs) for index in range(len(xs))]
+        for x, label in zip(places, xs, strict=True):
+            drawing.text(x, bottom + 18, label, colour=FAINT, anchor="middle")
+        drawing.text(start + width / 2, bottom + 38, x_label, anchor="middle")
+        for name, colour, points in series:
+            legend[name] = colour
+            seen = [(x, point) for x, point in zip(places, points, strict=True) if point]
+            drawing.line([(x, axis(middle)) for x, (middle, _, _) in seen], colour, 2)
+            for x, (middle, low, high) in seen:
+                drawing.line([(x, axis(low)), (x, axis(high))], colour, 2)
+                drawing.dot(x, axis(middle), colour)
+    for index, (name, colour) in enumerate(legend.items()):
+        x, y = left + index % 2 * 390, bottom + 64 + index // 2 * 20
+        drawing.line([(x, y - 4), (x + 22, y - 4)], colour, 2)
+        drawing.dot(x + 11, y - 4, colour)
+        drawing.text(x + 30, y, name)
+    end = bottom + 64 + (len(legend) + 1) // 2 * 20
+    drawing.text(20, end + 14, note, size=11, colour=FAINT)
+    drawing.write(path, end + 30)
+
+
+def draw(results, folder):
+    """Draws what was measured of what there are figures for."""
+    measured, closing = results["measured"], results["closing"]
+    note = (
+        f"{results['machine']}; commit {results['commit']}, {results['started'][:10]}. "
+        "Medians, and lines from quartile to quartile."
+    )
+
+    def point(name, field="cpu_us", scale=1.0):
+        rounds = measured.get(name)
+        return rounds and spread([round_[field] * scale for round_ in rounds])
+
+    def named(pattern, names, xs, field="cpu_us", scale=1.0):
+        found = []
+        for name in names:
+            points = [point(pattern.format(x, name), field, scale) for x in xs]
+            if any(points):
+                found.append((*NAMES[name], points))
+        return found
+
+    def chart(file, title, xs, x_label, panels, labels=None):
+        panels = [panel for panel in panels if panel[2]]
+        if panels:
+            lines(folder / file, title, note, labels or list(map(str, xs)), x_label, panels)
+
+    rows = [(*NAMES[name], point(f"list/4x32/{name}")) for name in NAMES]
+    rows = [row for row in rows if row[2]]
+    if rows:
+        title = "What a cached list of 50 locations costs the server"
+        unit = "CPU µs a call, 128 calls in flight (log scale)"
+        bars(folder / "list.svg", title, unit, note, rows)
+
+    shapes = ["1x1", "4x2", "4x8", "4x32"]
+    in_flight = ["1", "8", "32", "128"]
+    compared = ["a", "e", "f", "cold", "warm", "embedded"]
+    every = "list/{}/{}"
+    chart(
+        "in-flight.svg",
+        "A cached list of 50 locations, by calls in flight",
+        shapes,
+        "calls in flight",
+        [
+            ("server's CPU µs a call", False, named(every, compared, shapes)),
+            ("p50, µs", True, named(every, compared, shapes, "p50_us")),
+        ],
+        in_flight,
+    )
+    sizes = [1, 50, 1_000]
+    chart(
+        "pages.svg",
+        "Cached lists by their size, 128 calls in flight",
+        sizes,
+        "locations in the list",
+        [("server's CPU µs a call", True, named("page/{}/{}", compared, sizes))],
+        ["1", "50", "1,000"],
+    )
+    sizes = [10_000, 100_000, 1_000_000]
+    database = [point(f"rows/{count}", "database_us") for count in sizes]
+    service = [point(f"rows/{count}") for count in sizes]
+    if any(service):
+        series = [("this service", "#0969da", service), ("PostgreSQL", "#d4a72c", database)]
+        panels = [("CPU µs a call", False, series)]
+        title = "A list that isn't cached, by rows in the database"
+        chart("rows.svg", title, sizes, "rows", panels, ["10⁴", "10⁵", "10⁶"])
+    shares = [0, 0.01, 0.1, 0.5]
+
+    def mixed(field, scale=1.0):
+        series = []
+        for kind, name, colour in (
+            ("mixed", "this service", "#0969da"),
+            ("mixed-e", "E: tonic + Redis GET, a write drops all of the type", "#d4a72c"),
+        ):
+            points = [point(f"writes/{share}/{kind}", field, scale) for share in shares]
+            if any(points):
+                series.append((name, colour, points))
+        return series
+
+    chart(
+        "writes.svg",
+        "Lists and creations mixed, 32 calls in flight",
+        shares,
+        "creations among the calls",
+        [
+            ("lists that hit, %", False, mixed("hit_rate", 100)),
+            ("server's CPU µs a call", False, mixed("cpu_us")),
+            ("p99 of lists, µs", True, mixed("p99_us")),
+        ],
+        ["0", "1 %", "10 %", "50 %"],
+    )
+    if closing:
+        points = [spread(times) for times in closing["ms"]]
+        labels = [f"{entries:,}" for entries in closing["entries"]]
+        series = [("this service", "#0969da", points)]
+        panels = [("ms until a tag is closed", False, series)]
+        title = "Invalidation by what there is to invalidate"
+        chart("closing.svg", title, labels, "entries in the tag", panels)
+    counts = [1, 2, 4]
+    points = [point(f"replicas/{count}") for count in counts]
+    if any(points):
+        series = [("this service, L1 warm, 128 calls in flight in all", "#0969da", points)]
+        panels = [("CPU µs a call, of all replicas", False, series)]
+        chart("replicas.svg", "A cached list, by replicas", counts, "replicas", panels)
