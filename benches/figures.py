@@ -10,8 +10,9 @@ WIDTH = 860
 
 # What is measured, its name for people, and its colour: the service's own are blue.
 NAMES = {
-    "fastapi": ("P: FastAPI + Redis GET", "#8250df"),
-    "grpcio": ("P: grpcio + Redis GET", "#bf87ff"),
+    "fastapi": ("P: FastAPI + Redis GET, as a model", "#6639ba"),
+    "fastapi-ready": ("P: FastAPI + Redis GET, as bytes", "#8250df"),
+    "grpcio": ("P: grpcio + Redis GET, as bytes", "#bf87ff"),
     "a-plain": ("A: tonic, rows in memory; thin LTO, system allocator", "#a40e26"),
     "e-decoded": ("E: tonic + Redis GET, decoding what it gets", "#e16f24"),
     "a": ("A: tonic, rows in memory", "#e5534b"),
@@ -69,14 +70,12 @@ class Axis:
         self.first, self.last, self.log = first, last, log
         top = max(values)
         if log:
-            low = 10 ** math.floor(math.log10(min(values)))
-            marks = [low * 10**power for power in range(12)]
-            self.ticks = marks[: next(i for i, mark in enumerate(marks) if mark >= top) + 1]
-            if len(self.ticks) < 3:
-                steps = [mark * factor for mark in self.ticks for factor in (1, 2, 5)]
-                ends = max(step for step in steps if step <= min(values))
-                self.ticks = [step for step in steps if step >= ends]
-                self.ticks = self.ticks[: next(i for i, s in enumerate(self.ticks) if s >= top) + 1]
+            low = math.floor(math.log10(min(values)))
+            decades = [10.0**power for power in range(low, math.ceil(math.log10(top)) + 1)]
+            steps = [decade * factor for decade in decades for factor in (1, 2, 5)]
+            start = max(step for step in steps if step <= min(values))
+            end = min(step for step in [*steps, top] if step >= top)
+            self.ticks = [step for step in steps if start <= step <= end]
         else:
             magnitude = 10 ** math.floor(math.log10(top))
             steps = [magnitude * factor for factor in (0.1, 0.2, 0.25, 0.5, 1, 2)]
@@ -172,19 +171,16 @@ def draw(results, folder):
 
     def point(name, field="cpu_us", scale=1.0):
         rounds = measured.get(name)
-        return rounds and spread([round_[field] * scale for round_ in rounds])
+        return rounds and spread([scale * round_[field] for round_ in rounds])
 
-    def named(pattern, names, xs, field="cpu_us", scale=1.0):
-        found = []
-        for name in names:
-            points = [point(pattern.format(x, name), field, scale) for x in xs]
-            if any(points):
-                found.append((*NAMES[name], points))
-        return found
+    def named(pattern, names, xs, field="cpu_us"):
+        return [
+            (*NAMES[name], [point(pattern.format(x, name), field) for x in xs]) for name in names
+        ]
 
     def chart(file, title, xs, x_label, panels, labels=None):
-        panels = [panel for panel in panels if panel[2]]
-        if panels:
+        # A curve has more points than one.
+        if all(sum(map(bool, points)) > 1 for *_, series in panels for *_, points in series):
             lines(folder / file, title, note, labels or list(map(str, xs)), x_label, panels)
 
     rows = [(*NAMES[name], point(f"list/4x32/{name}")) for name in NAMES]
@@ -221,11 +217,10 @@ def draw(results, folder):
     sizes = [10_000, 100_000, 1_000_000]
     database = [point(f"rows/{count}", "database_us") for count in sizes]
     service = [point(f"rows/{count}") for count in sizes]
-    if any(service):
-        series = [("this service", "#0969da", service), ("PostgreSQL", "#d4a72c", database)]
-        panels = [("CPU µs a call", False, series)]
-        title = "A list that isn't cached, by rows in the database"
-        chart("rows.svg", title, sizes, "rows", panels, ["10⁴", "10⁵", "10⁶"])
+    series = [("this service", "#0969da", service), ("PostgreSQL", "#d4a72c", database)]
+    panels = [("CPU µs a call", False, series)]
+    title = "A list that isn't cached, by rows in the database"
+    chart("rows.svg", title, sizes, "rows", panels, ["10⁴", "10⁵", "10⁶"])
     shares = [0, 0.01, 0.1, 0.5]
 
     def mixed(field, scale=1.0):
@@ -235,8 +230,7 @@ def draw(results, folder):
             ("mixed-e", "E: tonic + Redis GET, a write drops all of the type", "#d4a72c"),
         ):
             points = [point(f"writes/{share}/{kind}", field, scale) for share in shares]
-            if any(points):
-                series.append((name, colour, points))
+            series.append((name, colour, points))
         return series
 
     chart(
@@ -260,7 +254,6 @@ def draw(results, folder):
         chart("closing.svg", title, labels, "entries in the tag", panels)
     counts = [1, 2, 4]
     points = [point(f"replicas/{count}") for count in counts]
-    if any(points):
-        series = [("this service, L1 warm, 128 calls in flight in all", "#0969da", points)]
-        panels = [("CPU µs a call, of all replicas", False, series)]
-        chart("replicas.svg", "A cached list, by replicas", counts, "replicas", panels)
+    series = [("this service, L1 warm, 128 calls in flight in all", "#0969da", points)]
+    panels = [("CPU µs a call, of all replicas", False, series)]
+    chart("replicas.svg", "A cached list, by replicas", counts, "replicas", panels)

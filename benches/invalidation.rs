@@ -615,7 +615,15 @@ async fn connect(server: &RedisServer, ttl: Duration, max_local_bytes: u64) -> O
         max_local_bytes,
         ttl,
     };
-    Ok(RedisCache::connect(&config).await?)
+    let cache = RedisCache::connect(&config).await?;
+    let patience = Instant::now() + Duration::from_secs(30);
+    while let Err(away) = cache.invalidate_all().await {
+        if Instant::now() > patience {
+            return Err(away.into());
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(cache)
 }
 
 async fn service(database: &str, cache: Arc<dyn Cache>) -> Outcome<Service> {

@@ -256,7 +256,7 @@ def row(place, number, turn):
         json.dumps({"geoname": place["geoname_id"]}),
         ms * 1_000,
         ms * 1_000,
-        f'"{etag:032x}"',
+        f"{etag:032x}",
     )
 
 

@@ -43,7 +43,8 @@ async fn respond(
         HeaderValue::from_static("0"),
     );
     let trailers = HeaderMap::from_iter([status]);
-    let mut response = Response::new(Full::new(frame).with_trailers(std::future::ready(Some(Ok(trailers)))));
+    let mut response =
+        Response::new(Full::new(frame).with_trailers(std::future::ready(Some(Ok(trailers)))));
     response
         .headers_mut()
         .insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

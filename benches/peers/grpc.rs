@@ -69,7 +69,9 @@ impl<P: Peer> tower::Service<http::Request<Body>> for Methods<P> {
                     let create = tower::service_fn(|request: Request<_>| {
                         peer.clone().create(request.into_inner())
                     });
-                    Grpc::new(ProstCodec::default()).unary(create, request).await
+                    Grpc::new(ProstCodec::default())
+                        .unary(create, request)
+                        .await
                 }
                 _ => Status::unimplemented("").into_http(),
             };

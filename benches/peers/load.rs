@@ -123,7 +123,9 @@ async fn call(
                 location: Some(location),
                 ..CreateLocationRequest::default()
             };
-            client.create_location(request(create, &token)).await?;
+            client
+                .create_location(request(create, token.as_ref()))
+                .await?;
             seen.write_micros.push(micros(started));
             continue;
         }
@@ -133,7 +135,7 @@ async fn call(
             production_run_id: Some(run_id.clone()),
             ..ListLocationsRequest::default()
         };
-        let answer = client.list_locations(request(list, &token)).await?;
+        let answer = client.list_locations(request(list, token.as_ref())).await?;
         seen.read_micros.push(micros(started));
         seen.hits += usize::from(is_hit(&answer));
         let locations = answer.into_inner().locations;
@@ -144,10 +146,12 @@ async fn call(
     }
 }
 
-fn request<T>(message: T, token: &Option<AsciiMetadataValue>) -> Request<T> {
+fn request<T>(message: T, token: Option<&AsciiMetadataValue>) -> Request<T> {
     let mut request = Request::new(message);
     if let Some(token) = token {
-        request.metadata_mut().insert("authorization", token.clone());
+        request
+            .metadata_mut()
+            .insert("authorization", token.clone());
     }
     request
 }

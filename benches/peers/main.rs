@@ -53,7 +53,7 @@ enum Command {
         engines: Engines,
     },
     /// Calls a server, each call another one than the last; prints what it saw as JSON
-    Load(load::Args),
+    Load(Box<load::Args>),
 }
 
 #[derive(clap::Args)]
@@ -89,6 +89,6 @@ async fn main() -> Outcome<()> {
             };
             grpc::serve(bare).await
         }
-        Command::Load(args) => load::run(args).await,
+        Command::Load(args) => load::run(*args).await,
     }
 }

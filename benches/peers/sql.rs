@@ -86,13 +86,19 @@ pub async fn list(
          description, labels, create_time, update_time, etag FROM locations WHERE 1 = 1",
     );
     if request.r#type != 0 {
-        query.push(" AND type = ").push_bind(i64::from(request.r#type));
+        query
+            .push(" AND type = ")
+            .push_bind(i64::from(request.r#type));
     }
     if let Some(run) = &request.production_run_id {
-        query.push(" AND production_run_id = ").push_bind(run.clone());
+        query
+            .push(" AND production_run_id = ")
+            .push_bind(run.clone());
     }
     if !request.owner_id.is_empty() {
-        query.push(" AND owner_id = ").push_bind(request.owner_id.clone());
+        query
+            .push(" AND owner_id = ")
+            .push_bind(request.owner_id.clone());
     }
     query
         .push(" ORDER BY create_time DESC, id DESC LIMIT ")
@@ -133,7 +139,7 @@ fn location(row: Row) -> sqlx::Result<Location> {
         labels: serde_json::from_str(&row.labels).map_err(decode)?,
         create_time: Some(timestamp(row.create_time)),
         update_time: Some(timestamp(row.update_time)),
-        etag: row.etag,
+        etag: format!("\"{}\"", row.etag),
     })
 }
 
@@ -156,7 +162,9 @@ pub async fn insert(
     let (id, etag) = (Uuid::now_v7(), Uuid::new_v4());
     let now = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
-        .map_or(0, |since| i64::try_from(since.as_micros()).unwrap_or(i64::MAX));
+        .map_or(0, |since| {
+            i64::try_from(since.as_micros()).unwrap_or(i64::MAX)
+        });
     let created = Location {
         id: id.to_string(),
         state: 1,
@@ -193,7 +201,7 @@ pub async fn insert(
     .bind(serde_json::json!(created.labels).to_string())
     .bind(now)
     .bind(now)
-    .bind(&created.etag)
+    .bind(etag.simple().to_string())
     .execute(&mut **transaction)
     .await?;
     Ok(created)
