@@ -1,5 +1,6 @@
 """A benchmark's figures as SVG: medians, with a line from quartile to quartile."""
 
+import dataclasses
 import html
 import math
 import statistics
@@ -7,6 +8,8 @@ import statistics
 INK, FAINT, GRID = "#1f2328", "#59636e", "#d8dee4"
 FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif'"
 WIDTH = 860
+BLUE, YELLOW = "#0969da", "#d4a72c"
+OURS = "this service"
 
 # What is measured, its name for people, and its colour: the service's own are blue.
 NAMES = {
@@ -16,10 +19,10 @@ NAMES = {
     "a-plain": ("A: tonic, rows in memory; thin LTO, system allocator", "#a40e26"),
     "e-decoded": ("E: tonic + Redis GET, decoding what it gets", "#e16f24"),
     "a": ("A: tonic, rows in memory", "#e5534b"),
-    "e": ("E: tonic + Redis GET", "#d4a72c"),
+    "e": ("E: tonic + Redis GET", YELLOW),
     "f": ("F: hyper, a fixed frame", "#6e7781"),
     "cold": ("this service, PostgreSQL + Redis, L1 cold", "#80ccff"),
-    "warm": ("this service, PostgreSQL + Redis, L1 warm", "#0969da"),
+    "warm": ("this service, PostgreSQL + Redis, L1 warm", BLUE),
     "embedded": ("this service, embedded", "#0a3069"),
 }
 
@@ -74,7 +77,7 @@ class Axis:
             decades = [10.0**power for power in range(low, math.ceil(math.log10(top)) + 1)]
             steps = [decade * factor for decade in decades for factor in (1, 2, 5)]
             start = max(step for step in steps if step <= min(values))
-            end = min(step for step in [*steps, top] if step >= top)
+            end = min(step for step in steps if step >= top)
             self.ticks = [step for step in steps if start <= step <= end]
         else:
             magnitude = 10 ** math.floor(math.log10(top))
@@ -97,8 +100,8 @@ def number(value):
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def bars(path, title, unit, note, rows):
-    """A row for each thing measured, on a logarithmic scale."""
+def dots(path, title, unit, note, rows):
+    """A row for each thing measured, on a logarithmic scale, the dearest first."""
     rows = sorted(rows, key=lambda row: -row[2][0])
     left, right, top = 340, WIDTH - 60, 58
     bottom = top + 28 * len(rows)
@@ -120,31 +123,44 @@ def bars(path, title, unit, note, rows):
     drawing.write(path, bottom + 80)
 
 
-def lines(path, title, note, xs, x_label, panels):
-    """Panels next to each other, with the same values along x, and a legend below.
+@dataclasses.dataclass
+class Panel:
+    """Curves over the same few values along x, which are evenly spaced."""
 
-    A panel is its unit, whether it is logarithmic, and its series: a name, a colour, and for each x
-    the median and quartiles, or `None`.
-    """
+    unit: str
+    x_label: str
+    xs: list[str]
+    # Name and colour, and for each x the median and quartiles, or `None`.
+    curves: list[tuple[str, str, list]]
+    log: bool = False
+
+    def is_seen(self):
+        """Whether each curve has more points than one."""
+        return all(sum(map(bool, points)) > 1 for *_, points in self.curves)
+
+
+def lines(path, title, note, panels):
+    """Panels next to each other, with a legend below."""
     gap, left, top, height = 76, 70, 62, 240
     width = (WIDTH - left - 24 - gap * (len(panels) - 1)) / len(panels)
     bottom = top + height
     drawing = Drawing()
     drawing.text(20, 28, title, size=16, weight="600")
     legend = {}
-    for place, (unit, log, series) in enumerate(panels):
+    for place, panel in enumerate(panels):
         start = left + place * (width + gap)
-        values = [value for *_, points in series for point in points if point for value in point]
-        axis = Axis(values, bottom, top, log=log)
-        drawing.text(start - 50, top - 14, unit, size=12, colour=INK)
+        values = [value for *_, points in panel.curves for point in points if point for value in point]
+        axis = Axis(values, bottom, top, log=panel.log)
+        drawing.text(start - 50, top - 14, panel.unit)
         for tick in axis.ticks:
             drawing.line([(start, axis(tick)), (start + width, axis(tick))], GRID)
             drawing.text(start - 8, axis(tick) + 4, number(tick), colour=FAINT, anchor="end")
-        places = [start + width * (index + 0.5) / len(xs) for index in range(len(xs))]
-        for x, label in zip(places, xs, strict=True):
+        count = len(panel.xs)
+        places = [start + width * (index + 0.5) / count for index in range(count)]
+        for x, label in zip(places, panel.xs, strict=True):
             drawing.text(x, bottom + 18, label, colour=FAINT, anchor="middle")
-        drawing.text(start + width / 2, bottom + 38, x_label, anchor="middle")
-        for name, colour, points in series:
+        drawing.text(start + width / 2, bottom + 38, panel.x_label, anchor="middle")
+        for name, colour, points in panel.curves:
             legend[name] = colour
             seen = [(x, point) for x, point in zip(places, points, strict=True) if point]
             drawing.line([(x, axis(middle)) for x, (middle, _, _) in seen], colour, 2)
@@ -173,87 +189,76 @@ def draw(results, folder):
         rounds = measured.get(name)
         return rounds and spread([scale * round_[field] for round_ in rounds])
 
-    def named(pattern, names, xs, field="cpu_us"):
-        return [
-            (*NAMES[name], [point(pattern.format(x, name), field) for x in xs]) for name in names
-        ]
-
-    def chart(file, title, xs, x_label, panels, labels=None):
-        # A curve has more points than one.
-        if all(sum(map(bool, points)) > 1 for *_, series in panels for *_, points in series):
-            lines(folder / file, title, note, labels or list(map(str, xs)), x_label, panels)
+    def chart(file, title, *panels):
+        panels = [panel for panel in panels if panel.is_seen()]
+        if panels:
+            lines(folder / file, title, note, panels)
 
     rows = [(*NAMES[name], point(f"list/4x32/{name}")) for name in NAMES]
     rows = [row for row in rows if row[2]]
     if rows:
         title = "What a cached list of 50 locations costs the server"
         unit = "CPU µs a call, 128 calls in flight (log scale)"
-        bars(folder / "list.svg", title, unit, note, rows)
+        dots(folder / "list.svg", title, unit, note, rows)
 
-    shapes = ["1x1", "4x2", "4x8", "4x32"]
-    in_flight = ["1", "8", "32", "128"]
-    compared = ["a", "e", "f", "cold", "warm", "embedded"]
+    def compared(pattern, xs, field="cpu_us"):
+        curves = []
+        for name in "a", "e", "f", "cold", "warm", "embedded":
+            points = [point(pattern.format(x, name), field) for x in xs]
+            curves.append((*NAMES[name], points))
+        return curves
+
+    shapes = "1x1", "4x2", "4x8", "4x32"
+    in_flight = "calls in flight", ["1", "8", "32", "128"]
     every = "list/{}/{}"
     chart(
         "in-flight.svg",
         "A cached list of 50 locations, by calls in flight",
-        shapes,
-        "calls in flight",
-        [
-            ("server's CPU µs a call", False, named(every, compared, shapes)),
-            ("p50, µs", True, named(every, compared, shapes, "p50_us")),
-        ],
-        in_flight,
+        Panel("server's CPU, µs a call", *in_flight, compared(every, shapes)),
+        Panel("p50, µs (log scale)", *in_flight, compared(every, shapes, "p50_us"), log=True),
     )
-    sizes = [1, 50, 1_000]
+    sizes = 1, 50, 1_000
+    curves = compared("page/{}/{}", sizes)
+    labels = ["1", "50", "1,000"]
     chart(
         "pages.svg",
         "Cached lists by their size, 128 calls in flight",
-        sizes,
-        "locations in the list",
-        [("server's CPU µs a call", True, named("page/{}/{}", compared, sizes))],
-        ["1", "50", "1,000"],
+        Panel("server's CPU, µs a call (log scale)", "locations in the list", labels, curves, log=True),
     )
-    sizes = [10_000, 100_000, 1_000_000]
-    database = [point(f"rows/{count}", "database_us") for count in sizes]
-    service = [point(f"rows/{count}") for count in sizes]
-    series = [("this service", "#0969da", service), ("PostgreSQL", "#d4a72c", database)]
-    panels = [("CPU µs a call", False, series)]
-    title = "A list that isn't cached, by rows in the database"
-    chart("rows.svg", title, sizes, "rows", panels, ["10⁴", "10⁵", "10⁶"])
-    shares = [0, 0.01, 0.1, 0.5]
 
     def mixed(field, scale=1.0):
-        series = []
+        curves = []
         for kind, name, colour in (
-            ("mixed", "this service", "#0969da"),
-            ("mixed-e", "E: tonic + Redis GET, a write drops all of the type", "#d4a72c"),
+            ("mixed", OURS, BLUE),
+            ("mixed-e", "E: tonic + Redis GET, a write drops all of the type", YELLOW),
         ):
-            points = [point(f"writes/{share}/{kind}", field, scale) for share in shares]
-            series.append((name, colour, points))
-        return series
+            points = [point(f"writes/{share}/{kind}", field, scale) for share in (0, 0.01, 0.1, 0.5)]
+            curves.append((name, colour, points))
+        return curves
 
+    shares = "creations among the calls", ["0", "1 %", "10 %", "50 %"]
     chart(
         "writes.svg",
         "Lists and creations mixed, 32 calls in flight",
-        shares,
-        "creations among the calls",
-        [
-            ("lists that hit, %", False, mixed("hit_rate", 100)),
-            ("server's CPU µs a call", False, mixed("cpu_us")),
-            ("p99 of lists, µs", True, mixed("p99_us")),
-        ],
-        ["0", "1 %", "10 %", "50 %"],
+        Panel("lists that hit, %", *shares, mixed("hit_rate", 100)),
+        Panel("server's CPU, µs a call", *shares, mixed("cpu_us")),
+        Panel("p99 of lists, ms", *shares, mixed("p99_us", 1e-3)),
     )
-    if closing:
-        points = [spread(times) for times in closing["ms"]]
-        labels = [f"{entries:,}" for entries in closing["entries"]]
-        series = [("this service", "#0969da", points)]
-        panels = [("ms until a tag is closed", False, series)]
-        title = "Invalidation by what there is to invalidate"
-        chart("closing.svg", title, labels, "entries in the tag", panels)
-    counts = [1, 2, 4]
-    points = [point(f"replicas/{count}") for count in counts]
-    series = [("this service, L1 warm, 128 calls in flight in all", "#0969da", points)]
-    panels = [("CPU µs a call, of all replicas", False, series)]
-    chart("replicas.svg", "A cached list, by replicas", counts, "replicas", panels)
+
+    counts = 10_000, 100_000, 1_000_000
+    by_rows = [
+        (OURS, BLUE, [point(f"rows/{count}") for count in counts]),
+        ("PostgreSQL", YELLOW, [point(f"rows/{count}", "database_us") for count in counts]),
+    ]
+    times = closing["ms"] if closing else [[]] * 4
+    by_entries = [(OURS, BLUE, [spread(rounds) if rounds else None for rounds in times])]
+    by_replicas = [(OURS, BLUE, [point(f"replicas/{count}") for count in (1, 2, 4)])]
+    chart(
+        "growth.svg",
+        "What grows with rows, with entries and with replicas",
+        Panel("a miss: CPU, µs", "rows in the database", ["10⁴", "10⁵", "10⁶"], by_rows),
+        Panel(
+            "invalidation: time, ms", "entries under the tag", ["10³", "10⁴", "10⁵", "10⁶"], by_entries
+        ),
+        Panel("a hit: CPU of all, µs", "replicas", ["1", "2", "4"], by_replicas),
+    )

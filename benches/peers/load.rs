@@ -1,5 +1,5 @@
-//! Calls that differ from each other, which h2load can't make: each run's list once, for misses, or
-//! lists and creations mixed.
+//! Calls that differ from each other, which h2load can't make: each list once, for misses, or lists and
+//! creations mixed.
 
 use std::{
     sync::{
@@ -38,7 +38,10 @@ pub struct Args {
     /// How many runs have locations
     #[arg(long)]
     runs: u32,
-    /// How long to call; without it, each run is listed once
+    /// Which lists of a run are called: of any type alone, or with 3 also of each type
+    #[arg(long, default_value_t = 1)]
+    kinds: u32,
+    /// How long to call; without it, each list is called once
     #[arg(long)]
     secs: Option<f64>,
     /// Which share of the calls creates a location
@@ -108,9 +111,13 @@ async fn call(
     let mut seen = Seen::default();
     loop {
         let (run, kind) = match end {
-            None => (once.fetch_add(1, Ordering::Relaxed), 0),
-            Some(_) => (popular.pick(&mut random), random.below(3)),
+            None => {
+                let next = once.fetch_add(1, Ordering::Relaxed);
+                (next / args.kinds, next % args.kinds)
+            }
+            Some(_) => (popular.pick(&mut random), random.below(args.kinds)),
         };
+        let kind = i32::try_from(kind)?;
         if end.map_or(run >= args.runs, |end| Instant::now() >= end) {
             return Ok(seen);
         }
@@ -210,8 +217,8 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    fn below(&mut self, bound: i32) -> i32 {
-        i32::try_from(self.next() % u64::from(bound.unsigned_abs())).unwrap_or_default()
+    fn below(&mut self, bound: u32) -> u32 {
+        u32::try_from(self.next() % u64::from(bound)).unwrap_or_default()
     }
 
     /// At least 0 and less than 1.
