@@ -1,4 +1,4 @@
-"""A benchmark's figures as SVG: medians, with a line from quartile to quartile."""
+"""A benchmark's figures, as a table of ratios and as drawings in SVG: medians with quartiles."""
 
 import dataclasses
 import html
@@ -33,6 +33,90 @@ def spread(values):
         return values * 3
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
     return middle, low, high
+
+
+# --- The table ---
+
+# The figure, what it should be at most, what is divided by what, and which of their figures.
+RATIOS = (
+    ("embedded hit / fair A (same profile)", 0.40, "list/4x32/embedded", "list/4x32/a", "cpu_us"),
+    (
+        "warm L1 hit validated through Redis / fair A",
+        0.45,
+        "list/4x32/warm",
+        "list/4x32/a",
+        "cpu_us",
+    ),
+    (
+        "the same / A built with thin LTO and the system allocator",
+        0.22,
+        "list/4x32/warm",
+        "list/4x32/a-plain",
+        "cpu_us",
+    ),
+    ("the same / F", 1.0, "list/4x32/warm", "list/4x32/f", "cpu_us"),
+    ("the same / FastAPI with Redis", 0.02, "list/4x32/warm", "list/4x32/fastapi", "cpu_us"),
+    (
+        "the same / FastAPI that hands on bytes",
+        None,
+        "list/4x32/warm",
+        "list/4x32/fastapi-ready",
+        "cpu_us",
+    ),
+    ("L1-cold hit / E", 0.8, "list/4x32/cold", "list/4x32/e", "cpu_us"),
+    ("L1-cold hit / E that decodes", None, "list/4x32/cold", "list/4x32/e-decoded", "cpu_us"),
+    ("Redis commands a hit at 128 in flight", 0.05, "list/4x32/warm", None, "commands"),
+    ("miss / (bare SQL + prost encoding)", 1.15, "miss/128/postgres", "miss/128/sql", "cpu_us"),
+    (
+        "create / (bare insert and commit + two Redis round trips), p50 with one in flight",
+        1.2,
+        "create/1x1/postgres",
+        "create/1x1/sql",
+        "p50_us",
+    ),
+    ("p50 with one in flight, warm L1 / E", 1.0, "list/1x1/warm", "list/1x1/e", "p50_us"),
+    ("page 10,000 / page 1 (CPU of a miss)", 1.2, "depth/10000", "depth/1", "cpu_us"),
+    ("the same, of PostgreSQL", None, "depth/10000", "depth/1", "database_us"),
+    ("10^6 rows / 10^4 rows (CPU of a miss)", 1.2, "rows/1000000", "rows/10000", "cpu_us"),
+    ("the same, of PostgreSQL", None, "rows/1000000", "rows/10000", "database_us"),
+    ("closing a tag of 10^6 entries / 10^3", 2, "closing", None, None),
+    ("four replicas / one (CPU a hit, summed)", 1.1, "replicas/4", "replicas/1", "cpu_us"),
+)
+
+
+def ratios(measured, closing):
+    """The figures of the table, each with its median and quartiles over the rounds."""
+    table = []
+    for figure, goal, over, under, field in RATIOS:
+        if over == "closing":
+            values = closing and closing["ratios"]
+        elif over not in measured or under and under not in measured:
+            values = None
+        else:
+            values = [round_[field] for round_ in measured[over]]
+            if under:
+                pairs = zip(values, measured[under], strict=True)
+                values = [value / round_[field] for value, round_ in pairs]
+        if values:
+            median, low, high = spread(values)
+            table.append(
+                {"figure": figure, "goal": goal, "median": median, "quartiles": [low, high]}
+            )
+    return table
+
+
+def markdown(table):
+    lines = ["| figure | at most | measured (quartiles) | |", "| --- | --- | --- | --- |"]
+    for row in table:
+        low, high = row["quartiles"]
+        measured = f"{row['median']:.3g} ({low:.3g} - {high:.3g})"
+        goal = row["goal"]
+        verdict = "" if goal is None else "yes" if row["median"] <= goal else "**no**"
+        lines.append(f"| {row['figure']} | {goal or ''} | {measured} | {verdict} |")
+    return "\n".join(lines)
+
+
+# --- The drawings ---
 
 
 class Drawing:
@@ -149,7 +233,9 @@ def lines(path, title, note, panels):
     legend = {}
     for place, panel in enumerate(panels):
         start = left + place * (width + gap)
-        values = [value for *_, points in panel.curves for point in points if point for value in point]
+        values = [
+            value for *_, points in panel.curves for point in points if point for value in point
+        ]
         axis = Axis(values, bottom, top, log=panel.log)
         drawing.text(start - 50, top - 14, panel.unit)
         for tick in axis.ticks:
@@ -223,16 +309,20 @@ def draw(results, folder):
     chart(
         "pages.svg",
         "Cached lists by their size, 128 calls in flight",
-        Panel("server's CPU, µs a call (log scale)", "locations in the list", labels, curves, log=True),
+        Panel(
+            "server's CPU, µs a call (log scale)", "locations in the list", labels, curves, log=True
+        ),
     )
 
     def mixed(field, scale=1.0):
         curves = []
         for kind, name, colour in (
-            ("mixed", OURS, BLUE),
-            ("mixed-e", "E: tonic + Redis GET, a write drops all of the type", YELLOW),
+            ("service", OURS, BLUE),
+            ("e", "E: tonic + Redis GET, a write drops all of the type", YELLOW),
         ):
-            points = [point(f"writes/{share}/{kind}", field, scale) for share in (0, 0.01, 0.1, 0.5)]
+            points = [
+                point(f"writes/{share}/{kind}", field, scale) for share in (0, 0.01, 0.1, 0.5)
+            ]
             curves.append((name, colour, points))
         return curves
 
@@ -258,7 +348,10 @@ def draw(results, folder):
         "What grows with rows, with entries and with replicas",
         Panel("a miss: CPU, µs", "rows in the database", ["10⁴", "10⁵", "10⁶"], by_rows),
         Panel(
-            "invalidation: time, ms", "entries under the tag", ["10³", "10⁴", "10⁵", "10⁶"], by_entries
+            "invalidation: time, ms",
+            "entries under the tag",
+            ["10³", "10⁴", "10⁵", "10⁶"],
+            by_entries,
         ),
         Panel("a hit: CPU of all, µs", "replicas", ["1", "2", "4"], by_replicas),
     )

@@ -55,7 +55,9 @@ class Process:
 
     numbers = itertools.count(1)
 
-    def __init__(self, argv, folder, *, core=LOAD_CORE, user=None, death_signal="KILL", stdout=None):
+    def __init__(
+        self, argv, folder, *, core=LOAD_CORE, user=None, death_signal="KILL", stdout=None
+    ):
         as_user = ["--reuid", user, "--regid", user, "--init-groups"] if user else []
         self.log = folder / f"{next(self.numbers)}-{pathlib.Path(argv[0]).name}.log"
         with self.log.open("wb") as log:
@@ -82,7 +84,7 @@ class Process:
 
 
 def cpu_ns(pid):
-    """As utime + stime in /proc/PID/stat, but in nanoseconds: the clock of clock_getcpuclockid(3)."""
+    """As utime + stime of /proc/PID/stat, but in nanoseconds: see clock_getcpuclockid(3)."""
     return time.clock_gettime_ns((~pid << 3) | 2)
 
 
@@ -227,10 +229,11 @@ def rows(places, count):
     They go in runs of `ROWS_PER_RUN`, each of one owner. A later row is a newer one.
     """
     for number in range(count):
-        yield row(places[number % len(places)], number, number // len(places) + 1)
+        yield row(places, number)
 
 
-def row(place, number, turn):
+def row(places, number):
+    place, turn = places[number % len(places)], number // len(places) + 1
     ms = FIRST_ROW_MS + number
     run = number // ROWS_PER_RUN
     name = place["display_name"] if turn == 1 else f"{place['display_name']} {turn}"

@@ -16,7 +16,7 @@ use location_service::proto::location::v1::{
 };
 use serde_json::{Value, json};
 use tonic::{
-    Request, Response,
+    Request,
     metadata::AsciiMetadataValue,
     transport::{Channel, Endpoint},
 };
@@ -56,6 +56,7 @@ pub struct Args {
 #[derive(Default)]
 struct Seen {
     hits: usize,
+    stored: usize,
     read_micros: Vec<u64>,
     write_micros: Vec<u64>,
 }
@@ -75,6 +76,7 @@ pub async fn run(args: Args) -> Outcome<()> {
     let mut all = Seen::default();
     for seen in try_join_all(callers).await? {
         all.hits += seen.hits;
+        all.stored += seen.stored;
         all.read_micros.extend(seen.read_micros);
         all.write_micros.extend(seen.write_micros);
     }
@@ -86,6 +88,7 @@ pub async fn run(args: Args) -> Outcome<()> {
             "reads": all.read_micros.len(),
             "writes": all.write_micros.len(),
             "hits": all.hits,
+            "stored": all.stored,
             "read": percentiles(all.read_micros),
             "write": percentiles(all.write_micros),
         })
@@ -144,7 +147,11 @@ async fn call(
         };
         let answer = client.list_locations(request(list, token.as_ref())).await?;
         seen.read_micros.push(micros(started));
-        seen.hits += usize::from(is_hit(&answer));
+        // RFC 9211: what was forwarded wasn't cached. A peer's hit has no status.
+        let status = answer.metadata().get("cache-status");
+        let status = status.map_or("", |status| status.to_str().unwrap_or_default());
+        seen.hits += usize::from(!status.contains("fwd="));
+        seen.stored += usize::from(status.contains("stored"));
         let locations = answer.into_inner().locations;
         let right = |location: &Location| location.production_run_id == run_id;
         if locations.is_empty() || !locations.iter().all(right) {
@@ -161,15 +168,6 @@ fn request<T>(message: T, token: Option<&AsciiMetadataValue>) -> Request<T> {
             .insert("authorization", token.clone());
     }
     request
-}
-
-/// RFC 9211: what was forwarded wasn't cached.
-fn is_hit<T>(answer: &Response<T>) -> bool {
-    answer
-        .metadata()
-        .get("cache-status")
-        .and_then(|status| status.to_str().ok())
-        .is_none_or(|status| !status.contains("fwd="))
 }
 
 fn place(kind: LocationType, run_id: String, run: u32) -> Location {

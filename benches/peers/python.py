@@ -2,8 +2,9 @@
 
 python.py fastapi|fastapi-ready|grpcio REDIS_URL
 
-It answers what the benchmark has put into Redis: `fastapi` as a model, which FastAPI serializes, the
-others as it is. On a miss it would read a database. It doesn't check who calls. It prints `listening on http://ADDRESS` and serves until it is killed.
+It answers what the benchmark has put into Redis: `fastapi` as a model, which FastAPI serializes,
+the others as it is. On a miss it would read a database. It doesn't check who calls. It prints
+`listening on http://ADDRESS` and serves until it is killed.
 """
 
 import socket
@@ -92,6 +93,7 @@ async def grpcio(cache):
     print(f"listening on http://127.0.0.1:{port}", flush=True)
     await server.wait_for_termination()
 
+
 async def main():
     # As many as there are calls in flight, and some.
     cache = redis.asyncio.Redis.from_url(REDIS_URL, max_connections=256)
@@ -99,5 +101,6 @@ async def main():
         await grpcio(cache)
     else:
         await fastapi(cache, ready=NAME == "fastapi-ready")
+
 
 uvloop.run(main())
