@@ -125,11 +125,10 @@ class Drawing:
     def __init__(self):
         self.elements = []
 
-    def text(self, x, y, text, *, size=12, colour=INK, anchor="start", weight="normal", turn=None):
-        turned = f" transform='rotate({turn} {x:.1f} {y:.1f})'" if turn else ""
+    def text(self, x, y, text, *, size=12, colour=INK, anchor="start", weight="normal"):
         self.elements.append(
             f"<text x='{x:.1f}' y='{y:.1f}' font-size='{size}' fill='{colour}' "
-            f"text-anchor='{anchor}' font-weight='{weight}'{turned}>{html.escape(text)}</text>"
+            f"text-anchor='{anchor}' font-weight='{weight}'>{html.escape(text)}</text>"
         )
 
     def line(self, points, colour, width=1.0):
