@@ -1,0 +1,507 @@
+"""How a variant is measured: what is started, how it is called and checked, and what is counted."""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import random
+import re
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+
+import grpc
+import servers
+from figures import spread
+from servers import Failed, Listener, Postgres, Redis
+
+SERVICE = "location.v1.LocationService"
+LIST = f"{SERVICE}/ListLocations"
+
+# Whose locations are listed, and the sizes of pages.
+CALLER, CALLER_NUMBER = "user-0", 0
+PAGE = 50
+PAGES = 1, PAGE, 1_000
+
+# The databases by name, and how many rows they have.
+ROWS = 10_000, 100_000, 1_000_000
+DATABASES = {f"rows_{count}": count for count in ROWS}
+DATABASES |= {"base": ROWS[0], "creations": ROWS[0], "mixed": ROWS[1], "mixed_e": ROWS[1]}
+
+# What is printed of what is measured.
+SHOWN = "cpu_us", "rate", "p50_us", "p99_us", "hit_rate"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """How the load calls: over how many connections, how many calls at once on each, and how many a
+    second, if not as many as it can."""
+
+    connections: int
+    streams: int
+    rate: int | None = None
+
+    @property
+    def in_flight(self):
+        return self.connections * self.streams
+
+    def __str__(self):
+        name = f"{self.connections}x{self.streams}"
+        return f"{name}@{self.rate}" if self.rate else name
+
+
+def frame(message):
+    return b"\0" + len(message).to_bytes(4, "big") + message
+
+
+class Bench:
+    """Servers, started when they are first needed, and how to call them."""
+
+    def __init__(self, options, programs, folder):
+        sys.path.append("proto")
+        self.pb, _ = grpc.protos_and_services("location/v1/location_service.proto")
+        self.options = options
+        self.programs = programs
+        self.folder = folder
+        self.places = servers.read_places(options.cities)
+        self.secret = folder / "secret"
+        self.secret.write_text(random.randbytes(32).hex())
+        self.measured = {}
+        self.order = random.Random(1)
+        self.started = {}
+        self.clients = {}
+
+    @functools.cached_property
+    def redis(self):
+        return Redis(self.folder)
+
+    @functools.cached_property
+    def postgres(self):
+        return Postgres(self.folder)
+
+    @functools.cache
+    def database(self, name):
+        """The URL of a database with rows."""
+        count = DATABASES[name]
+        print(f"filling {name} with {count:,} rows", flush=True)
+        self.postgres.run("postgres", f"CREATE DATABASE {name}")
+        url = self.postgres.url(name)
+        # The service won't touch PostgreSQL without Redis.
+        self.service_command("migrate", "--database-url", url, "--redis-url", self.redis.url)
+        self.postgres.fill(name, self.places, count)
+        return url
+
+    def service_command(self, *command):
+        """Runs a command of the service's to its end, and returns what it prints."""
+        done = subprocess.run(
+            [self.programs["location-service"], *command], stdout=subprocess.PIPE, check=True
+        )
+        return done.stdout.decode().strip()
+
+    @functools.cache
+    def token(self, subject):
+        who = ["--subject", subject, *(["--admin"] if subject == "root" else [])]
+        secret = ["--jwt-secret-file", self.secret, "--ttl-secs", "86400"]
+        return self.service_command("token", *who, *secret)
+
+    def service(self, *flags):
+        command = [self.programs["location-service"], "--listen", "127.0.0.1:0"]
+        secret = ["--jwt-secret-file", self.secret]
+        return Listener([*command, *secret, "--log-filter", "warn", *flags], self.folder)
+
+    def replica(self, database, *flags):
+        """The service over PostgreSQL and Redis."""
+        engines = ["--database-url", self.database(database), "--redis-url", self.redis.url]
+        return self.service(*engines, "--redis-key-prefix", f"{database}:", *flags)
+
+    def peer(self, command, database, *flags):
+        engines = ["--database-url", self.database(database), "--redis-url", self.redis.url]
+        return Listener([self.programs["peers"], command, *engines, *flags], self.folder)
+
+    def server(self, name):
+        if name not in self.started:
+            self.started[name] = self.start(name)
+            if name.partition(":")[0] in ("embedded", "warm", "cold", "service"):
+                # It may have to find out first whether it may cache.
+                request = self.pb.ListLocationsRequest(page_size=1).SerializeToString()
+                token = self.token("root")
+
+                def hits():
+                    return "hit" in self.call(name, LIST, request, token)[1]
+
+                servers.until(f"{name} caches", hits)
+        return self.started[name]
+
+    def start(self, name):
+        """Starts a server. After a colon, its name tells which database it is over, the size of its
+        page, or which one of several it is."""
+        kind, _, detail = name.partition(":")
+        match kind:
+            case "embedded":
+                path = self.folder / f"embedded-{detail}.db"
+                self.service_command("migrate", "--database-url", f"sqlite:{path}")
+                servers.fill_sqlite(path, self.places, ROWS[0])
+                return self.service("--database-url", f"sqlite:{path}")
+            case "warm":
+                return self.replica("base")
+            case "cold":
+                return self.replica("base", "--cache-max-bytes", "1")
+            case "service":
+                return self.replica(detail)
+            case "e":
+                return self.peer("e", detail or "base")
+            case "e-decoded":
+                return self.peer("e", "base", "--decode")
+            case "sql":
+                return self.peer("sql", detail)
+            case "a":
+                return Listener([self.programs["peers"], "a", *self.page_files()], self.folder)
+            case "a-plain":
+                return Listener([self.programs["peer-plain"], *self.page_files()], self.folder)
+            case "f":
+                file = self.page_files()[PAGES.index(int(detail or PAGE))]
+                return Listener([self.programs["peers"], "f", file], self.folder)
+            case "fastapi" | "fastapi-ready" | "grpcio":
+                script = pathlib.Path("benches/peers/python.py").resolve()
+                return Listener([sys.executable, script, kind, self.redis.url], self.folder)
+            case _:
+                raise ValueError(name)
+
+    def page_files(self):
+        """Files of the pages of each size."""
+        files = []
+        for size in PAGES:
+            files.append(self.folder / f"page-{size}")
+            files[-1].write_bytes(self.page(size))
+        return files
+
+    def call(self, server, method, message, token=None, metadata=()):
+        """The serialized answer to a call by a real client, and its `cache-status`."""
+        if server not in self.clients:
+            large = [("grpc.max_receive_message_length", 8 << 20)]
+            self.clients[server] = grpc.insecure_channel(self.server(server).address, large)
+        if token:
+            metadata = (*metadata, ("authorization", f"Bearer {token}"))
+        function = self.clients[server].unary_unary(f"/{method}")
+        patience = servers.PATIENCE_SECS
+        try:
+            answer, call = function.with_call(message, metadata=metadata, timeout=patience)
+        except grpc.RpcError as error:
+            raise Failed(f"{method} of {server}: {error.code()}: {error.details()}") from error
+        return answer, dict(call.initial_metadata()).get("cache-status", "")
+
+    def rows_of_caller(self, count):
+        """The newest locations of the caller."""
+        of_owner = []
+        for number in reversed(range(ROWS[0])):
+            if len(of_owner) == count:
+                break
+            if number // servers.ROWS_PER_RUN % servers.OWNERS == CALLER_NUMBER:
+                of_owner.append(self.location(number))
+        return of_owner
+
+    def location(self, number):
+        """The location of a row, as the service answers it."""
+        row = servers.row(self.places, number)
+        values = dict(zip(servers.COLUMNS.split(", "), row, strict=True))
+        location = self.pb.Location(
+            address={
+                "address_lines": json.loads(values.pop("address_lines")),
+                "locality": values.pop("locality"),
+                "administrative_area": values.pop("administrative_area"),
+                "postal_code": values.pop("postal_code"),
+                "region_code": values.pop("region_code"),
+            },
+            coordinates={key: values.pop(key) for key in ("latitude", "longitude")},
+            labels=json.loads(values.pop("labels")),
+        )
+        del values["display_name_lower"]
+        values["etag"] = f'"{values["etag"]}"'
+        for time_ in "create_time", "update_time":
+            getattr(location, time_).FromMicroseconds(values.pop(time_))
+        for field, value in values.items():
+            setattr(location, field, value)
+        return location
+
+    @functools.cache
+    def page(self, size):
+        """The caller's first page, as the service answers it, when it is what it should be."""
+        request = self.pb.ListLocationsRequest(page_size=size).SerializeToString()
+        answer, _ = self.call("warm", LIST, request, self.token(CALLER))
+        page = self.pb.ListLocationsResponse.FromString(answer)
+        if list(page.locations) != self.rows_of_caller(size):
+            raise Failed(f"the service's page of {size} isn't what the database was filled with")
+        return answer
+
+    def invalidate(self, server):
+        request = self.pb.InvalidateRequest(everything=True).SerializeToString()
+        self.call(server, "location.v1.CacheService/Invalidate", request, self.token("root"))
+
+    def measure(self, title, variants):
+        """Measures variants in rounds, each time in another order. They are given as functions that
+        make them, because not all may be wanted."""
+        variants = {
+            name: make() for name, make in variants.items() if re.search(self.options.only, name)
+        }
+        if not variants:
+            return
+        print(f"\n{title}", flush=True)
+        seen = {name: [] for name in variants}
+        for _ in range(self.options.rounds):
+            order = list(variants)
+            self.order.shuffle(order)
+            for name in order:
+                try:
+                    seen[name].append(variants[name]())
+                except Failed as failed:
+                    raise Failed(f"{name}: {failed}") from failed
+        self.measured |= seen
+        width = max(map(len, seen))
+        for name, rounds in seen.items():
+            parts = []
+            for field in SHOWN:
+                if field in rounds[0]:
+                    middle, low, high = spread([round_[field] for round_ in rounds])
+                    parts.append(f"{field} {show(middle):>6} ({show(low)}-{show(high)})")
+            print(f"  {name:{width}}  {'  '.join(parts)}", flush=True)
+
+    def database_ns(self):
+        """What PostgreSQL has taken, if it was started."""
+        return self.postgres.cpu_ns() if "postgres" in self.__dict__ else 0
+
+
+def show(value):
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - len(str(int(abs(value)))) + 1)
+    return f"{value:,.{digits}f}" if abs(value) >= 0.1 else f"{value:.2g}"
+
+
+class Others:
+    """What else the server's core did meanwhile, as a share of the time: little, or the machine is
+    busy."""
+
+    def __init__(self):
+        self.since = time.monotonic_ns()
+        self.busy = self.busy_ns()
+
+    @staticmethod
+    def busy_ns():
+        stat = pathlib.Path("/proc/stat").read_text()
+        core = re.search(rf"^cpu{servers.SERVER_CORE} (.*)$", stat, re.MULTILINE)[1].split()
+        user, nice, system, *_ = map(int, core)
+        return (user + nice + system + int(core[7])) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+
+    def share(self, own_ns):
+        took = time.monotonic_ns() - self.since
+        return max(0.0, (self.busy_ns() - self.busy - own_ns) / took)
+
+
+class Right:
+    """Whether an answer is what it should be."""
+
+    def __init__(self, right, parse=bytes, *, exact=True):
+        self.right = right
+        self.parse = parse
+        # Whether all answers have the same bytes.
+        self.exact = exact
+
+    def __call__(self, answer):
+        if self.parse(answer) != self.right:
+            raise Failed(f"answered {answer[:200]}..., which isn't what it should be")
+
+
+class Repeated:
+    """A variant: the same call again and again, by h2load, on one server or on several that share
+    the connections."""
+
+    def __init__(self, bench, names, method, message, shape, right, *, headers=(), status=None):
+        self.bench = bench
+        self.names = names
+        self.method = method
+        self.message = message
+        self.shape = shape
+        self.right = right
+        self.headers = headers
+        self.status = status
+        self.rate = None
+        self.body = bench.folder / f"body-{id(self)}"
+        self.body.write_bytes(frame(message))
+
+    def check(self):
+        """Calls each server with a real client. The size of the answer, if all have the same."""
+        metadata = [tuple(header.split(": ", 1)) for header in self.headers]
+        for name in self.names:
+
+            def call(name=name):
+                return self.bench.call(name, self.method, self.message, metadata=metadata)
+
+            if self.status:
+                # After whatever has to be connected, opened and filled first.
+                servers.until(
+                    f"{self.status} by {name}", lambda call=call: self.status in call()[1]
+                )
+            answer, status = call()
+            if self.status and self.status not in status:
+                raise Failed(f"{name} answered with {status}")
+            self.right(answer)
+        return len(frame(answer)) if self.right.exact else None
+
+    def __call__(self):
+        size = self.check()
+        if self.rate is None:
+            self.rate, *_ = self.load(1_000)
+        calls = int(self.rate * self.bench.options.round_secs)
+        self.load(calls // 10)
+        processes = [self.bench.server(name) for name in self.names]
+        commands = self.bench.redis.commands()
+        others = Others()
+        before = sum(process.cpu_ns() for process in processes)
+        database_before = self.bench.database_ns()
+        self.rate, micros, data = self.load(calls)
+        cpu_ns = sum(process.cpu_ns() for process in processes) - before
+        calls = len(micros)
+        measured = {
+            "cpu_us": cpu_ns / 1e3 / calls,
+            "database_us": (self.bench.database_ns() - database_before) / 1e3 / calls,
+            "rate": self.rate,
+            "p50_us": micros[calls // 2],
+            "p99_us": micros[calls * 99 // 100],
+            "commands": (self.bench.redis.commands() - commands - 1) / calls,
+            "others": others.share(cpu_ns),
+            "rss_bytes": sum(process.rss_bytes() for process in processes),
+        }
+        if size is not None and data != calls * size:
+            raise Failed(f"answers had {data / calls:.1f} bytes, and not {size}")
+        self.check()
+        return measured
+
+    def target(self, name):
+        url = f"{self.bench.server(name).url}/{self.method}"
+        headers = ["content-type: application/grpc", "te: trailers", *self.headers]
+        return [f"--data={self.body}", *(f"--header={header}" for header in headers), url]
+
+    def load(self, calls):
+        """Makes calls; their rate, how long each took, sorted, and the bytes of all answers."""
+        share = dataclasses.replace(
+            self.shape, connections=self.shape.connections // len(self.names)
+        )
+        calls = max(calls // len(self.names), share.in_flight)
+        loads = []
+        for number, name in enumerate(self.names):
+            log = self.bench.folder / f"h2load-{number}"
+            log.unlink(missing_ok=True)
+            command = ["h2load", f"--requests={calls}", f"--clients={share.connections}"]
+            command += [f"--max-concurrent-streams={share.streams}", f"--log-file={log}"]
+            if share.rate:
+                command.append(f"--rps={share.rate // share.connections}")
+            command += self.target(name)
+            loads.append((log, subprocess.Popen(command, stdout=subprocess.PIPE, text=True)))
+        rate, micros, data = 0, [], 0
+        for log, load in loads:
+            report, _ = load.communicate()
+            done = re.search(r"(\d+) succeeded, 0 failed, 0 errored, 0 timeout", report)
+            if load.returncode or not done or int(done[1]) != calls:
+                raise Failed(f"h2load: {report}")
+            rate += float(re.search(r"finished in .*?, ([\d.]+) req/s", report)[1])
+            data += int(re.search(r"\((\d+)\) data$", report, re.MULTILINE)[1])
+            with log.open() as lines:
+                micros += [int(line.rsplit("\t", 1)[1]) for line in lines]
+        return rate, sorted(micros), data
+
+
+class Rest(Repeated):
+    """The same with HTTP/1.1 and JSON."""
+
+    def check(self):
+        url = f"{self.bench.server(self.names[0]).url}/{self.method}"
+        with urllib.request.urlopen(url) as response:
+            answer = response.read()
+        self.right(answer)
+        return len(answer)
+
+    def target(self, name):
+        return ["--h1", f"{self.bench.server(name).url}/{self.method}"]
+
+
+class Various:
+    """A variant: calls that differ from each other, by the peers' own load."""
+
+    def __init__(self, bench, name, flags):
+        self.bench = bench
+        self.name = name
+        self.ours = name.startswith(("service", "embedded"))
+        token = [f"--token={bench.token('root')}"] if self.ours else []
+        self.flags = [*flags, *token]
+        self.seed = 0
+
+    def load(self, *flags):
+        self.seed += 1
+        peers, url = self.bench.programs["peers"], self.bench.server(self.name).url
+        load = [peers, "load", f"--server={url}", f"--seed={self.seed}", *self.flags, *flags]
+        done = subprocess.run(load, stdout=subprocess.PIPE, check=True)
+        return json.loads(done.stdout)
+
+    def counted(self, *flags):
+        """What the load has seen, and what it has cost."""
+        process = self.bench.server(self.name)
+        cpu_ns, database_ns = process.cpu_ns(), self.bench.database_ns()
+        seen = self.load(*flags)
+        seen["cpu_ns"] = process.cpu_ns() - cpu_ns
+        seen["database_ns"] = self.bench.database_ns() - database_ns
+        return seen
+
+    @staticmethod
+    def figures(seen):
+        """Of several loads one after the other."""
+        reads, writes, hits, stored, secs, cpu_ns, database_ns = (
+            sum(load[field] for load in seen)
+            for field in ("reads", "writes", "hits", "stored", "secs", "cpu_ns", "database_ns")
+        )
+        return {
+            "cpu_us": cpu_ns / 1e3 / (reads + writes),
+            "database_us": database_ns / 1e3 / (reads + writes),
+            "rate": (reads + writes) / secs,
+            "p50_us": statistics.median(load["read"]["p50_us"] for load in seen),
+            "p99_us": statistics.median(load["read"]["p99_us"] for load in seen),
+            "hit_rate": hits / reads,
+            "stored_rate": stored / reads,
+        }
+
+
+class Misses(Various):
+    """Lists that aren't cached: of each run once, and all again after the cache was dropped."""
+
+    def __init__(self, bench, name, in_flight, runs, passes):
+        super().__init__(bench, name, [f"--in-flight={in_flight}", f"--runs={runs}"])
+        self.passes = passes
+
+    def __call__(self):
+        seen = []
+        for _ in range(self.passes):
+            if self.ours:
+                self.bench.invalidate(self.name)
+            seen.append(self.counted())
+        figures = self.figures(seen)
+        if self.ours and (figures["hit_rate"] > 0 or figures["stored_rate"] < 0.99):
+            raise Failed(f"lists that nobody asked for before were no misses: {seen}")
+        del figures["hit_rate"]
+        return figures
+
+
+class Mixed(Various):
+    """Lists and creations, all over the runs, of which some are more popular."""
+
+    def __init__(self, bench, name, in_flight, runs, writes):
+        flags = [f"--in-flight={in_flight}", f"--runs={runs}", f"--writes={writes}", "--kinds=3"]
+        super().__init__(bench, name, flags)
+
+    def __call__(self):
+        secs = self.bench.options.round_secs
+        # All lists once, and then until what is cached is as usual for so many writes.
+        self.load()
+        self.load(f"--secs={secs}")
+        return self.figures([self.counted(f"--secs={3 * secs}")])
