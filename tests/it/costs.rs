@@ -323,8 +323,8 @@ async fn a_miss_of_a_thousand_callers_is_at_most_two_queries_on_a_replica() {
 /// An hour's traffic, squeezed: many pages of many lists that live for a moment, and few writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn traffic_leaves_few_index_members_without_their_entries() {
-    const TTL: Duration = Duration::from_millis(250);
-    const TRAFFIC: Duration = Duration::from_secs(6);
+    const TTL: Duration = Duration::from_secs(1);
+    const TRAFFIC: Duration = Duration::from_secs(15);
     const TAGS: u64 = 20;
     let server = RedisServer::start();
     let config = RedisConfig {

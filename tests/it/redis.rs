@@ -770,17 +770,20 @@ async fn credentials_and_database_come_from_the_url() {
 async fn closing_very_many_entries_takes_as_long_as_closing_a_thousand() {
     let server = RedisServer::start();
     let cache = connect(&server.url()).await;
-    let times = async |count: usize, tags: usize| {
+    let runs = |count: usize, runs: usize| -> Vec<_> {
+        let runs = (0..runs).map(|i| tag(&format!("{count}-{i}")));
+        runs.inspect(|run| populate(&server, run, count)).collect()
+    };
+    let (small, large) = (runs(1_000, 9), runs(300_000, 3));
+    let times = async |runs: Vec<Tag>| {
         let mut times = Vec::new();
-        for i in 0..tags {
-            let run = tag(&format!("{count}-{i}"));
-            populate(&server, &run, count);
-            times.push(time_to_close(&cache, &run).await);
+        for run in &runs {
+            times.push(time_to_close(&cache, run).await);
         }
         times.sort_unstable();
         times
     };
-    let (small, large) = (times(1_000, 9).await[4], times(300_000, 3).await[0]);
+    let (small, large) = (times(small).await[4], times(large).await[0]);
     assert!(
         large <= 2 * small,
         "{large:?} for 300,000, {small:?} for a thousand"
