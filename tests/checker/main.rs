@@ -108,7 +108,8 @@ struct Args {
     judge: Option<PathBuf>,
 
     /// Takes a protection out, or `all` of them one after the other, and fails unless that is
-    /// noticed. Needs a debug build with `--features controls`
+    /// noticed; by default with the faults that show it soonest. Needs a debug build of the service
+    /// with `--features controls`
     #[arg(long, value_name = "NAME", value_parser = control_names(), conflicts_with_all = ["replica", "judge"])]
     control: Option<String>,
 
@@ -187,8 +188,8 @@ fn judge(path: &Path, args: &Args) -> Result<bool, Failure> {
 fn controls(name: &str, args: &Args) -> Result<bool, Failure> {
     let run = |without: Option<&'static str>, faults: Vec<faults::Kind>, seconds: u64| {
         println!("--- {}", without.unwrap_or("all protections are there"));
+        let faults = args.faults.0.clone().unwrap_or(faults);
         let args = Args {
-            topology: Topology::Single,
             faults: Kinds(Some(faults)),
             seconds,
             ..args.clone()

@@ -207,8 +207,8 @@ fn default_binary() -> Result<PathBuf, String> {
     ))
 }
 
-/// What no fault excuses: a replica that has ended by itself, or panicked. Other errors in its log
-/// are told.
+/// What no fault excuses: a replica that has ended by itself, or panicked. What it calls its own
+/// faults is told.
 fn complaints(deployment: &Deployment) -> Vec<String> {
     let mut complaints = Vec::new();
     for (number, replica) in deployment.replicas.iter().enumerate() {
@@ -218,12 +218,10 @@ fn complaints(deployment: &Deployment) -> Vec<String> {
         let log = replica.log();
         let lines = |text: &'static str| log.lines().filter(move |line| line.contains(text));
         complaints.extend(lines("panicked at").map(|line| format!("replica {number}: {line}")));
-        let errors = lines(" ERROR ");
-        for error in errors.clone().take(3) {
-            eprintln!(
-                "replica {number}, one of {} errors: {error}",
-                errors.clone().count()
-            );
+        let faults = lines("internal error");
+        for fault in faults.clone().take(3) {
+            let count = faults.clone().count();
+            eprintln!("replica {number}, one of {count}: {fault}");
         }
     }
     complaints
