@@ -120,7 +120,9 @@ async fn check(args: Args, seed: u64, trial: Trial) -> Result<Found, Failure> {
         return Err(format!("{} can't strike this topology", kind.name()).into());
     }
     let (mut deployment, urls, secret) = if args.replica.is_empty() {
-        let binary = args.binary.clone().map_or_else(default_binary, Ok)?;
+        // Replicas start in folders of their own.
+        let given = |path| std::path::absolute(path).map_err(|error| error.to_string());
+        let binary = args.binary.as_ref().map_or_else(default_binary, given)?;
         let replicas = if args.topology == Topology::Embedded {
             1
         } else {
