@@ -33,6 +33,10 @@ use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
+/// A cached answer takes little but allocations.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Delivery and storage locations over gRPC, listed from a cache that is never stale
 #[derive(Parser)]
 #[command(version, after_help = EXAMPLES)]
