@@ -274,7 +274,7 @@ async fn over_invalidation(places: &[Place]) -> Outcome<Value> {
         let kind = write_to(&service, &admin, run, number, &mut random).await?;
         let after = read_all(&service, &admin, &reads).await?;
         for ((read, before), after) in reads.iter().zip(&answers).zip(&after) {
-            let identical = before.bytes == after.bytes;
+            let identical = before.frame == after.frame;
             if !is_hit(after) {
                 ours.count(identical);
             }
@@ -416,7 +416,7 @@ async fn reads(service: &Service, caller: &Principal, runs: &[String]) -> Outcom
         for _ in 0..3 {
             let read = Read::List(query.clone(), token);
             let served = read.run(service, caller).await?;
-            token = v1::ListLocationsResponse::decode(served.bytes)?.next_page_token;
+            token = v1::ListLocationsResponse::decode(served.message())?.next_page_token;
             reads.push(read);
             if token.is_empty() {
                 break;
@@ -533,7 +533,7 @@ async fn index_members(places: &[Place], secs: u32) -> Outcome<Value> {
                     let fresh = Freshness::Current;
                     let served = service.list(&caller, query.clone(), "", fresh).await?;
                     asked.fetch_add(1, Ordering::Relaxed);
-                    let page = v1::ListLocationsResponse::decode(served.bytes)?;
+                    let page = v1::ListLocationsResponse::decode(served.message())?;
                     if !page.next_page_token.is_empty() {
                         let token = page.next_page_token;
                         service.list(&caller, query, &token, fresh).await?;

@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::HeaderMap;
 use tokio::net::TcpListener;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{
@@ -15,14 +16,14 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::{Layer as _, util::MapRequestLayer};
 
 use crate::{
-    api::{CacheApi, LocationApi, bounds::Bounds},
+    api::{CacheApi, LocationApi, bounds::Bounds, fast::FastPath},
     auth::{Authenticator, KeyError},
     cache::{self, Cache, MemoryCache, RedisCache, RedisConfig, RedisConfigError},
     config::{CacheConfig, DatabaseUrl, ServeConfig},
     connections,
     epoch::Epochs,
     error::Error,
-    model::Micros,
+    model::{Micros, Principal},
     proto::{
         DESCRIPTORS,
         location::v1::{
@@ -201,9 +202,9 @@ impl App {
         let _housekeeping = spawn(keep_house(Arc::clone(&self.store)));
 
         let admission = InterceptorLayer::new(self.admission());
-        let locations = configure!(LocationServiceServer::new(LocationApi::new(
-            self.service.clone()
-        )));
+        let api = LocationApi::new(self.service.clone());
+        let fast = FastPath::new(api.clone(), self.admit());
+        let locations = configure!(LocationServiceServer::new(api));
         let cache = configure!(CacheServiceServer::new(CacheApi::new(
             self.service.clone(),
             self.shared_cache
@@ -220,6 +221,7 @@ impl App {
             .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS_PER_CONNECTION as usize))
             .layer(Bounds::default())
             .layer(MapRequestLayer::new(prefer_encoding))
+            .layer(fast)
             .add_service(health_server)
             .add_service(reflection().build_v1().unwrap_or_else(|error| {
                 unreachable!("the descriptors were made by the build: {error}")
@@ -257,14 +259,20 @@ impl App {
         Ok(outcome.unwrap_or(Ok(()))?)
     }
 
-    /// Lets in only who is known, as the request's extension [`Principal`](crate::model::Principal).
+    /// Lets in only who is known, as the request's extension [`Principal`].
     fn admission(&self) -> impl Interceptor + Clone + use<> {
-        let authenticator = Arc::clone(&self.authenticator);
+        let admit = self.admit();
         move |mut request: Request<()>| {
-            let principal = authenticator.authenticate(request.metadata())?;
+            let principal = admit(request.metadata().as_ref())?;
             request.extensions_mut().insert(principal);
             Ok(request)
         }
+    }
+
+    /// Tells who sent a request's headers.
+    fn admit(&self) -> impl Fn(&HeaderMap) -> Result<Principal, Error> + Clone + use<> {
+        let authenticator = Arc::clone(&self.authenticator);
+        move |headers| authenticator.authenticate(headers)
     }
 }
 

@@ -18,6 +18,7 @@ use aws_lc_rs::signature::{
     RsaPublicKeyComponents,
 };
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use http::{HeaderMap, header::AUTHORIZATION};
 use jsonwebtoken::{
     Algorithm, DecodingKey, DecodingKeyKind, EncodingKey, Header,
     jwk::{
@@ -26,7 +27,6 @@ use jsonwebtoken::{
 };
 use quick_cache::sync::Cache;
 use serde_json::Value;
-use tonic::metadata::MetadataMap;
 
 use crate::{
     config::{AuthConfig, KeyFile},
@@ -112,17 +112,17 @@ impl Authenticator {
         self.verifier.is_none()
     }
 
-    /// Who sent this metadata; [`Error::Unauthenticated`] says what the caller must mend.
+    /// Who sent these headers; [`Error::Unauthenticated`] says what the caller must mend.
     ///
     /// Doesn't block but for reading the key file when that has changed.
-    pub fn authenticate(&self, metadata: &MetadataMap) -> Result<Principal, Error> {
+    pub fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Error> {
         let Some(verifier) = &self.verifier else {
             return Ok(Principal {
                 subject: OwnerId::stored("development".to_owned()),
                 admin: true,
             });
         };
-        bearer_token(metadata)
+        bearer_token(headers)
             .and_then(|token| verifier.verify(token, unix_now()))
             .map_err(|refusal| Error::Unauthenticated(refusal.to_string()))
     }
@@ -207,8 +207,8 @@ enum Refusal {
     Subject(String),
 }
 
-fn bearer_token(metadata: &MetadataMap) -> Result<&str, Refusal> {
-    let mut entries = metadata.get_all("authorization").iter();
+fn bearer_token(headers: &HeaderMap) -> Result<&str, Refusal> {
+    let mut entries = headers.get_all(AUTHORIZATION).iter();
     let entry = entries.next().ok_or(Refusal::Missing)?;
     // A proxy before us may have looked at another one than we would.
     let more = entries.count();
@@ -1181,13 +1181,13 @@ mod tests {
     }
 
     #[test]
-    fn one_bearer_token_is_found_in_the_metadata() {
+    fn one_bearer_token_is_found_in_the_headers() {
         let found = |entries: &[&str]| {
-            let mut metadata = MetadataMap::new();
+            let mut headers = HeaderMap::new();
             for entry in entries {
-                metadata.append("authorization", entry.parse().unwrap());
+                headers.append(AUTHORIZATION, entry.parse().unwrap());
             }
-            bearer_token(&metadata).map(str::to_owned)
+            bearer_token(&headers).map(str::to_owned)
         };
         assert_eq!(found(&["Bearer abc"]), Ok("abc".to_owned()));
         assert_eq!(found(&["bEARER  abc"]), Ok("abc".to_owned()));
@@ -1210,7 +1210,7 @@ mod tests {
         };
         let authenticator = Authenticator::new(&config).unwrap();
         assert!(!authenticator.is_development());
-        let refusal = authenticator.authenticate(&MetadataMap::new());
+        let refusal = authenticator.authenticate(&HeaderMap::new());
         let Err(Error::Unauthenticated(message)) = refusal else {
             panic!("{refusal:?}");
         };
@@ -1221,7 +1221,7 @@ mod tests {
     fn without_a_key_every_caller_is_an_admin() {
         let authenticator = Authenticator::new(&AuthConfig::default()).unwrap();
         assert!(authenticator.is_development());
-        let caller = authenticator.authenticate(&MetadataMap::new()).unwrap();
+        let caller = authenticator.authenticate(&HeaderMap::new()).unwrap();
         assert_eq!(
             (caller.subject.as_str(), caller.admin),
             ("development", true)

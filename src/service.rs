@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
+use bytes::{Buf as _, Bytes};
 use prost::Message as _;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
@@ -32,6 +32,9 @@ use crate::{
 /// The largest answer: clients refuse more.
 pub const MAX_ANSWER_BYTES: usize = 4 << 20;
 
+/// What a frame has before its message: a zero, as it isn't compressed, and the length.
+pub const FRAME_PREFIX_BYTES: usize = 5;
+
 /// What a list takes for an item beside the item.
 const ITEM_BYTES: usize = 5;
 
@@ -54,13 +57,23 @@ pub enum Freshness {
     Reread,
 }
 
-/// A serialized answer, and where it came from.
+/// An answer, and where it came from.
 #[derive(Debug, Clone)]
 pub struct Served {
-    /// The serialized response message.
-    pub bytes: Bytes,
+    /// The response message as gRPC sends it: a frame of [`FRAME_PREFIX_BYTES`] and the serialized
+    /// message, not compressed.
+    pub frame: Bytes,
     /// Where it came from.
     pub origin: Origin,
+}
+
+impl Served {
+    /// The serialized response message.
+    pub fn message(&self) -> Bytes {
+        let mut message = self.frame.clone();
+        message.advance(FRAME_PREFIX_BYTES.min(message.len()));
+        message
+    }
 }
 
 /// Where an answer came from.
@@ -264,7 +277,7 @@ impl Service {
                     .total
                     .map_or(0, |total| i32::try_from(total).unwrap_or(i32::MAX)),
             };
-            Ok(response.encode_to_vec().into())
+            frame(&response)
         })
         .await
     }
@@ -336,7 +349,7 @@ impl Service {
                     .unwrap_or_default(),
                 reports: page.items.into_iter().map(Into::into).collect(),
             };
-            Ok(response.encode_to_vec().into())
+            frame(&response)
         })
         .await
     }
@@ -357,7 +370,7 @@ impl Service {
                 .into_iter()
                 .next()
                 .ok_or_else(|| Error::NotFound(vec![id]))?;
-            Ok(v1::Location::from(location).encode_to_vec().into())
+            frame(&v1::Location::from(location))
         })
         .await
     }
@@ -422,9 +435,9 @@ impl Service {
         let mut away = false;
         if freshness == Freshness::Current {
             match self.cache.lookup(&tag, &key).await {
-                Ok(Lookup::Hit(bytes, tier)) => {
+                Ok(Lookup::Hit(frame, tier)) => {
                     let origin = Origin::Cache(tier);
-                    return Ok(Served { bytes, origin });
+                    return Ok(Served { frame, origin });
                 }
                 Ok(Lookup::Miss(_)) => {}
                 Err(_) => away = true,
@@ -438,9 +451,9 @@ impl Service {
                 cache.lookup(&tag, &key).await.ok()
             };
             let (version, because) = match lookup {
-                Some(Lookup::Hit(bytes, tier)) if freshness == Freshness::Current => {
+                Some(Lookup::Hit(frame, tier)) if freshness == Freshness::Current => {
                     let origin = Origin::Cache(tier);
-                    return Ok(Served { bytes, origin });
+                    return Ok(Served { frame, origin });
                 }
                 Some(Lookup::Hit(..) | Lookup::Miss(None)) => match cache.open(&tag).await {
                     Ok(None) => (None, Because::Closed),
@@ -450,7 +463,7 @@ impl Service {
                 Some(Lookup::Miss(version)) => (version, Because::Miss),
                 None => (None, Because::Unavailable),
             };
-            let bytes = load.await?;
+            let frame = load.await?;
             let version = if without(Control::FillWithoutVersionCheck) {
                 cache.open(&tag).await.unwrap_or(version)
             } else {
@@ -458,7 +471,7 @@ impl Service {
             };
             let stored = match version {
                 Some(version) => cache
-                    .fill(&tag, &key, version, bytes.clone())
+                    .fill(&tag, &key, version, frame.clone())
                     .await
                     .unwrap_or(false),
                 None => false,
@@ -472,7 +485,7 @@ impl Service {
                 stored,
                 collapsed: false,
             };
-            Ok(Served { bytes, origin })
+            Ok(Served { frame, origin })
         };
         let landed = self
             .reads
@@ -828,6 +841,20 @@ impl Writer {
         }
         Ok(applied)
     }
+}
+
+/// A message as gRPC sends it, not compressed.
+fn frame(message: &impl prost::Message) -> Result<Bytes> {
+    let length = message.encoded_len();
+    let mut frame = Vec::with_capacity(FRAME_PREFIX_BYTES + length);
+    frame.push(0);
+    frame.extend(
+        u32::try_from(length)
+            .map_err(Error::internal)?
+            .to_be_bytes(),
+    );
+    message.encode(&mut frame).map_err(Error::internal)?;
+    Ok(frame.into())
 }
 
 /// Writes the caller's scope into a predicate.

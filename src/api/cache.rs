@@ -8,7 +8,7 @@ use super::{caller, convert};
 use crate::{
     cache::{Explanation, Held, Stats, Version},
     proto::location::v1::{self, cache_service_server::CacheService},
-    service::{ListExplanation, Reads, Service},
+    service::{FRAME_PREFIX_BYTES, ListExplanation, Reads, Service},
 };
 
 /// `location.v1.CacheService`.
@@ -174,7 +174,8 @@ impl From<Held> for v1::CachedEntry {
     fn from(held: Held) -> Self {
         Self {
             version: held.version.to_string(),
-            size_bytes: count(held.bytes),
+            // Of the message alone.
+            size_bytes: count(held.bytes.saturating_sub(FRAME_PREFIX_BYTES as u64)),
             age: Some(duration(held.age)),
         }
     }

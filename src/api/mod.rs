@@ -4,12 +4,11 @@ pub mod bounds;
 mod cache;
 pub mod codec;
 mod convert;
+pub mod fast;
 mod status;
 
-use tonic::{
-    Request, Response, Status,
-    metadata::{MetadataMap, MetadataValue},
-};
+use http::{HeaderMap, header::CACHE_CONTROL};
+use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 pub use self::cache::CacheApi;
 use self::codec::Encoded;
@@ -21,6 +20,8 @@ use crate::{
     service::{Because, Freshness, Origin, Served, Service, Write},
 };
 
+const CACHE_STATUS: &str = "cache-status";
+
 /// `location.v1.LocationService`.
 #[derive(Clone)]
 pub struct LocationApi {
@@ -31,6 +32,38 @@ impl LocationApi {
     /// The API of a service. Requests carry their [`Principal`] as an extension.
     pub fn new(service: Service) -> Self {
         Self { service }
+    }
+
+    async fn list(
+        &self,
+        caller: &Principal,
+        freshness: Freshness,
+        request: v1::ListLocationsRequest,
+    ) -> Result<Served, Error> {
+        let (query, page_token) = convert::list(request)?;
+        let served = self.service.list(caller, query, &page_token, freshness);
+        served.await
+    }
+
+    async fn get(
+        &self,
+        caller: &Principal,
+        freshness: Freshness,
+        request: &v1::GetLocationRequest,
+    ) -> Result<Served, Error> {
+        let id = convert::get(request)?;
+        self.service.get(caller, id, freshness).await
+    }
+
+    async fn reports(
+        &self,
+        caller: &Principal,
+        freshness: Freshness,
+        request: v1::ListLocationReportsRequest,
+    ) -> Result<Served, Error> {
+        let (query, page_token) = convert::reports(request)?;
+        let served = self.service.reports(caller, query, &page_token, freshness);
+        served.await
     }
 
     async fn write(
@@ -48,21 +81,18 @@ impl LocationService for LocationApi {
         &self,
         request: Request<v1::ListLocationsRequest>,
     ) -> Result<Response<Encoded>, Status> {
-        let caller = caller(&request)?;
-        let freshness = freshness(request.metadata());
-        let (query, page_token) = convert::list(request.into_inner())?;
-        let served = self.service.list(&caller, query, &page_token, freshness);
-        Ok(respond(served.await?))
+        let (caller, freshness) = (caller(&request)?, freshness(request.metadata().as_ref()));
+        let served = self.list(&caller, freshness, request.into_inner()).await?;
+        Ok(respond(&served))
     }
 
     async fn get_location(
         &self,
         request: Request<v1::GetLocationRequest>,
     ) -> Result<Response<Encoded>, Status> {
-        let caller = caller(&request)?;
-        let id = convert::get(request.get_ref())?;
-        let served = self.service.get(&caller, id, freshness(request.metadata()));
-        Ok(respond(served.await?))
+        let (caller, freshness) = (caller(&request)?, freshness(request.metadata().as_ref()));
+        let served = self.get(&caller, freshness, request.get_ref()).await?;
+        Ok(respond(&served))
     }
 
     async fn batch_get_locations(
@@ -119,11 +149,9 @@ impl LocationService for LocationApi {
         &self,
         request: Request<v1::ListLocationReportsRequest>,
     ) -> Result<Response<Encoded>, Status> {
-        let caller = caller(&request)?;
-        let freshness = freshness(request.metadata());
-        let (query, page_token) = convert::reports(request.into_inner())?;
-        let served = self.service.reports(&caller, query, &page_token, freshness);
-        Ok(respond(served.await?))
+        let (caller, freshness) = (caller(&request)?, freshness(request.metadata().as_ref()));
+        let served = self.reports(&caller, freshness, request.into_inner());
+        Ok(respond(&served.await?))
     }
 }
 
@@ -144,9 +172,9 @@ fn one(locations: Vec<v1::Location>) -> Result<v1::Location, Error> {
 }
 
 /// RFC 9111, section 5.2.1.4.
-fn freshness(metadata: &MetadataMap) -> Freshness {
-    let no_cache = metadata
-        .get_all("cache-control")
+fn freshness(headers: &HeaderMap) -> Freshness {
+    let no_cache = headers
+        .get_all(CACHE_CONTROL)
         .iter()
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
@@ -158,10 +186,11 @@ fn freshness(metadata: &MetadataMap) -> Freshness {
     }
 }
 
-fn respond(served: Served) -> Response<Encoded> {
-    let mut response = Response::new(Encoded(served.bytes));
+/// The answer to a call that isn't one for [`fast`].
+fn respond(served: &Served) -> Response<Encoded> {
+    let mut response = Response::new(Encoded(served.message()));
     response.metadata_mut().insert(
-        "cache-status",
+        CACHE_STATUS,
         MetadataValue::from_static(cache_status(served.origin)),
     );
     response

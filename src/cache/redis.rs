@@ -153,6 +153,9 @@ const SCAN_TIMEOUT: Duration = Duration::from_secs(10);
 /// the Unix epoch, which is for people alone.
 const HEADER_BYTES: u8 = 24;
 
+/// Changes whenever entries become other bytes for the same response: now they are gRPC frames.
+const ENTRY_FORMAT: &[u8] = b"frame";
+
 /// The longest time to live, about a century.
 const MAX_MS: i64 = 100 * 365 * 24 * 3_600 * 1_000;
 
@@ -648,7 +651,11 @@ impl Redis {
             })
             .build()
             .map_err(|error| RedisConfigError::Url(error.details().to_owned()))?;
-        let schema = blake3::hash(crate::proto::DESCRIPTORS).to_hex();
+        let mut schema = blake3::Hasher::new();
+        schema
+            .update(crate::proto::DESCRIPTORS)
+            .update(ENTRY_FORMAT);
+        let schema = schema.finalize().to_hex();
         Ok(Self {
             client: RwLock::new(client),
             lease: Mutex::new(None),
