@@ -32,7 +32,7 @@ DATABASES = {f"rows_{count}": count for count in ROWS}
 DATABASES |= {"base": ROWS[0], "creations": ROWS[0], "mixed": ROWS[1], "mixed_e": ROWS[1]}
 
 # What is printed of what is measured.
-SHOWN = "cpu_us", "rate", "p50_us", "p99_us", "hit_rate"
+SHOWN = "cpu_us", "rate", "p50_us", "p99_us", "hit_rate", "entry_bytes", "grown_bytes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +94,15 @@ class Bench:
         self.postgres.fill(name, self.places, count)
         return url
 
+    @functools.cache
+    def file(self, name):
+        """The URL of an SQLite database with rows."""
+        url = f"sqlite:{self.folder}/{name or 'embedded'}.db"
+        self.service_command("migrate", "--database-url", url)
+        count = DATABASES.get(name, ROWS[0])
+        servers.fill_sqlite(url.removeprefix("sqlite:"), self.places, count)
+        return url
+
     def service_command(self, *command):
         """Runs a command of the service's to its end, and returns what it prints."""
         done = subprocess.run(
@@ -125,15 +134,22 @@ class Bench:
         if name not in self.started:
             self.started[name] = self.start(name)
             if name.partition(":")[0] in ("embedded", "warm", "cold", "service"):
-                # It may have to find out first whether it may cache.
-                request = self.pb.ListLocationsRequest(page_size=1).SerializeToString()
-                token = self.token("root")
-
-                def hits():
-                    return "hit" in self.call(name, LIST, request, token)[1]
-
-                servers.until(f"{name} caches", hits)
+                self.await_cache(name)
         return self.started[name]
+
+    def stop(self, name):
+        self.clients.pop(name).close()
+        self.started.pop(name).stop()
+
+    def await_cache(self, name):
+        """The service may have to find out first whether it may cache."""
+        request = self.pb.ListLocationsRequest(page_size=1).SerializeToString()
+        token = self.token("root")
+
+        def hits():
+            return "hit" in self.call(name, LIST, request, token)[1]
+
+        servers.until(f"{name} caches", hits)
 
     def start(self, name):
         """Starts a server. After a colon, its name tells which database it is over, the size of its
@@ -141,10 +157,7 @@ class Bench:
         kind, _, detail = name.partition(":")
         match kind:
             case "embedded":
-                path = self.folder / f"embedded-{detail}.db"
-                self.service_command("migrate", "--database-url", f"sqlite:{path}")
-                servers.fill_sqlite(path, self.places, ROWS[0])
-                return self.service("--database-url", f"sqlite:{path}")
+                return self.service("--database-url", self.file(detail))
             case "warm":
                 return self.replica("base")
             case "cold":
@@ -413,6 +426,20 @@ class Repeated:
         return rate, sorted(micros), data
 
 
+class Endurance(Repeated):
+    """By how much a server grows over ten million calls, after a million."""
+
+    def __call__(self):
+        self.check()
+        server = self.bench.server(self.names[0])
+        sizes = []
+        for _ in range(11):
+            self.load(1_000_000)
+            sizes.append(server.rss_bytes())
+        self.check()
+        return {"grown_bytes": sizes[-1] - sizes[0], "rss_bytes": sizes}
+
+
 class Rest(Repeated):
     """The same with HTTP/1.1 and JSON."""
 
@@ -490,6 +517,33 @@ class Misses(Various):
             raise Failed(f"lists that nobody asked for before were no misses: {seen}")
         del figures["hit_rate"]
         return figures
+
+
+class Memory(Various):
+    """What a cached answer takes beyond itself, by how much the process grows. Each round has a
+    process of its own."""
+
+    LARGE = f"--cache-max-bytes={4 << 30}"
+
+    def __init__(self, bench, name, page):
+        super().__init__(bench, f"{name}:alone", ["--kinds=3", f"--page-size={page}"])
+
+    def __call__(self):
+        kind, database, _ = self.name.split(":")
+        if kind == "embedded":
+            process = self.bench.service("--database-url", self.bench.file(database), self.LARGE)
+        else:
+            process = self.bench.replica(database, self.LARGE)
+        self.bench.started[self.name] = process
+        self.bench.await_cache(self.name)
+        self.bench.invalidate(self.name)
+        few, before = self.load("--runs=1000"), process.rss_bytes()
+        many, after = self.load("--runs=16000"), process.rss_bytes()
+        self.bench.stop(self.name)
+        if few["stored"] != few["reads"] or many["stored"] != many["reads"] - few["reads"]:
+            raise Failed(f"not every answer is cached: {few}, {many}")
+        grown = after - before - (many["bytes"] - few["bytes"])
+        return {"entry_bytes": grown / many["stored"]}
 
 
 class Mixed(Various):

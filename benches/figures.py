@@ -81,6 +81,11 @@ RATIOS = (
     ("the same, of PostgreSQL", None, "rows/1000000", "rows/10000", "database_us"),
     ("closing a tag of 10^6 entries / 10^3", 2, "closing", None, None),
     ("four replicas / one (CPU a hit, summed)", 1.1, "replicas/4", "replicas/1", "cpu_us"),
+    ("bytes of memory a cached list of 1 takes beside it, L1", 300, "memory/1/warm", None, "entry_bytes"),
+    ("the same, embedded", 300, "memory/1/embedded", None, "entry_bytes"),
+    ("the same of a list of 50, L1", 300, "memory/50/warm", None, "entry_bytes"),
+    ("the same, embedded", 300, "memory/50/embedded", None, "entry_bytes"),
+    ("bytes grown by over ten million calls", None, "endurance", None, "grown_bytes"),
 )
 
 

@@ -74,6 +74,10 @@ class Process:
     def fail(self, what):
         raise Failed(f"{what}: {self.log.read_text(errors='replace')[-2000:]}")
 
+    def stop(self):
+        self.popen.kill()
+        self.popen.wait()
+
     def cpu_ns(self):
         """User and system time of all its threads, those that ended too."""
         return cpu_ns(self.pid)

@@ -13,6 +13,8 @@ from bench import (
     PAGES,
     ROWS,
     SERVICE,
+    Endurance,
+    Memory,
     Misses,
     Mixed,
     Repeated,
@@ -37,7 +39,7 @@ MIXED_RUNS = 500
 WRITES = 0, 0.01, 0.1, 0.5
 
 
-def cached_list(bench, name, shape, size=PAGE, names=None):
+def cached_list(bench, name, shape, size=PAGE, names=None, make=Repeated):
     """A variant: the caller's first page, from where it is cached."""
     page = bench.page(size)
     parse = bench.pb.ListLocationsResponse.FromString
@@ -64,7 +66,7 @@ def cached_list(bench, name, shape, size=PAGE, names=None):
         right = Right(parse(page).locations, lambda answer: parse(answer).locations)
         headers = [f"authorization: Bearer {bench.token(CALLER)}"]
         message = request.SerializeToString()
-        return Repeated(
+        return make(
             bench, names or [name], LIST, message, shape, right, headers=headers, status=status
         )
     request.owner_id = CALLER
@@ -232,6 +234,26 @@ def measure_writes(bench, quick):
     bench.measure("Lists and creations mixed, against dropping all of the type", variants)
 
 
+def measure_memory(bench, quick):
+    largest = f"rows_{ROWS[-1]}"
+    variants = {}
+    for page in (1,) if quick else (1, PAGE):
+        for label, name in ("warm", f"service:{largest}"), ("embedded", f"embedded:{largest}"):
+            variants[f"memory/{page}/{label}"] = functools.partial(Memory, bench, name, page)
+    bench.measure("What a cached list takes beside the answer, by its size", variants)
+
+
+def measure_endurance(bench, quick):
+    """Once: it takes as long as all the rest."""
+    if quick or not re.search(bench.options.only, "endurance"):
+        return
+    print("\nTen million calls", flush=True)
+    endurance = cached_list(bench, "warm", FULL_LOAD, make=Endurance)
+    measured = endurance()
+    print(f"  endurance  grown_bytes {measured['grown_bytes']:,}")
+    bench.measured["endurance"] = [measured]
+
+
 def measure_closing(bench, _quick):
     """How long closing a tag takes, by the entries that it has."""
     if not re.search(bench.options.only, "closing"):
@@ -255,4 +277,6 @@ SECTIONS = (
     measure_growth,
     measure_writes,
     measure_closing,
+    measure_memory,
+    measure_endurance,
 )

@@ -14,6 +14,7 @@ use location_service::proto::location::v1::{
     Address, CreateLocationRequest, LatLng, ListLocationsRequest, Location, LocationType,
     location_service_client::LocationServiceClient,
 };
+use prost::Message as _;
 use serde_json::{Value, json};
 use tonic::{
     Request,
@@ -41,6 +42,9 @@ pub struct Args {
     /// Which lists of a run are called: of any type alone, or with 3 also of each type
     #[arg(long, default_value_t = 1)]
     kinds: u32,
+    /// How many locations a list has at most
+    #[arg(long, default_value_t = 50)]
+    page_size: i32,
     /// How long to call; without it, each list is called once
     #[arg(long)]
     secs: Option<f64>,
@@ -57,6 +61,7 @@ pub struct Args {
 struct Seen {
     hits: usize,
     stored: usize,
+    bytes: usize,
     read_micros: Vec<u64>,
     write_micros: Vec<u64>,
 }
@@ -77,6 +82,7 @@ pub async fn run(args: Args) -> Outcome<()> {
     for seen in try_join_all(callers).await? {
         all.hits += seen.hits;
         all.stored += seen.stored;
+        all.bytes += seen.bytes;
         all.read_micros.extend(seen.read_micros);
         all.write_micros.extend(seen.write_micros);
     }
@@ -89,6 +95,7 @@ pub async fn run(args: Args) -> Outcome<()> {
             "writes": all.write_micros.len(),
             "hits": all.hits,
             "stored": all.stored,
+            "bytes": all.bytes,
             "read": percentiles(all.read_micros),
             "write": percentiles(all.write_micros),
         })
@@ -140,7 +147,7 @@ async fn call(
             continue;
         }
         let list = ListLocationsRequest {
-            page_size: 50,
+            page_size: args.page_size,
             r#type: kind,
             production_run_id: Some(run_id.clone()),
             ..ListLocationsRequest::default()
@@ -152,6 +159,7 @@ async fn call(
         let status = status.map_or("", |status| status.to_str().unwrap_or_default());
         seen.hits += usize::from(!status.contains("fwd="));
         seen.stored += usize::from(status.contains("stored"));
+        seen.bytes += answer.get_ref().encoded_len();
         let locations = answer.into_inner().locations;
         let right = |location: &Location| location.production_run_id == run_id;
         if locations.is_empty() || !locations.iter().all(right) {

@@ -9,8 +9,11 @@ use crate::model::OwnerId;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
     method: &'static str,
-    digest: [u8; 32],
+    digest: Digest,
 }
+
+/// What tells a key from any other.
+pub(super) type Digest = [u8; 32];
 
 impl Key {
     /// The key of a canonical request. `scope` is the owner whose locations alone the caller sees,
@@ -35,6 +38,10 @@ impl Key {
             method,
             digest: *hasher.finalize().as_bytes(),
         }
+    }
+
+    pub(super) fn digest(&self) -> &Digest {
+        &self.digest
     }
 }
 

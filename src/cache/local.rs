@@ -4,7 +4,7 @@ use std::{
     cell::RefCell,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 
-use super::{Held, Key, Tag, Version};
+use super::{Held, Tag, Version, key::Digest};
 
 /// What an entry takes beyond its answer and its tag: its own fields, its place in the map, and
 /// its key in the tag's index.
@@ -24,7 +24,8 @@ const MIN_SHARD_BYTES: u64 = 8 << 20;
 /// A cached answer.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    pub(super) tag: Tag,
+    /// Only if its engine keeps an index of what was filled under a tag.
+    pub(super) tag: Option<Tag>,
     /// The tag's version from before the database was read.
     pub(super) version: Version,
     pub(super) answer: Bytes,
@@ -33,7 +34,7 @@ pub(super) struct Entry {
 /// Cached answers by key, within a bound of bytes. What is asked for least is evicted first.
 #[derive(Debug)]
 pub(super) struct Entries {
-    cache: Cache<Key, Arc<Slot>, ByBytes, DefaultHashBuilder, Evictions>,
+    cache: Cache<Digest, Arc<Slot>, ByBytes, DefaultHashBuilder, Evictions>,
     ttl: Duration,
     started: Instant,
 }
@@ -41,9 +42,9 @@ pub(super) struct Entries {
 #[derive(Debug)]
 struct Slot {
     entry: Entry,
-    filled_at: Instant,
-    /// Seconds since `Entries::started` when it was last read.
-    read_at_secs: AtomicU64,
+    /// When it was filled and last read, in seconds since `Entries::started`.
+    filled_at: u32,
+    read_at: AtomicU32,
 }
 
 impl Entries {
@@ -64,26 +65,26 @@ impl Entries {
     }
 
     /// The answer under a key, if it was filled under this version of its tag.
-    pub(super) fn get(&self, key: &Key, version: Version) -> Option<Bytes> {
+    pub(super) fn get(&self, key: &Digest, version: Version) -> Option<Bytes> {
         let slot = self.cache.get(key)?;
         if slot.entry.version != version {
             return None;
         }
         let now = self.now_secs();
         // A store on every hit would move the cache line between cores.
-        if slot.read_at_secs.load(Ordering::Relaxed) != now {
-            slot.read_at_secs.store(now, Ordering::Relaxed);
+        if slot.read_at.load(Ordering::Relaxed) != now {
+            slot.read_at.store(now, Ordering::Relaxed);
         }
         Some(slot.entry.answer.clone())
     }
 
     /// What is held under a key, without counting as a read.
-    pub(super) fn peek(&self, key: &Key) -> Option<Held> {
+    pub(super) fn peek(&self, key: &Digest) -> Option<Held> {
         let slot = self.cache.peek(key)?;
         Some(Held {
             version: slot.entry.version,
             bytes: slot.entry.answer.len() as u64,
-            age: slot.filled_at.elapsed(),
+            age: Duration::from_secs(u64::from(self.now_secs().saturating_sub(slot.filled_at))),
         })
     }
 
@@ -94,11 +95,12 @@ impl Entries {
 
     /// Stores an entry, in place of the key's last one, and returns what had to go for it, which
     /// may be the entry itself.
-    pub(super) fn insert(&self, key: Key, entry: Entry) -> Vec<(Key, Entry)> {
+    pub(super) fn insert(&self, key: Digest, entry: Entry) -> Vec<(Digest, Entry)> {
+        let now = self.now_secs();
         let slot = Arc::new(Slot {
             entry,
-            filled_at: Instant::now(),
-            read_at_secs: AtomicU64::new(self.now_secs()),
+            filled_at: now,
+            read_at: AtomicU32::new(now),
         });
         let mut evicted = Vec::new();
         self.cache
@@ -117,17 +119,18 @@ impl Entries {
     }
 
     /// Drops a key's entry, if it was filled under this version.
-    pub(super) fn remove(&self, key: &Key, version: Version) {
+    pub(super) fn remove(&self, key: &Digest, version: Version) {
         self.cache
             .remove_if(key, |slot| slot.entry.version == version);
     }
 
     /// Drops what nobody has read for the time to live, and returns it.
-    pub(super) fn sweep(&self) -> Vec<(Key, Entry)> {
-        let oldest = self.now_secs().saturating_sub(self.ttl.as_secs());
+    pub(super) fn sweep(&self) -> Vec<(Digest, Entry)> {
+        let ttl = u32::try_from(self.ttl.as_secs()).unwrap_or(u32::MAX);
+        let oldest = self.now_secs().saturating_sub(ttl);
         let dropped = RefCell::new(Vec::new());
         self.cache.retain(|key, slot| {
-            let keep = slot.read_at_secs.load(Ordering::Relaxed) >= oldest;
+            let keep = slot.read_at.load(Ordering::Relaxed) >= oldest;
             if !keep {
                 dropped.borrow_mut().push((*key, slot.entry.clone()));
             }
@@ -136,18 +139,19 @@ impl Entries {
         dropped.into_inner()
     }
 
-    fn now_secs(&self) -> u64 {
-        self.started.elapsed().as_secs()
+    fn now_secs(&self) -> u32 {
+        u32::try_from(self.started.elapsed().as_secs()).unwrap_or(u32::MAX)
     }
 }
 
 #[derive(Debug, Clone)]
 struct ByBytes;
 
-impl Weighter<Key, Arc<Slot>> for ByBytes {
-    fn weight(&self, _: &Key, slot: &Arc<Slot>) -> u64 {
+impl Weighter<Digest, Arc<Slot>> for ByBytes {
+    fn weight(&self, _: &Digest, slot: &Arc<Slot>) -> u64 {
         let Entry { tag, answer, .. } = &slot.entry;
-        (answer.len() + tag.as_str().len()) as u64 + ENTRY_OVERHEAD_BYTES
+        let tag = tag.as_ref().map_or(0, |tag| tag.as_str().len());
+        (answer.len() + tag) as u64 + ENTRY_OVERHEAD_BYTES
     }
 }
 
@@ -155,10 +159,10 @@ impl Weighter<Key, Arc<Slot>> for ByBytes {
 #[derive(Debug, Clone)]
 struct Evictions;
 
-impl Lifecycle<Key, Arc<Slot>> for Evictions {
-    type RequestState = Vec<(Key, Arc<Slot>)>;
+impl Lifecycle<Digest, Arc<Slot>> for Evictions {
+    type RequestState = Vec<(Digest, Arc<Slot>)>;
 
-    fn on_evict(&self, evicted: &mut Self::RequestState, key: Key, slot: Arc<Slot>) {
+    fn on_evict(&self, evicted: &mut Self::RequestState, key: Digest, slot: Arc<Slot>) {
         evicted.push((key, slot));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
-    mem,
+    iter, mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     time::Duration,
 };
@@ -16,6 +16,7 @@ use crate::model::Epoch;
 use super::{
     Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WRITE_DEADLINE,
     WriteId,
+    key::Digest,
     local::{Entries, Entry},
     stats::Counters,
 };
@@ -55,7 +56,16 @@ struct TagState {
     /// Writes in flight, each with the moment after which it is dead.
     writers: Vec<(WriteId, Instant)>,
     /// The index: the keys of the entries that were filled under `version`.
-    keys: HashSet<Key>,
+    keys: Keys,
+}
+
+/// A set of keys, which takes little memory for one, as most tags have: that of a location.
+#[derive(Debug, Default)]
+enum Keys {
+    #[default]
+    None,
+    One(Digest),
+    Many(HashSet<Digest>),
 }
 
 impl MemoryCache {
@@ -93,17 +103,17 @@ impl Shared {
         self.tags.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn fill(&self, tag: &Tag, key: &Key, version: Version, answer: Bytes) -> bool {
+    fn fill(&self, tag: &Tag, key: &Digest, version: Version, answer: Bytes) -> bool {
         let mut tags = self.tags();
-        let Some(state) = tags.states.get_mut(tag) else {
-            return false;
+        let tag = match tags.states.get_key_value(tag) {
+            // All entries share the index's copy of the text.
+            Some((tag, state)) if state.version == Some(version) => tag.clone(),
+            _ => return false,
         };
-        if state.version != Some(version) {
-            return false;
-        }
+        let state = tags.states.entry(tag.clone()).or_default();
         state.keys.insert(*key);
         let entry = Entry {
-            tag: tag.clone(),
+            tag: Some(tag.clone()),
             version,
             answer,
         };
@@ -116,7 +126,7 @@ impl Shared {
         let held = self.entries.peek(key);
         let stored = held.is_some_and(|held| held.version == version);
         if !stored {
-            tags.unindex(tag, key, version);
+            tags.unindex(&tag, key, version);
         }
         stored
     }
@@ -124,11 +134,13 @@ impl Shared {
 
 impl Tags {
     /// Takes an entry that is gone out of its tag's index.
-    fn forget(&mut self, key: &Key, entry: &Entry) {
-        self.unindex(&entry.tag, key, entry.version);
+    fn forget(&mut self, key: &Digest, entry: &Entry) {
+        if let Some(tag) = &entry.tag {
+            self.unindex(tag, key, entry.version);
+        }
     }
 
-    fn unindex(&mut self, tag: &Tag, key: &Key, version: Version) {
+    fn unindex(&mut self, tag: &Tag, key: &Digest, version: Version) {
         let Some(state) = self.states.get_mut(tag) else {
             return;
         };
@@ -141,7 +153,7 @@ impl Tags {
     }
 
     /// Drops a tag's version, and the tag itself if nothing else is left of it.
-    fn invalidate(&mut self, tag: &Tag) -> Option<(Version, HashSet<Key>)> {
+    fn invalidate(&mut self, tag: &Tag) -> Option<(Version, Keys)> {
         let state = self.states.get_mut(tag)?;
         let dead = state.invalidate();
         if state.is_bare() {
@@ -171,9 +183,48 @@ impl Tags {
     }
 }
 
+impl Keys {
+    fn len(&self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::One(_) => 1,
+            Self::Many(keys) => keys.len(),
+        }
+    }
+
+    fn insert(&mut self, key: Digest) {
+        match self {
+            Self::None => *self = Self::One(key),
+            Self::One(first) if *first == key => {}
+            Self::One(first) => *self = Self::Many(HashSet::from([*first, key])),
+            Self::Many(keys) => {
+                keys.insert(key);
+            }
+        }
+    }
+
+    fn remove(&mut self, key: &Digest) {
+        match self {
+            Self::One(only) if only == key => *self = Self::None,
+            Self::None | Self::One(_) => {}
+            Self::Many(keys) => {
+                keys.remove(key);
+            }
+        }
+    }
+
+    fn for_each(self, act: impl FnMut(Digest)) {
+        match self {
+            Self::None => {}
+            Self::One(key) => iter::once(key).for_each(act),
+            Self::Many(keys) => keys.into_iter().for_each(act),
+        }
+    }
+}
+
 impl TagState {
     fn is_bare(&self) -> bool {
-        self.keys.is_empty() && self.writers.is_empty()
+        self.keys.len() == 0 && self.writers.is_empty()
     }
 
     fn bury_dead_writers(&mut self) {
@@ -182,7 +233,7 @@ impl TagState {
     }
 
     /// Drops the version; the entries under it are dead from here on.
-    fn invalidate(&mut self) -> Option<(Version, HashSet<Key>)> {
+    fn invalidate(&mut self) -> Option<(Version, Keys)> {
         let version = self.version.take()?;
         Some((version, mem::take(&mut self.keys)))
     }
@@ -197,7 +248,7 @@ impl Cache for MemoryCache {
             .states
             .get(tag)
             .and_then(|state| state.version);
-        let answer = version.and_then(|version| self.0.entries.get(key, version));
+        let answer = version.and_then(|version| self.0.entries.get(key.digest(), version));
         Ok(match answer {
             Some(answer) => Lookup::Hit(answer, Tier::Local),
             None => Lookup::Miss(version),
@@ -226,7 +277,7 @@ impl Cache for MemoryCache {
         version: Version,
         answer: Bytes,
     ) -> Result<bool, CacheError> {
-        let stored = self.0.fill(tag, key, version, answer);
+        let stored = self.0.fill(tag, key.digest(), version, answer);
         self.0.counters.filled(stored);
         Ok(stored)
     }
@@ -299,7 +350,7 @@ impl Cache for MemoryCache {
         Ok(Explanation {
             current,
             writers,
-            local: self.0.entries.peek(key),
+            local: self.0.entries.peek(key.digest()),
             redis: None,
         })
     }
@@ -311,12 +362,10 @@ impl Cache for MemoryCache {
 
 /// Frees entries that no version leads to any more: some now, many in the background, so that the
 /// time to invalidate doesn't grow with their number. Returns how many that is.
-fn drop_entries(cache: &Arc<Shared>, dead: Vec<(Version, HashSet<Key>)>) -> u64 {
-    let drop_all = |cache: &Shared, dead: Vec<(Version, HashSet<Key>)>| {
+fn drop_entries(cache: &Arc<Shared>, dead: Vec<(Version, Keys)>) -> u64 {
+    let drop_all = |cache: &Shared, dead: Vec<(Version, Keys)>| {
         for (version, keys) in dead {
-            for key in keys {
-                cache.entries.remove(&key, version);
-            }
+            keys.for_each(|key| cache.entries.remove(&key, version));
         }
     };
     let count: usize = dead.iter().map(|(_, keys)| keys.len()).sum();
@@ -415,7 +464,11 @@ mod tests {
             let Some(version) = cache.0.tags().states[&tag].version else {
                 return false;
             };
-            cache.0.entries.get(&key(*number), version).is_some()
+            cache
+                .0
+                .entries
+                .get(key(*number).digest(), version)
+                .is_some()
         });
         assert_eq!(hits.count(), held, "the index holds just the entries");
         assert!(

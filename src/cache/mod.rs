@@ -55,8 +55,9 @@ pub const LEASE: Duration = Duration::from_secs(1);
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A tag's version: random, so that one that was lost never comes back.
+// Bytes, because every entry has one, and a `u128` would be padded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Version(u128);
+pub struct Version([u8; 16]);
 
 impl Version {
     /// A fresh one.
@@ -65,17 +66,17 @@ impl Version {
     }
 
     fn to_bytes(self) -> [u8; 16] {
-        self.0.to_be_bytes()
+        self.0
     }
 
     fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        bytes.try_into().ok().map(u128::from_be_bytes).map(Self)
+        bytes.try_into().ok().map(Self)
     }
 }
 
 impl fmt::Display for Version {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", self.0)
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
     }
 }
 

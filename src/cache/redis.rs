@@ -328,19 +328,19 @@ impl RedisCache {
     }
 
     async fn look_up(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
-        if let Some(held) = self.local.peek(key) {
+        if let Some(held) = self.local.peek(key.digest()) {
             if without(Control::LocalWithoutValidation)
-                && let Some(answer) = self.local.get(key, held.version)
+                && let Some(answer) = self.local.get(key.digest(), held.version)
             {
                 return Ok(Lookup::Hit(answer, Tier::Local));
             }
             let Some(current) = self.version(tag).await? else {
                 return Ok(Lookup::Miss(None));
             };
-            if let Some(answer) = self.local.get(key, current) {
+            if let Some(answer) = self.local.get(key.digest(), current) {
                 return Ok(Lookup::Hit(answer, Tier::Local));
             }
-            self.local.remove(key, held.version);
+            self.local.remove(key.digest(), held.version);
         }
         let (current, entry) = self.redis.lookup(tag, key).await?;
         let Some(version) = current else {
@@ -350,20 +350,20 @@ impl RedisCache {
             Some((filled_under, _, answer)) if filled_under == version => {
                 // A copy, because a slice would keep the whole read buffer alive.
                 let answer = Bytes::copy_from_slice(answer);
-                self.keep(tag, key, version, answer.clone());
+                self.keep(key, version, answer.clone());
                 Ok(Lookup::Hit(answer, Tier::Redis))
             }
             _ => Ok(Lookup::Miss(Some(version))),
         }
     }
 
-    fn keep(&self, tag: &Tag, key: &Key, version: Version, answer: Bytes) {
+    fn keep(&self, key: &Key, version: Version, answer: Bytes) {
         let entry = Entry {
-            tag: tag.clone(),
+            tag: None,
             version,
             answer,
         };
-        self.local.insert(*key, entry);
+        self.local.insert(*key.digest(), entry);
     }
 
     /// Closes tags, for a write or for good, and returns how many entries their indexes held.
@@ -430,7 +430,7 @@ impl Cache for RedisCache {
         let stored = self.counted(filled)?;
         self.redis.counters.filled(stored);
         if stored {
-            self.keep(tag, key, version, answer);
+            self.keep(key, version, answer);
         }
         Ok(stored)
     }
@@ -495,7 +495,7 @@ impl Cache for RedisCache {
         Ok(Explanation {
             current,
             writers,
-            local: self.local.peek(key),
+            local: self.local.peek(key.digest()),
             redis,
         })
     }

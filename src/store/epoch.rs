@@ -24,7 +24,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The shortest and the longest suspension. A suspension lasts twice as long as the last one if the
 /// cache was in use for less than the shortest between the two.
-const PAUSE: (&str, &str) = ("2 s", "32 s");
+const PAUSE: (&str, &str) = ("2 s", "8 s");
 
 /// How long after the last replica without contact the cache may be used again.
 const REACHED_FOR: &str = "2 s";

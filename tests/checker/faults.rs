@@ -27,8 +27,10 @@ const FAILOVER: Duration = Duration::from_secs(10);
 /// How late something is at most. Below the time-outs: nothing fails.
 const LATE: Duration = Duration::from_millis(300);
 
-/// How long there is peace between two faults, in milliseconds.
+/// How long there is peace between two faults, in milliseconds; and in a long run, so that the cache
+/// is used for some of it.
 const PEACE_MS: std::ops::Range<u64> = 300..1_000;
+const LONG_PEACE_MS: std::ops::Range<u64> = 300..5_000;
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -102,7 +104,7 @@ pub struct Plan {
 
 impl Plan {
     /// A fault of a schedule: all kinds come once, in an order of chance, and then again in another.
-    /// With `long` some last longer than any deadline of the service.
+    /// With `long` there is more peace, and some last longer than any deadline of the service.
     pub fn new(seed: u64, number: u64, kinds: &[Kind], long: bool) -> Option<Self> {
         let count = u64::try_from(kinds.len()).ok()?;
         let round = number.checked_div(count)?;
@@ -126,7 +128,8 @@ impl Plan {
         let mut lasts = lengths[rng.random_range(0..lengths.len())];
         let whom = rng.random_range(0..64);
         let choice = rng.random_range(0..64);
-        let peace = Duration::from_millis(rng.random_range(PEACE_MS));
+        let peace_ms = if long { LONG_PEACE_MS } else { PEACE_MS };
+        let peace = Duration::from_millis(rng.random_range(peace_ms));
         if rng.random_ratio(1, 4) && long && lasts > 1_000 {
             lasts = [20_000, 45_000][choice % 2];
         }

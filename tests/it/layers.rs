@@ -8,14 +8,7 @@ use std::{fs, path::Path};
 const RULES: &[(&str, &[&str])] = &[
     (
         "tonic",
-        &[
-            "main.rs",
-            "app.rs",
-            "connections.rs",
-            "api/",
-            "auth.rs",
-            "transfer/",
-        ],
+        &["main.rs", "app.rs", "connections.rs", "api/", "transfer/"],
     ),
     ("sqlx", &["store/"]),
     ("fred", &["cache/redis.rs"]),

@@ -390,6 +390,8 @@ struct Answer {
     http_status: u16,
     code: Option<Code>,
     message: String,
+    headers: HeaderMap,
+    body: Vec<u8>,
 }
 
 /// A connection of its own, without any of what a gRPC client would mend.
@@ -407,6 +409,17 @@ async fn send(
     headers: &[(&str, &str)],
     body: Vec<u8>,
 ) -> Answer {
+    send_in_parts(app, method, path, headers, &[&body]).await
+}
+
+/// Sends a request whose body comes in these parts.
+async fn send_in_parts(
+    app: &TestApp,
+    method: Method,
+    path: &str,
+    headers: &[(&str, &str)],
+    parts: &[&[u8]],
+) -> Answer {
     let bearer = format!("Bearer {}", token("root", true));
     let mut request = http::Request::builder()
         .method(method)
@@ -419,11 +432,17 @@ async fn send(
     let mut client = connect(app).await;
     let exchange = async {
         let (response, mut stream) = client.send_request(request, false).expect("sent");
-        // It may be refused before all is sent.
-        let _ = stream.send_data(body.into(), true);
+        for (number, part) in parts.iter().enumerate() {
+            // It may be refused before all is sent.
+            let part = Bytes::copy_from_slice(part);
+            let _ = stream.send_data(part, number + 1 == parts.len());
+            tokio::task::yield_now().await;
+        }
         let (head, mut body) = response.await.expect("answered").into_parts();
+        let mut received = Vec::new();
         while let Some(chunk) = body.data().await {
             let chunk = chunk.expect("the body");
+            received.extend_from_slice(&chunk);
             body.flow_control()
                 .release_capacity(chunk.len())
                 .expect("in the window");
@@ -444,6 +463,8 @@ async fn send(
             http_status: head.status.as_u16(),
             code: text("grpc-status").map(|code| code.parse::<i32>().expect("a number").into()),
             message: text("grpc-message").unwrap_or_default(),
+            headers: head.headers,
+            body: received,
         }
     };
     timeout(PATIENCE, exchange)
@@ -508,6 +529,57 @@ async fn malformed_frames_get_clear_errors() {
         );
     }
     assert_answers(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_is_the_same_however_the_call_was_sent() {
+    let app = TestApp::spawn().await;
+    let mut admin = app.admin();
+    let kept = admin.create_location(create(storage("kept", "run")));
+    let id = kept.await.expect("created").into_inner().id;
+    let get = v1::GetLocationRequest { id };
+    let messages = [
+        ("ListLocations", of_run("run").encode_to_vec()),
+        ("GetLocation", get.encode_to_vec()),
+        ("ListLocationReports", Vec::new()),
+    ];
+    for (method, message) in messages {
+        let length = u32::try_from(message.len()).expect("short");
+        let call = frame(0, length, &message);
+        let path = path(method);
+        let whole = [&call[..]];
+        let ended = [&call[..], &[]];
+        let split: Vec<_> = call.chunks(3).collect();
+        let plus = ("content-type", "application/grpc+proto");
+        let unused = [GRPC, ("grpc-encoding", "identity")];
+        let listed = [GRPC, ("grpc-accept-encoding", "identity,deflate,gzip")];
+        let mut answers = Vec::new();
+        // The first of all is a miss.
+        for (headers, parts) in [
+            (&[GRPC][..], &whole[..]),
+            (&[GRPC], &whole),
+            (&[GRPC], &ended),
+            (&[GRPC], &split),
+            (&[plus], &whole),
+            (&unused, &whole),
+            (&listed, &whole),
+        ] {
+            let answer = send_in_parts(&app, Method::POST, &path, headers, parts).await;
+            assert_eq!((answer.http_status, answer.code), (200, Some(Code::Ok)));
+            assert_eq!(answer.headers["content-type"], "application/grpc");
+            answers.push(answer);
+        }
+        for (number, answer) in answers.iter().enumerate() {
+            let status = answer.headers["cache-status"].to_str().expect("ASCII");
+            let expected = ["fwd=miss; stored", "hit; detail=local"][usize::from(number > 0)];
+            assert!(status.ends_with(expected), "{method}, {number}: {status}");
+            assert_eq!(answer.body, answers[0].body, "{method}, {number}");
+        }
+        let (prefix, message) = answers[0].body.split_at(5);
+        let length = u32::try_from(message.len()).expect("short");
+        assert_eq!(prefix, frame(0, length, &[]), "{method}");
+    }
     app.stop().await;
 }
 
