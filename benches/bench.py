@@ -537,8 +537,8 @@ class Memory(Various):
         self.bench.started[self.name] = process
         self.bench.await_cache(self.name)
         self.bench.invalidate(self.name)
-        few, before = self.load("--runs=1000"), process.rss_bytes()
-        many, after = self.load("--runs=16000"), process.rss_bytes()
+        few, before = self.load("--runs=200"), process.rss_bytes()
+        many, after = self.load("--runs=1600"), process.rss_bytes()
         self.bench.stop(self.name)
         if few["stored"] != few["reads"] or many["stored"] != many["reads"] - few["reads"]:
             raise Failed(f"not every answer is cached: {few}, {many}")
