@@ -161,7 +161,7 @@ async fn a_create_is_two_round_trips_and_one_transaction() {
             .filter_map(|statement| statement.split_whitespace().next())
             .collect();
         // The commit's message begins with its check of the write's age.
-        assert_eq!(first_words, ["BEGIN", "INSERT", "DO"], "{asked:?}");
+        assert_eq!(first_words, ["BEGIN", "INSERT", "SELECT"], "{asked:?}");
     }
     counted.stop().await;
 }
