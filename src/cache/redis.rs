@@ -383,9 +383,9 @@ impl RedisCache {
                 .close(period, tags, write, &dropped, until)
                 .await?;
             self.redis.counters.invalidations.add(tags.len());
-            for (tag, (entries, detached)) in tags.iter().zip(closed) {
-                count += entries;
-                if detached {
+            for (tag, held) in tags.iter().zip(closed) {
+                count += held.unsigned_abs();
+                if held < 0 {
                     // What doesn't fit the queue takes memory until its time to live has passed.
                     let _ = self.reclaims.try_send(Reclaim {
                         period: Arc::clone(period),
@@ -803,7 +803,7 @@ impl Redis {
         self.run(&period.scripts()?.fill, call).await
     }
 
-    /// Closes tags in one round trip. Returns for each how many entries its index held, and whether
+    /// Closes tags in one round trip. Returns for each how many entries its index held; below zero if
     /// they were detached, under a name that ends with `dropped`.
     async fn close(
         &self,
@@ -812,7 +812,7 @@ impl Redis {
         write: Option<WriteId>,
         dropped: &str,
         until: Instant,
-    ) -> Result<Vec<(u64, bool)>, CacheError> {
+    ) -> Result<Vec<i64>, CacheError> {
         let args = vec![
             write
                 .map(|WriteId(id)| id.to_string())
@@ -822,7 +822,7 @@ impl Redis {
             DROP_AT_ONCE.into(),
             self.ttl_ms.into(),
         ];
-        let kinds = ["version", "writers", "keys", dropped];
+        let kinds = &["version", "writers", "keys", dropped];
         let calls = self.calls(period, tags, kinds, &args);
         let closed: Vec<Vec<_>> = self.run_all(&period.scripts()?.close, calls, until).await?;
         Ok(closed.concat())
@@ -839,34 +839,28 @@ impl Redis {
         let args = vec![write.to_string().into()];
         let tags: Vec<_> = tags.iter().collect();
         for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
-            let calls = self.calls(period, tags, ["version", "writers"], &args);
+            let calls = self.calls(period, tags, &["version", "writers"], &args);
             let _: Vec<()> = self.run_all(script, calls, until).await?;
         }
         Ok(())
     }
 
-    /// The calls of a script that works on these keys of each tag: in a Cluster one for each tag,
-    /// because their keys lie on different slots, otherwise one for all.
-    fn calls<const N: usize>(
-        &self,
-        period: &Period,
-        tags: &[&Tag],
-        kinds: [&str; N],
-        args: &[Value],
-    ) -> Vec<Call> {
+    /// The calls of a script that works on these keys of tags: in a Cluster one for each tag, because
+    /// their keys lie on different slots, otherwise one for all.
+    fn calls(&self, period: &Period, tags: &[&Tag], kinds: &[&str], args: &[Value]) -> Vec<Call> {
         let at_once = if self.client().is_clustered() {
             1
         } else {
             tags.len().max(1)
         };
-        let keys = |tag: &&Tag| {
-            let names = period.names(tag);
-            kinds.map(|kind| names.of(kind))
-        };
         tags.chunks(at_once)
-            .map(|tags| Call {
-                keys: tags.iter().flat_map(keys).collect(),
-                args: args.to_vec(),
+            .map(|tags| {
+                let names: Vec<_> = tags.iter().map(|tag| period.names(tag)).collect();
+                let of = |kind| names.iter().map(move |names| names.of(kind));
+                Call {
+                    keys: kinds.iter().copied().flat_map(of).collect(),
+                    args: args.to_vec(),
+                }
             })
             .collect()
     }

@@ -792,8 +792,9 @@ async fn closing_very_many_entries_takes_as_long_as_closing_a_thousand() {
     );
 
     let deadline = Instant::now() + Duration::from_mins(1);
-    // The writers.
-    while server.command(&["DBSIZE"]) != "12" {
+    // The writers' notes are left, or have expired meanwhile.
+    let left = || server.command(&["DBSIZE"]).parse::<u32>();
+    while left().expect("a number") > 12 {
         assert!(
             Instant::now() < deadline,
             "the background drops the entries"
