@@ -99,9 +99,12 @@ const RECONNECT_AFTER_MS: (u32, u32) = (50, 1_000);
 /// How long to wait before the client is started again after it ended or hung.
 const RESTART_AFTER: Duration = Duration::from_millis(200);
 
-/// How many commands may be under way at once: so few that the last is answered long before its
-/// time-out.
+/// On how many tags commands may be under way at once: so few that the last is answered long before
+/// its time-out.
 const MAX_IN_FLIGHT: usize = 1_024;
+
+/// How many keys a command may have on a tag.
+const KEYS_PER_TAG: usize = 4;
 
 /// How long a `close` or `reopen` waits for room for all its tags. Less than the database lets a
 /// transaction stand still.
@@ -111,8 +114,9 @@ const WRITE_WAIT: Duration = Duration::from_secs(3);
 /// locations would keep the server from everybody else.
 const TAGS_PER_ROUND_TRIP: usize = 512;
 
-/// How many entries of a tag `close` itself drops.
-const DROP_AT_ONCE: i64 = 1_000;
+/// How many entries `close` itself drops in a script. Few, because each takes as long as all else
+/// that it does on a tag, and somebody waits for it.
+const DROP_AT_ONCE: i64 = 100;
 
 /// How many entries a step of the background drops. Few, because the server does nothing else
 /// meanwhile: the memory of a large server is slow to walk.
@@ -123,7 +127,7 @@ const RECLAIM_TRIES: u32 = 20;
 const RECLAIM_AFTER: Duration = Duration::from_millis(250);
 
 /// How many detached indexes may wait to be reclaimed. Beyond it they wait for their time to live.
-const MAX_RECLAIMS: usize = 1_024;
+const MAX_RECLAIMS: usize = 4_096;
 
 /// How long a version lives under which nothing is filled.
 const UNFILLED_TTL: Duration = Duration::from_mins(1);
@@ -373,27 +377,23 @@ impl RedisCache {
         tags: &[&Tag],
         write: Option<WriteId>,
     ) -> Result<u64, CacheError> {
-        let scripts = period.scripts()?;
         let until = Instant::now() + WRITE_WAIT;
         let mut count = 0;
         for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
-            let calls: Vec<_> = tags
-                .iter()
-                .map(|tag| self.redis.close_call(period, tag, write))
-                .collect();
-            let replies: Vec<(u64, bool)> = self
+            let dropped = format!("dropped:{:016x}", rand::random::<u64>());
+            let closed = self
                 .redis
-                .run_all(&scripts.close, calls.clone(), until)
+                .close(period, tags, write, &dropped, until)
                 .await?;
             self.redis.counters.invalidations.add(tags.len());
-            for ((tag, call), (entries, detached)) in tags.iter().zip(calls).zip(replies) {
-                count += entries;
-                if detached && let Some(dropped) = call.keys.into_iter().next_back() {
+            for (tag, held) in tags.iter().zip(closed) {
+                count += held.unsigned_abs();
+                if held < 0 {
                     // What doesn't fit the queue takes memory until its time to live has passed.
                     let _ = self.reclaims.try_send(Reclaim {
                         period: Arc::clone(period),
                         tag: (*tag).clone(),
-                        dropped,
+                        dropped: period.names(tag).of(&dropped),
                     });
                 }
             }
@@ -625,6 +625,13 @@ struct Call {
     args: Vec<Value>,
 }
 
+impl Call {
+    /// How much it takes of the room for commands.
+    fn shares(&self) -> u32 {
+        u32::try_from(self.keys.len().div_ceil(KEYS_PER_TAG)).unwrap_or(u32::MAX)
+    }
+}
+
 impl Redis {
     fn new(config: &RedisConfig) -> Result<Self, RedisConfigError> {
         if config.prefix.contains(['{', '}']) {
@@ -803,25 +810,29 @@ impl Redis {
         self.run(&period.scripts()?.fill, call).await
     }
 
-    fn close_call(&self, period: &Period, tag: &Tag, write: Option<WriteId>) -> Call {
-        let names = period.names(tag);
-        let dropped = format!("dropped:{:016x}", rand::random::<u64>());
-        let write = write.map(|WriteId(id)| id.to_string()).unwrap_or_default();
-        Call {
-            keys: vec![
-                names.of("version"),
-                names.of("writers"),
-                names.of("keys"),
-                names.of(&dropped),
-            ],
-            args: vec![
-                write.into(),
-                ms(WRITE_DEADLINE).into(),
-                names.0.into(),
-                DROP_AT_ONCE.into(),
-                self.ttl_ms.into(),
-            ],
-        }
+    /// Closes tags in one round trip. Returns for each how many entries its index held; below zero if
+    /// they were detached, under a name that ends with `dropped`.
+    async fn close(
+        &self,
+        period: &Period,
+        tags: &[&Tag],
+        write: Option<WriteId>,
+        dropped: &str,
+        until: Instant,
+    ) -> Result<Vec<i64>, CacheError> {
+        let args = vec![
+            write
+                .map(|WriteId(id)| id.to_string())
+                .unwrap_or_default()
+                .into(),
+            ms(WRITE_DEADLINE).into(),
+            DROP_AT_ONCE.into(),
+            self.ttl_ms.into(),
+        ];
+        let kinds = &["version", "writers", "keys", dropped];
+        let calls = self.calls(period, tags, kinds, &args);
+        let closed: Vec<Vec<_>> = self.run_all(&period.scripts()?.close, calls, until).await?;
+        Ok(closed.concat())
     }
 
     async fn reopen(
@@ -832,18 +843,33 @@ impl Redis {
     ) -> Result<(), CacheError> {
         let script = &period.scripts()?.reopen;
         let until = Instant::now() + WRITE_WAIT;
+        let args = vec![write.to_string().into()];
         let tags: Vec<_> = tags.iter().collect();
         for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
-            let calls = tags.iter().map(|tag| {
-                let names = period.names(tag);
-                Call {
-                    keys: vec![names.of("version"), names.of("writers")],
-                    args: vec![write.to_string().into()],
-                }
-            });
-            let _: Vec<u64> = self.run_all(script, calls.collect(), until).await?;
+            let calls = self.calls(period, tags, &["version", "writers"], &args);
+            let _: Vec<()> = self.run_all(script, calls, until).await?;
         }
         Ok(())
+    }
+
+    /// The calls of a script that works on these keys of tags: in a Cluster one for each tag, because
+    /// their keys lie on different slots, otherwise one for all.
+    fn calls(&self, period: &Period, tags: &[&Tag], kinds: &[&str], args: &[Value]) -> Vec<Call> {
+        let at_once = if self.client().is_clustered() {
+            1
+        } else {
+            tags.len().max(1)
+        };
+        tags.chunks(at_once)
+            .map(|tags| {
+                let names: Vec<_> = tags.iter().map(|tag| period.names(tag)).collect();
+                let of = |kind| names.iter().map(move |names| names.of(kind));
+                Call {
+                    keys: kinds.iter().copied().flat_map(of).collect(),
+                    args: args.to_vec(),
+                }
+            })
+            .collect()
     }
 
     /// Drops some of a detached index's entries, and returns where to go on.
@@ -961,10 +987,10 @@ impl Redis {
         room_until: Instant,
     ) -> Result<Vec<Result<T, CacheError>>, CacheError> {
         self.connected()?;
-        let count = u32::try_from(calls.len()).unwrap_or(u32::MAX);
+        let shares = calls.iter().map(Call::shares).sum();
         let room = timeout_at(
             room_until.into(),
-            Arc::clone(&self.room).acquire_many_owned(count),
+            Arc::clone(&self.room).acquire_many_owned(shares),
         )
         .await
         .map_err(|_| CacheError("too many commands are under way".to_owned()))?

@@ -1,9 +1,9 @@
 //! The row `cache_epoch` of a `PostgreSQL` database: how replicas use the cache that they share.
 //!
-//! A write's commit looks at the row under a shared lock, which is held until the commit can be seen;
-//! whoever changes the epoch does so under the exclusive one. So a write is either seen by all that
-//! happens in the next epoch, or is refused by its guard. The lock is an advisory one, because a
-//! lock on the row itself would have every commit write to the one row.
+//! A write's commit looks at the row under a shared lock, which is held until the commit can be seen
+//! (`check_write` in the migrations); whoever changes the epoch does so under the exclusive one. So a
+//! write is either seen by all that happens in the next epoch, or is refused. The lock is an advisory
+//! one, because a lock on the row itself would have every commit write to the one row.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// `location`, in ASCII: a number that nothing else on the database locks.
-const LOCK: i64 = 0x6c6f_6361_7469_6f6e;
+pub(super) const LOCK: i64 = 0x6c6f_6361_7469_6f6e;
 
 /// How long a statement may take. The row is read much more often than that.
 const TIMEOUT: Duration = Duration::from_secs(1);
@@ -139,17 +139,6 @@ impl EpochTable {
             }
         }
     }
-}
-
-/// What a commit does first to be sure of its epoch, as statements of PL/pgSQL. Each of them sees
-/// what was committed before it.
-pub(super) fn guard(Epoch(epoch): Epoch) -> String {
-    format!(
-        "PERFORM pg_advisory_xact_lock_shared({LOCK});
-         IF (SELECT epoch FROM cache_epoch) <> {epoch} THEN
-             RAISE 'the epoch of the cache is over' USING ERRCODE = 'serialization_failure';
-         END IF;"
-    )
 }
 
 fn unavailable(error: sqlx::Error) -> Error {

@@ -37,6 +37,10 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 /// database that is away should hear of it while they still wait.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long after its last use a connection is taken to be alive, which saves busy callers the round
+/// trip of asking. Shorter than a server takes to start again.
+const FRESH: Duration = Duration::from_millis(100);
+
 /// The connections for the cache's epoch: one to read it, one to change it.
 const EPOCH_CONNECTIONS: u32 = 2;
 
@@ -80,6 +84,15 @@ pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenErr
         PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|connection, idle| {
+                Box::pin(async move {
+                    if idle.idle_for > FRESH {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_lazy_with(connect.clone())
     };
     let shared = pool(options.max_connections);
@@ -196,16 +209,11 @@ impl Dialect for Postgres {
 
     /// In one message, so that nothing the client does, or fails to do, comes between the two.
     fn commit(epoch: Option<Epoch>) -> String {
-        let guard = epoch.map(epoch::guard).unwrap_or_default();
+        let epoch = epoch.map_or("NULL".to_owned(), |Epoch(epoch)| epoch.to_string());
+        let max_age = MAX_WRITE.as_millis();
         format!(
-            "DO $$ BEGIN
-                 {guard}
-                 IF clock_timestamp() > transaction_timestamp() + interval '{} ms' THEN
-                     RAISE 'the write is too old to be committed' USING ERRCODE = 'query_canceled';
-                 END IF;
-             END $$;
-             COMMIT",
-            MAX_WRITE.as_millis()
+            "SELECT check_write({}, {epoch}, {max_age}); COMMIT",
+            epoch::LOCK
         )
     }
 

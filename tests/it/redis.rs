@@ -425,7 +425,7 @@ async fn each_step_is_one_round_trip() {
     a.close(&tags, writing).await.expect("closed");
     a.reopen(&tags, writing, EPOCH).await.expect("reopened");
     assert_eq!(a.stats().round_trips - before, 2, "a write");
-    assert_eq!(server.calls("evalsha"), 1 + 34);
+    assert_eq!(server.calls("evalsha"), 1 + 2);
 }
 
 #[tokio::test]
@@ -784,14 +784,17 @@ async fn closing_very_many_entries_takes_as_long_as_closing_a_thousand() {
         times
     };
     let (small, large) = (times(small).await[4], times(large).await[0]);
+    // A step of the background may come before either.
+    let step = Duration::from_millis(5);
     assert!(
-        large <= 2 * small,
+        large <= 2 * small.max(step),
         "{large:?} for 300,000, {small:?} for a thousand"
     );
 
     let deadline = Instant::now() + Duration::from_mins(1);
-    // The writers.
-    while server.command(&["DBSIZE"]) != "12" {
+    // The writers' notes are left, or have expired meanwhile.
+    let left = || server.command(&["DBSIZE"]).parse::<u32>();
+    while left().expect("a number") > 12 {
         assert!(
             Instant::now() < deadline,
             "the background drops the entries"
