@@ -37,6 +37,10 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 /// database that is away should hear of it while they still wait.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// How long a connection is taken to be alive that was, when it was given back. Testing it again
+/// each time would be a round trip more for every statement.
+const TRUSTED_FOR: Duration = Duration::from_secs(1);
+
 /// The connections for the cache's epoch: one to read it, one to change it.
 const EPOCH_CONNECTIONS: u32 = 2;
 
@@ -80,6 +84,15 @@ pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenErr
         PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
+            .test_before_acquire(false)
+            .before_acquire(|connection, meta| {
+                Box::pin(async move {
+                    if meta.idle_for > TRUSTED_FOR {
+                        connection.ping().await?;
+                    }
+                    Ok(true)
+                })
+            })
             .connect_lazy_with(connect.clone())
     };
     let shared = pool(options.max_connections);
