@@ -6,8 +6,7 @@ use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
 use sqlx::{
     AssertSqlSafe, ColumnIndex, Database, Decode, Encode, Executor, FromRow, IntoArguments, Pool,
-    Row, Type,
-    database::HasStatementCache, pool::PoolConnection, query::QueryAs,
+    Row, Type, database::HasStatementCache, pool::PoolConnection, query::QueryAs,
 };
 use tokio::time::timeout;
 use uuid::Uuid;
