@@ -432,23 +432,21 @@ impl Service {
         freshness: Freshness,
         load: impl Future<Output = Result<Bytes>> + Send + 'static,
     ) -> Result<Served> {
-        let mut away = false;
-        if freshness == Freshness::Current {
-            match self.cache.lookup(&tag, &key).await {
-                Ok(Lookup::Hit(frame, tier)) => {
-                    let origin = Origin::Cache(tier);
-                    return Ok(Served { frame, origin });
-                }
-                Ok(Lookup::Miss(_)) => {}
-                Err(_) => away = true,
-            }
+        let first = match freshness {
+            Freshness::Current => Some(self.cache.lookup(&tag, &key).await),
+            Freshness::Reread => None,
+        };
+        if let Some(Ok(Lookup::Hit(frame, tier))) = first {
+            let origin = Origin::Cache(tier);
+            return Ok(Served { frame, origin });
         }
         let cache = Arc::clone(&self.cache);
-        let read = async move {
-            let lookup = if away {
-                None
-            } else {
-                cache.lookup(&tag, &key).await.ok()
+        let read = move |at_once: bool| async move {
+            let lookup = match first {
+                Some(Err(_)) => None,
+                Some(Ok(found)) if at_once => Some(found),
+                // Another's read that was waited for has left something to find.
+                _ => cache.lookup(&tag, &key).await.ok(),
             };
             let (version, because) = match lookup {
                 Some(Lookup::Hit(frame, tier)) if freshness == Freshness::Current => {
@@ -463,6 +461,13 @@ impl Service {
                 Some(Lookup::Miss(version)) => (version, Because::Miss),
                 None => (None, Because::Unavailable),
             };
+            // Another's read may have come and gone since the lookup.
+            if freshness == Freshness::Current
+                && let Some(frame) = version.and_then(|version| cache.held(&key, version))
+            {
+                let origin = Origin::Cache(Tier::Local);
+                return Ok(Served { frame, origin });
+            }
             let frame = load.await?;
             let version = if without(Control::FillWithoutVersionCheck) {
                 cache.open(&tag).await.unwrap_or(version)

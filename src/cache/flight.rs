@@ -77,8 +77,9 @@ where
     V: Clone + Send + Sync + 'static,
 {
     /// Joins the key's next execution, which is `run` unless another caller has already brought
-    /// one. `run` isn't polled before the execution starts.
-    pub async fn join<F>(&self, key: K, run: F) -> Result<Landed<V>, Crashed>
+    /// one. `run` is told whether it starts at once, without a wait for another execution, and what
+    /// it returns isn't polled before the execution starts.
+    pub async fn join<F>(&self, key: K, run: impl FnOnce(bool) -> F) -> Result<Landed<V>, Crashed>
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -92,7 +93,7 @@ where
         Ok(Landed { value, collapsed })
     }
 
-    fn board<F>(&self, key: K, run: F) -> (watch::Receiver<Option<V>>, bool)
+    fn board<F>(&self, key: K, run: impl FnOnce(bool) -> F) -> (watch::Receiver<Option<V>>, bool)
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -102,7 +103,7 @@ where
         }
         let (sender, receiver) = watch::channel(None);
         let flight = Flight {
-            run: run.in_current_span().boxed(),
+            run: run(!running.contains_key(&key)).in_current_span().boxed(),
             answer: sender,
         };
         match running.entry(key) {
@@ -218,7 +219,13 @@ mod tests {
         let flights = Arc::new(NextFlight::<(), usize>::default());
         let join = |source: Arc<Source>| -> Joined {
             let flights = Arc::clone(&flights);
-            Box::pin(async move { flights.join((), source.read()).await.expect("lands").value })
+            Box::pin(async move {
+                flights
+                    .join((), |_| source.read())
+                    .await
+                    .expect("lands")
+                    .value
+            })
         };
         let waiting = || match lock(&flights.running).get(&()) {
             Some(Some(next)) => next.answer.receiver_count(),
@@ -261,7 +268,7 @@ mod tests {
         let flights = Arc::new(NextFlight::default());
         let caller = tokio::spawn({
             let (flights, source) = (Arc::clone(&flights), Arc::clone(&source));
-            async move { flights.join((), source.read()).await }
+            async move { flights.join((), |_| source.read()).await }
         });
         reading.recv().await;
         caller.abort();
@@ -274,10 +281,10 @@ mod tests {
     #[tokio::test]
     async fn a_panic_reaches_the_waiters_and_no_one_else() {
         let flights = NextFlight::<_, ()>::default();
-        let crashed = flights.join((), async { panic!("on purpose") }).await;
+        let crashed = flights.join((), |_| async { panic!("on purpose") }).await;
         assert!(crashed.is_err());
         flights
-            .join((), async {})
+            .join((), |_| async {})
             .await
             .expect("the key is free again");
     }

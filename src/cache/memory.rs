@@ -255,6 +255,10 @@ impl Cache for MemoryCache {
         })
     }
 
+    fn held(&self, key: &Key, version: Version) -> Option<Bytes> {
+        self.0.entries.get(key.digest(), version)
+    }
+
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
         let mut tags = self.0.tags();
         let state = tags.states.entry(tag.clone()).or_default();

@@ -144,6 +144,10 @@ pub trait Cache: Send + Sync + 'static {
     /// Reads a tag's version and a key's entry together; a hit only if they belong together.
     async fn lookup(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError>;
 
+    /// The answer that the process holds under a key, if it was filled under this version: current if
+    /// the version is.
+    fn held(&self, key: &Key, version: Version) -> Option<Bytes>;
+
     /// Opens a tag that has no version, unless a write is in flight on it: then `None`.
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError>;
 

@@ -38,10 +38,12 @@ use std::{
     collections::{BTreeSet, HashMap},
     fmt::Write as _,
     iter, mem,
+    pin::Pin,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
+    task::{Context, Poll},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -62,9 +64,10 @@ use fred::{
 };
 use futures_util::{
     FutureExt as _, Stream, StreamExt as _,
-    future::{Either, join_all, try_join_all},
+    future::{BoxFuture, Either, join_all, try_join_all},
 };
 use tokio::{
+    runtime::Handle,
     sync::{Notify, Semaphore, mpsc, oneshot},
     task::JoinSet,
     time::{sleep, timeout, timeout_at},
@@ -132,9 +135,11 @@ const MAX_RECLAIMS: usize = 4_096;
 /// How long a version lives under which nothing is filled.
 const UNFILLED_TTL: Duration = Duration::from_mins(1);
 
-/// How many checks of versions wait at most, and how many one round trip takes.
-const MAX_CHECKS: usize = 4_096;
-const CHECKS_AT_ONCE: usize = 512;
+/// How many reads wait at most, how many one round trip takes, and how many entries one command:
+/// the server does nothing else while it writes them out.
+const MAX_READS: usize = 4_096;
+const READS_AT_ONCE: usize = 512;
+const ENTRIES_AT_ONCE: usize = 32;
 
 /// How many members of an index a fill looks at in a round, and in how many rounds at most. The
 /// next round comes only if a fifth of the sample was dead.
@@ -210,15 +215,18 @@ pub enum RedisConfigError {
 pub struct RedisCache {
     redis: Arc<Redis>,
     local: Arc<Entries>,
-    checks: mpsc::Sender<Check>,
+    reads: mpsc::Sender<Read>,
     reclaims: mpsc::Sender<Reclaim>,
     _tasks: JoinSet<()>,
 }
 
-/// A request to read a tag's version, after it was made.
-struct Check {
-    tag: Tag,
-    answer: oneshot::Sender<Result<Option<Version>, CacheError>>,
+/// What is read at one moment: a tag's version, and the entry under a key, if one is given.
+type Wanted = (Tag, Option<Key>);
+
+/// A request to read something, after it was made.
+struct Read {
+    wanted: Wanted,
+    answer: oneshot::Sender<Result<Lookup, CacheError>>,
 }
 
 /// A detached index whose entries are to be dropped.
@@ -234,11 +242,11 @@ impl RedisCache {
     pub async fn connect(config: &RedisConfig) -> Result<Self, RedisConfigError> {
         let redis = Arc::new(Redis::new(config)?);
         let local = Arc::new(Entries::new(config.max_local_bytes, config.ttl));
-        let (checks, asked) = mpsc::channel(MAX_CHECKS);
+        let (reads, asked) = mpsc::channel(MAX_READS);
         let (reclaims, detached) = mpsc::channel(MAX_RECLAIMS);
         let mut tasks = JoinSet::new();
         tasks.spawn(keep_connected(Arc::clone(&redis)));
-        tasks.spawn(read_versions(Arc::clone(&redis), asked));
+        tasks.spawn(read_together(Arc::clone(&redis), Arc::clone(&local), asked));
         tasks.spawn(reclaim(Arc::clone(&redis), detached));
         tasks.spawn(sweep(Arc::clone(&local)));
         // A service that starts with its cache connected answers its first calls faster.
@@ -246,7 +254,7 @@ impl RedisCache {
         Ok(Self {
             redis,
             local,
-            checks,
+            reads,
             reclaims,
             _tasks: tasks,
         })
@@ -314,21 +322,15 @@ impl RedisCache {
         })
     }
 
-    /// A tag's version, read after this was called. Callers who wait at the same time share a read.
-    async fn version(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
-        let (answer, version) = oneshot::channel();
-        let check = Check {
-            tag: tag.clone(),
-            answer,
-        };
-        self.checks
-            .try_send(check)
-            .map_err(|_| CacheError("too many checks of versions are waiting".to_owned()))?;
-        version.await.unwrap_or_else(|_| {
-            Err(CacheError(
-                "the check of a version was abandoned".to_owned(),
-            ))
-        })
+    /// What is wanted, read after this was called; without a key never a hit. Callers who wait at the
+    /// same time share a round trip.
+    async fn read(&self, tag: &Tag, key: Option<&Key>) -> Result<Lookup, CacheError> {
+        let (answer, read) = oneshot::channel();
+        let wanted = (tag.clone(), key.copied());
+        self.reads
+            .try_send(Read { wanted, answer })
+            .map_err(|_| CacheError("too many reads are waiting".to_owned()))?;
+        read.await.unwrap_or_else(|_| Err(abandoned()))
     }
 
     async fn look_up(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
@@ -338,7 +340,7 @@ impl RedisCache {
             {
                 return Ok(Lookup::Hit(answer, Tier::Local));
             }
-            let Some(current) = self.version(tag).await? else {
+            let Lookup::Miss(Some(current)) = self.read(tag, None).await? else {
                 return Ok(Lookup::Miss(None));
             };
             if let Some(answer) = self.local.get(key.digest(), current) {
@@ -346,28 +348,7 @@ impl RedisCache {
             }
             self.local.remove(key.digest(), held.version);
         }
-        let (current, entry) = self.redis.lookup(tag, key).await?;
-        let Some(version) = current else {
-            return Ok(Lookup::Miss(None));
-        };
-        match entry.as_deref().and_then(parse_entry) {
-            Some((filled_under, _, answer)) if filled_under == version => {
-                // A copy, because a slice would keep the whole read buffer alive.
-                let answer = Bytes::copy_from_slice(answer);
-                self.keep(key, version, answer.clone());
-                Ok(Lookup::Hit(answer, Tier::Redis))
-            }
-            _ => Ok(Lookup::Miss(Some(version))),
-        }
-    }
-
-    fn keep(&self, key: &Key, version: Version, answer: Bytes) {
-        let entry = Entry {
-            tag: None,
-            version,
-            answer,
-        };
-        self.local.insert(*key.digest(), entry);
+        self.read(tag, Some(key)).await
     }
 
     /// Closes tags, for a write or for good, and returns how many entries their indexes held.
@@ -415,6 +396,10 @@ impl Cache for RedisCache {
         self.counted(self.look_up(tag, key).await)
     }
 
+    fn held(&self, key: &Key, version: Version) -> Option<Bytes> {
+        self.local.get(key.digest(), version)
+    }
+
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
         self.counted(self.redis.open(tag).await)
     }
@@ -430,7 +415,7 @@ impl Cache for RedisCache {
         let stored = self.counted(filled)?;
         self.redis.counters.filled(stored);
         if stored {
-            self.keep(key, version, answer);
+            keep(&self.local, key, version, answer);
         }
         Ok(stored)
     }
@@ -578,7 +563,6 @@ impl Period {
 #[derive(Debug)]
 struct Scripts {
     lookup: Script,
-    versions: Script,
     open: Script,
     fill: Script,
     close: Script,
@@ -593,7 +577,6 @@ impl Scripts {
         let named = |lua: &str| Script::from_lua(format!("{lua}-- {server}\n"));
         Self {
             lookup: named(include_str!("redis/lookup.lua")),
-            versions: named(include_str!("redis/versions.lua")),
             open: named(include_str!("redis/open.lua")),
             fill: named(include_str!("redis/fill.lua")),
             close: named(include_str!("redis/close.lua")),
@@ -606,7 +589,6 @@ impl Scripts {
     fn all(&self) -> impl Iterator<Item = &Script> {
         [
             &self.lookup,
-            &self.versions,
             &self.open,
             &self.fill,
             &self.close,
@@ -724,48 +706,46 @@ impl Redis {
         format!("{}:{key}", self.schema)
     }
 
-    /// Reads version and entry at one moment.
+    /// Reads what is wanted, of which entries come last. Each has an error of its own: a Cluster's
+    /// node may be away.
     async fn lookup(
         &self,
-        tag: &Tag,
-        key: &Key,
-    ) -> Result<(Option<Version>, Option<Bytes>), CacheError> {
+        wanted: &[Wanted],
+    ) -> Result<Vec<Result<(Option<Version>, Option<Bytes>), CacheError>>, CacheError> {
         let period = self.leased()?;
-        let names = period.names(tag);
-        let call = Call {
-            keys: vec![names.of("version"), names.of(&self.member(key))],
-            args: Vec::new(),
+        let (versions_at_once, entries_at_once) = if self.client().is_clustered() {
+            (1, 1)
+        } else {
+            (READS_AT_ONCE, ENTRIES_AT_ONCE)
         };
-        let reply: Vec<Option<Bytes>> = self.run(&period.scripts()?.lookup, call).await?;
-        let [version, entry] = <[_; 2]>::try_from(reply)
-            .map_err(|_| CacheError("it answered another number of values".to_owned()))?;
-        Ok((version.as_deref().and_then(Version::from_bytes), entry))
-    }
-
-    /// Reads the versions of tags, each with an error of its own: a Cluster's node may be away.
-    async fn versions(
-        &self,
-        tags: &[Tag],
-    ) -> Result<Vec<Result<Option<Version>, CacheError>>, CacheError> {
-        let period = self.leased()?;
-        let script = &period.scripts()?.versions;
-        let keys = tags.iter().map(|tag| period.names(tag).of("version"));
-        let parse = |version: Option<Bytes>| version.as_deref().and_then(Version::from_bytes);
-        let call = |keys| Call {
-            keys,
-            args: Vec::new(),
+        let (versions, entries) = wanted.split_at(wanted.partition_point(|(_, key)| key.is_none()));
+        let chunks: Vec<_> = versions
+            .chunks(versions_at_once)
+            .chain(entries.chunks(entries_at_once))
+            .collect();
+        let call = |chunk: &&[Wanted]| {
+            let mut keys = Vec::with_capacity(2 * chunk.len());
+            for (tag, key) in *chunk {
+                let names = period.names(tag);
+                keys.push(names.of("version"));
+                keys.extend(key.map(|key| names.of(&self.member(&key))));
+            }
+            let args = Vec::new();
+            Call { keys, args }
         };
-        if self.client().is_clustered() {
-            let calls = keys.map(|key| call(vec![key])).collect();
-            let replies = self.read::<Vec<Option<Bytes>>>(script, calls).await?;
-            let first = |reply: Vec<Option<Bytes>>| parse(reply.into_iter().next().flatten());
-            return Ok(replies.into_iter().map(|reply| reply.map(first)).collect());
+        let calls = chunks.iter().map(call).collect();
+        let replies = self.read(&period.scripts()?.lookup, calls).await?;
+        let mut found = Vec::with_capacity(wanted.len());
+        for (chunk, reply) in chunks.into_iter().zip(replies) {
+            let mut values = reply.map(Vec::<Option<Bytes>>::into_iter);
+            found.extend(chunk.iter().map(|(_, key)| {
+                let values = values.as_mut().map_err(|error| error.clone())?;
+                let version = values.next().flatten();
+                let entry = key.and_then(|_| values.next().flatten());
+                Ok((version.as_deref().and_then(Version::from_bytes), entry))
+            }));
         }
-        let reply: Vec<Option<Bytes>> = self.run(script, call(keys.collect())).await?;
-        Ok(reply
-            .into_iter()
-            .map(|version| Ok(parse(version)))
-            .collect())
+        Ok(found)
     }
 
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
@@ -1026,7 +1006,34 @@ impl Redis {
                 .collect()
         };
         // It goes on if the caller leaves: fred still has the commands, and they take their room.
-        tokio::spawn(commands).await.map_err(|_| abandoned())
+        Ok(Finished(Some(commands.boxed())).await)
+    }
+}
+
+/// Work that goes on by itself if whoever waits for it leaves. To spawn it at once would cost each
+/// command two turns of the scheduler.
+struct Finished<T: Send + 'static>(Option<BoxFuture<'static, T>>);
+
+impl<T: Send + 'static> Future for Finished<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let Some(mut work) = self.0.take() else {
+            unreachable!("it isn't polled after its end");
+        };
+        let polled = work.poll_unpin(context);
+        if polled.is_pending() {
+            self.0 = Some(work);
+        }
+        polled
+    }
+}
+
+impl<T: Send + 'static> Drop for Finished<T> {
+    fn drop(&mut self) {
+        if let (Some(rest), Ok(runtime)) = (self.0.take(), Handle::try_current()) {
+            runtime.spawn(rest);
+        }
     }
 }
 
@@ -1103,36 +1110,65 @@ async fn keep_connected(redis: Arc<Redis>) {
     }
 }
 
-/// Reads versions, one round trip at a time, each for all who asked while the last was under way:
-/// so each is answered with what was read after it asked, as by
-/// [`NextFlight`](super::NextFlight), but for all tags together.
-async fn read_versions(redis: Arc<Redis>, mut asked: mpsc::Receiver<Check>) {
-    let mut checks = Vec::new();
-    while asked.recv_many(&mut checks, CHECKS_AT_ONCE).await > 0 {
-        checks.retain(|check| !check.answer.is_closed());
-        if checks.is_empty() {
+/// Reads what is wanted, one round trip at a time, each for all who asked while the last was under
+/// way: so each is answered with what was read after it asked, as by
+/// [`NextFlight`](super::NextFlight), but for all tags and keys together, and what several want is
+/// read once.
+async fn read_together(redis: Arc<Redis>, local: Arc<Entries>, mut asked: mpsc::Receiver<Read>) {
+    let mut reads = Vec::new();
+    while asked.recv_many(&mut reads, READS_AT_ONCE).await > 0 {
+        let mut waiting: HashMap<Wanted, Vec<_>> = HashMap::new();
+        for Read { wanted, answer } in reads.drain(..) {
+            if !answer.is_closed() {
+                waiting.entry(wanted).or_default().push(answer);
+            }
+        }
+        let mut waiting: Vec<_> = waiting.into_iter().collect();
+        waiting.sort_unstable_by_key(|((_, key), _)| key.is_some());
+        let (wanted, answers): (Vec<_>, Vec<_>) = waiting.into_iter().unzip();
+        if wanted.is_empty() {
             continue;
         }
-        let mut tags = Vec::new();
-        let mut places = HashMap::new();
-        for check in &checks {
-            places.entry(check.tag.clone()).or_insert_with(|| {
-                tags.push(check.tag.clone());
-                tags.len() - 1
-            });
-        }
-        let versions = redis.versions(&tags).await;
-        for Check { tag, answer } in checks.drain(..) {
-            // Who asked may have gone.
-            let _ = answer.send(match &versions {
-                Ok(versions) => places
-                    .get(&tag)
-                    .and_then(|&place| versions.get(place).cloned())
-                    .unwrap_or(Ok(None)),
-                Err(error) => Err(error.clone()),
-            });
+        let found = match redis.lookup(&wanted).await {
+            Ok(found) => found,
+            Err(error) => vec![Err(error); wanted.len()],
+        };
+        for ((wanted, answers), found) in wanted.into_iter().zip(answers).zip(found) {
+            let lookup = found.map(|(version, entry)| judge(&local, wanted, version, entry));
+            for answer in answers {
+                // Who asked may have gone.
+                let _ = answer.send(lookup.clone());
+            }
         }
     }
+}
+
+/// What was read of a tag and a key, as a lookup. A current entry is kept in the process.
+fn judge(
+    local: &Entries,
+    (_, key): Wanted,
+    version: Option<Version>,
+    entry: Option<Bytes>,
+) -> Lookup {
+    let entry = entry.as_deref().and_then(parse_entry);
+    if let (Some(key), Some(version), Some((filled_under, _, answer))) = (key, version, entry)
+        && filled_under == version
+    {
+        // A copy, because a slice would keep the whole read buffer alive.
+        let answer = Bytes::copy_from_slice(answer);
+        keep(local, &key, version, answer.clone());
+        return Lookup::Hit(answer, Tier::Redis);
+    }
+    Lookup::Miss(version)
+}
+
+fn keep(local: &Entries, key: &Key, version: Version, answer: Bytes) {
+    let entry = Entry {
+        tag: None,
+        version,
+        answer,
+    };
+    local.insert(*key.digest(), entry);
 }
 
 /// Drops the entries of detached indexes, in bounded steps.

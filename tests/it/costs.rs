@@ -135,6 +135,86 @@ async fn a_hit_that_the_process_doesnt_hold_is_one_round_trip() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_miss_is_two_round_trips_and_one_statement_and_a_third_opens_its_tag() {
+    let counted = Counted::spawn().await;
+    let mut client = counted.app.admin();
+    for (page_size, round_trips) in [(1, 3), (2, 2), (3, 2)] {
+        let before = Counted::stats(&counted.app).await.round_trip_count;
+        let statements = counted.statements().len();
+        counted.redis.command(&["CONFIG", "RESETSTAT"]);
+        let request = v1::ListLocationsRequest {
+            page_size,
+            ..of_run("run")
+        };
+        let list = client.list_locations(request).await.expect("listed");
+        assert_eq!(
+            cache_status(&list),
+            "location-service; fwd=miss; stored",
+            "page size {page_size}"
+        );
+        let after = Counted::stats(&counted.app).await.round_trip_count;
+        assert_eq!(after - before, round_trips, "lookup, open, fill");
+        assert_eq!(counted.redis.calls("evalsha").cast_signed(), round_trips);
+        assert_eq!(counted.statements().len() - statements, 1);
+    }
+    counted.stop().await;
+}
+
+/// Lookups of many pages that a replica doesn't hold, and one command of the server's for all that
+/// wait together.
+#[tokio::test]
+async fn a_hundred_hits_on_entries_that_the_process_doesnt_hold_share_commands() {
+    const ENTRIES: u64 = 100;
+    let server = RedisServer::start();
+    let config = RedisConfig {
+        url: server.url(),
+        prefix: "test:".to_owned(),
+        max_local_bytes: 0,
+        ttl: Duration::from_secs(60),
+    };
+    let cache = RedisCache::connect(&config).await.expect("a good URL");
+    let named = cache.introduce(Uuid::new_v4()).await;
+    let epoch = CacheEpoch {
+        epoch: Epoch(1),
+        server: Some(named.expect("Redis answers")),
+        may_activate: false,
+    };
+    cache.renew(&epoch, Instant::now() + Duration::from_secs(60));
+    let entries: Vec<_> = (0..ENTRIES)
+        .map(|number| {
+            let tag = Tag::of_predicate(&Predicate {
+                run: ProductionRunId::parse(format!("run-{}", number % 10)).ok(),
+                ..Predicate::default()
+            });
+            (tag, Key::new("ListLocations", None, &number), number)
+        })
+        .collect();
+    for (tag, key, number) in &entries {
+        let version = cache.open(tag).await.expect("Redis answers").expect("open");
+        let answer = Bytes::from(number.to_string());
+        let filled = cache.fill(tag, key, version, answer).await;
+        assert!(filled.expect("Redis answers"));
+    }
+    server.command(&["CONFIG", "RESETSTAT"]);
+    // Each entry twice.
+    let lookups = entries.iter().chain(&entries).map(|(tag, key, number)| {
+        let lookup = cache.lookup(tag, key);
+        async move {
+            match lookup.await.expect("Redis answers") {
+                Lookup::Hit(answer, _) => assert_eq!(answer, number.to_string()),
+                missed @ Lookup::Miss(_) => panic!("{number}: {missed:?}"),
+            }
+        }
+    });
+    join_all(lookups).await;
+    let commands = server.calls("evalsha");
+    assert!(
+        (4..=8).contains(&commands),
+        "{commands} for {ENTRIES} entries"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_create_is_two_round_trips_and_one_transaction() {
     let counted = Counted::spawn().await;
     let mut client = counted.app.admin();
@@ -189,6 +269,10 @@ impl Cache for AllAtOnce {
             self.all.wait().await;
         }
         self.inner.lookup(tag, key).await
+    }
+
+    fn held(&self, key: &Key, version: Version) -> Option<Bytes> {
+        self.inner.held(key, version)
     }
 
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {

@@ -256,6 +256,10 @@ impl Cache for Uncontrolled {
         self.inner.lookup(tag, key).await
     }
 
+    fn held(&self, key: &Key, version: Version) -> Option<Bytes> {
+        self.inner.held(key, version)
+    }
+
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
         self.inner.open(tag).await
     }

@@ -1,3 +1,4 @@
 #!lua flags=allow-oom
--- Reads a tag's version and an entry at one moment. KEYS: version, entry.
-return redis.call('MGET', KEYS[1], KEYS[2])
+-- Reads tags' versions and entries at one moment. KEYS: a version, or a version and an entry under it,
+-- again and again; of one tag alone in a Cluster.
+return redis.call('MGET', unpack(KEYS))
