@@ -39,7 +39,7 @@ const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long a connection is taken to be alive that was, when it was given back. Testing it again
 /// each time would be a round trip more for every statement.
-const TRUSTED_FOR: Duration = Duration::from_secs(1);
+const TRUSTED_FOR: Duration = Duration::from_millis(100);
 
 /// The connections for the cache's epoch: one to read it, one to change it.
 const EPOCH_CONNECTIONS: u32 = 2;
