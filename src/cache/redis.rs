@@ -1109,7 +1109,8 @@ async fn read_together(redis: Arc<Redis>, local: Arc<Entries>, mut asked: mpsc::
             Err(error) => vec![Err(error); wanted.len()],
         };
         for ((wanted, answers), found) in wanted.into_iter().zip(answers).zip(found) {
-            let lookup = found.map(|(version, entry)| judge(&local, wanted, version, entry));
+            let lookup =
+                found.map(|(version, entry)| judge(&local, wanted, version, entry.as_deref()));
             for answer in answers {
                 // Who asked may have gone.
                 let _ = answer.send(lookup.clone());
@@ -1123,9 +1124,9 @@ fn judge(
     local: &Entries,
     (tag, key): Wanted,
     version: Option<Version>,
-    entry: Option<Bytes>,
+    entry: Option<&[u8]>,
 ) -> Lookup {
-    let entry = entry.as_deref().and_then(parse_entry);
+    let entry = entry.and_then(parse_entry);
     if let (Some(key), Some(version), Some((filled_under, _, answer))) = (key, version, entry)
         && filled_under == version
     {
