@@ -37,9 +37,9 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 /// database that is away should hear of it while they still wait.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long a connection is taken to be alive that was, when it was given back. Testing it again
-/// each time would be a round trip more for every statement.
-const TRUSTED_FOR: Duration = Duration::from_millis(100);
+/// How long after its last use a connection is taken to be alive, which saves busy callers the round
+/// trip of asking. Shorter than a server takes to start again.
+const FRESH: Duration = Duration::from_millis(100);
 
 /// The connections for the cache's epoch: one to read it, one to change it.
 const EPOCH_CONNECTIONS: u32 = 2;
@@ -85,9 +85,9 @@ pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenErr
             .max_connections(max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
-            .before_acquire(|connection, meta| {
+            .before_acquire(|connection, idle| {
                 Box::pin(async move {
-                    if meta.idle_for > TRUSTED_FOR {
+                    if idle.idle_for > FRESH {
                         connection.ping().await?;
                     }
                     Ok(true)
