@@ -69,7 +69,7 @@ use futures_util::{
 use tokio::{
     runtime::Handle,
     sync::{Notify, Semaphore, mpsc, oneshot},
-    task::JoinSet,
+    task::{JoinSet, yield_now},
     time::{sleep, timeout, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -1116,7 +1116,15 @@ async fn keep_connected(redis: Arc<Redis>) {
 /// read once.
 async fn read_together(redis: Arc<Redis>, local: Arc<Entries>, mut asked: mpsc::Receiver<Read>) {
     let mut reads = Vec::new();
-    while asked.recv_many(&mut reads, READS_AT_ONCE).await > 0 {
+    while let Some(read) = asked.recv().await {
+        reads.push(read);
+        // Whoever else is about to ask comes along: under load that saves most round trips.
+        yield_now().await;
+        while reads.len() < READS_AT_ONCE
+            && let Ok(read) = asked.try_recv()
+        {
+            reads.push(read);
+        }
         let mut waiting: HashMap<Wanted, Vec<_>> = HashMap::new();
         for Read { wanted, answer } in reads.drain(..) {
             if !answer.is_closed() {
@@ -1134,7 +1142,8 @@ async fn read_together(redis: Arc<Redis>, local: Arc<Entries>, mut asked: mpsc::
             Err(error) => vec![Err(error); wanted.len()],
         };
         for ((wanted, answers), found) in wanted.into_iter().zip(answers).zip(found) {
-            let lookup = found.map(|(version, entry)| judge(&local, wanted, version, entry));
+            let lookup =
+                found.map(|(version, entry)| judge(&local, wanted, version, entry.as_deref()));
             for answer in answers {
                 // Who asked may have gone.
                 let _ = answer.send(lookup.clone());
@@ -1148,9 +1157,9 @@ fn judge(
     local: &Entries,
     (_, key): Wanted,
     version: Option<Version>,
-    entry: Option<Bytes>,
+    entry: Option<&[u8]>,
 ) -> Lookup {
-    let entry = entry.as_deref().and_then(parse_entry);
+    let entry = entry.and_then(parse_entry);
     if let (Some(key), Some(version), Some((filled_under, _, answer))) = (key, version, entry)
         && filled_under == version
     {
