@@ -170,7 +170,7 @@ async fn a_hundred_hits_on_entries_that_the_process_doesnt_hold_share_commands()
         url: server.url(),
         prefix: "test:".to_owned(),
         max_local_bytes: 0,
-        ttl: Duration::from_secs(60),
+        ttl: Duration::from_mins(1),
     };
     let cache = RedisCache::connect(&config).await.expect("a good URL");
     let named = cache.introduce(Uuid::new_v4()).await;
@@ -179,7 +179,7 @@ async fn a_hundred_hits_on_entries_that_the_process_doesnt_hold_share_commands()
         server: Some(named.expect("Redis answers")),
         may_activate: false,
     };
-    cache.renew(&epoch, Instant::now() + Duration::from_secs(60));
+    cache.renew(&epoch, Instant::now() + Duration::from_mins(1));
     let entries: Vec<_> = (0..ENTRIES)
         .map(|number| {
             let tag = Tag::of_predicate(&Predicate {
