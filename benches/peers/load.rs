@@ -29,9 +29,9 @@ pub struct Args {
     /// `http://ADDRESS`
     #[arg(long)]
     server: Endpoint,
-    /// A JWT of an admin, for the service
+    /// A JWT of an admin
     #[arg(long)]
-    token: Option<String>,
+    token: String,
     #[arg(long, default_value_t = 4)]
     connections: usize,
     #[arg(long, default_value_t = 128)]
@@ -109,10 +109,7 @@ async fn call(
     once: Arc<AtomicU32>,
     number: u64,
 ) -> Outcome<Seen> {
-    let token: Option<AsciiMetadataValue> = args
-        .token
-        .map(|token| format!("Bearer {token}").parse())
-        .transpose()?;
+    let token: AsciiMetadataValue = format!("Bearer {}", args.token).parse()?;
     let mut random = Random(args.seed << 32 | number);
     let popular = Zipf::new(args.runs);
     let end = args
@@ -140,9 +137,7 @@ async fn call(
                 location: Some(location),
                 ..CreateLocationRequest::default()
             };
-            client
-                .create_location(request(create, token.as_ref()))
-                .await?;
+            client.create_location(request(create, &token)).await?;
             seen.write_micros.push(micros(started));
             continue;
         }
@@ -152,7 +147,7 @@ async fn call(
             production_run_id: Some(run_id.clone()),
             ..ListLocationsRequest::default()
         };
-        let answer = client.list_locations(request(list, token.as_ref())).await?;
+        let answer = client.list_locations(request(list, &token)).await?;
         seen.read_micros.push(micros(started));
         // RFC 9211: what was forwarded wasn't cached. A peer's hit has no status.
         let status = answer.metadata().get("cache-status");
@@ -168,13 +163,11 @@ async fn call(
     }
 }
 
-fn request<T>(message: T, token: Option<&AsciiMetadataValue>) -> Request<T> {
+fn request<T>(message: T, token: &AsciiMetadataValue) -> Request<T> {
     let mut request = Request::new(message);
-    if let Some(token) = token {
-        request
-            .metadata_mut()
-            .insert("authorization", token.clone());
-    }
+    request
+        .metadata_mut()
+        .insert("authorization", token.clone());
     request
 }
 

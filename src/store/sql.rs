@@ -166,12 +166,13 @@ impl Statement {
         self
     }
 
-    /// A WHERE clause of the conditions that a list states.
-    fn filter(&mut self, predicate: &Predicate) -> &mut Self {
+    /// A WHERE clause of the conditions that a request states, of which this column is the type.
+    fn filter(&mut self, predicate: &Predicate, type_column: &str) -> &mut Self {
         let Predicate { kind, run, owner } = predicate;
         self.push(" WHERE 1 = 1");
         if let Some(kind) = kind {
-            self.push(" AND type = ").bind(Value::Int(*kind as i64));
+            let condition = format!(" AND {type_column} = ");
+            self.push(&condition).bind(Value::Int(*kind as i64));
         }
         if let Some(run) = run {
             self.push(" AND production_run_id = ")
@@ -185,7 +186,15 @@ impl Statement {
     }
 
     fn filter_list(&mut self, query: &ListQuery) -> &mut Self {
-        self.filter(&query.predicate);
+        let Predicate { run, owner, .. } = &query.predicate;
+        // Half of all locations have a type, and SQLite, which keeps no statistics, would walk them as
+        // readily as those of the run. A plus keeps a column from its index.
+        let type_column = if run.is_some() || owner.is_some() {
+            "+type"
+        } else {
+            "type"
+        };
+        self.filter(&query.predicate, type_column);
         if let Some(state) = query.state {
             self.push(" AND state = ").bind(Value::Int(state as i64));
         }
@@ -260,7 +269,7 @@ pub(super) fn report_statement(query: &ReportQuery, after: Option<&ReportCursor>
          max(update_time) AS latest_update \
          FROM locations",
     );
-    statement.filter(&query.predicate);
+    statement.filter(&query.predicate, "type");
     if let Some((kind, run)) = after {
         statement.push(" AND (type, production_run_id) > (").list([
             Value::Int(*kind as i64),
@@ -280,26 +289,26 @@ struct LocationRow {
     bytes: usize,
 }
 
-/// By place in [`COLUMNS`], and without a copy of what is parsed: that is a tenth of a list that isn't
-/// cached.
+/// By place in [`COLUMNS`], without asking for each value what type its column has, which the schema
+/// says, and without a copy of what is parsed: that is a fifth of a list that isn't cached.
 impl<'r, R: Row> FromRow<'r, R> for LocationRow
 where
     usize: ColumnIndex<R>,
-    Uuid: Decode<'r, R::Database> + Type<R::Database>,
-    i64: Decode<'r, R::Database> + Type<R::Database>,
-    String: Decode<'r, R::Database> + Type<R::Database>,
-    &'r str: Decode<'r, R::Database> + Type<R::Database>,
-    Option<f64>: Decode<'r, R::Database> + Type<R::Database>,
+    Uuid: Decode<'r, R::Database>,
+    i64: Decode<'r, R::Database>,
+    String: Decode<'r, R::Database>,
+    &'r str: Decode<'r, R::Database>,
+    Option<f64>: Decode<'r, R::Database>,
 {
     fn from_row(row: &'r R) -> sqlx::Result<Self> {
         const NUMBERS: usize = 256;
-        let id: Uuid = row.try_get(0)?;
+        let id: Uuid = row.try_get_unchecked(0)?;
         let corrupt =
             |column: &str| sqlx::Error::Decode(format!("location {id}: bad {column}").into());
-        let number = |column: usize| row.try_get::<i64, _>(column);
+        let number = |column: usize| row.try_get_unchecked::<i64, _>(column);
         let mut bytes = NUMBERS;
         let mut text = |column: usize| -> sqlx::Result<String> {
-            let text: String = row.try_get(column)?;
+            let text: String = row.try_get_unchecked(column)?;
             bytes += text.len();
             Ok(text)
         };
@@ -312,7 +321,8 @@ where
         let region_code = RegionCode::stored(text(10)?);
         let description = Text::stored(text(15)?);
         let etag = Etag::stored(text(19)?);
-        let (lines_json, labels_json): (&str, &str) = (row.try_get(6)?, row.try_get(16)?);
+        let (lines_json, labels_json): (&str, &str) =
+            (row.try_get_unchecked(6)?, row.try_get_unchecked(16)?);
         // A label takes a few bytes more in an answer than in JSON.
         bytes += lines_json.len() + 2 * labels_json.len();
         let lines: Vec<String> = match lines_json {
@@ -323,7 +333,7 @@ where
             "{}" => BTreeMap::new(),
             json => serde_json::from_str(json).map_err(|_| corrupt("labels"))?,
         };
-        let coordinates = match (row.try_get(11)?, row.try_get(12)?) {
+        let coordinates = match (row.try_get_unchecked(11)?, row.try_get_unchecked(12)?) {
             (Some(latitude), Some(longitude)) => {
                 Some(Coordinates::new(latitude, longitude).map_err(|_| corrupt("coordinates"))?)
             }

@@ -217,30 +217,23 @@ mod tests {
         let options = SqliteConnectOptions::new().filename(&path);
         let pool = SqlitePool::connect_with(options).await.expect("it opens");
 
-        let run = || Some(Text::stored("run".to_owned()));
+        let run = Some(Text::stored("run".to_owned()));
+        let owner = Some(Text::stored("ann".to_owned()));
+        let by = |run: &Option<_>, owner: &Option<_>, kind| Predicate {
+            run: run.clone(),
+            owner: owner.clone(),
+            kind,
+        };
+        let storage = Some(LocationType::Storage);
         let predicates = [
-            (Predicate::default(), "locations_by_create_time"),
-            (
-                Predicate {
-                    run: run(),
-                    ..Predicate::default()
-                },
-                "locations_by_run",
-            ),
-            (
-                Predicate {
-                    owner: Some(Text::stored("ann".to_owned())),
-                    ..Predicate::default()
-                },
-                "locations_by_owner",
-            ),
-            (
-                Predicate {
-                    kind: Some(LocationType::Storage),
-                    ..Predicate::default()
-                },
-                "locations_by_type",
-            ),
+            (by(&None, &None, None), "locations_by_create_time"),
+            (by(&None, &None, storage), "locations_by_type"),
+            (by(&run, &None, None), "locations_by_run"),
+            (by(&run, &None, storage), "locations_by_run"),
+            (by(&None, &owner, None), "locations_by_owner"),
+            (by(&None, &owner, storage), "locations_by_owner"),
+            (by(&run, &owner, None), "locations_by_run_and_owner"),
+            (by(&run, &owner, storage), "locations_by_run_and_owner"),
         ];
         let mut lists: Vec<_> = predicates
             .into_iter()
@@ -285,7 +278,11 @@ mod tests {
                 let [step] = plan.as_slice() else {
                     panic!("more than one step: {plan:?}");
                 };
-                assert!(step.contains(&format!("USING INDEX {index}")), "{step}");
+                let used = step
+                    .split_whitespace()
+                    .skip_while(|word| *word != "INDEX")
+                    .nth(1);
+                assert_eq!(used, Some(index), "{step}");
                 // From where the page before ended, not from the start.
                 assert!(after.is_none() || step.starts_with("SEARCH"), "{step}");
             }
