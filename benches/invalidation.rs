@@ -184,7 +184,9 @@ async fn close(rounds: usize) -> Outcome<Value> {
 async fn time_to_close(cache: &RedisCache, tag: Tag) -> Outcome<f64> {
     let tags = BTreeSet::from([tag]);
     let started = Instant::now();
-    cache.close(&tags, WriteId::generate()).await?;
+    cache
+        .close(&tags, WriteId::generate(), Some(Epoch(1)))
+        .await?;
     Ok(started.elapsed().as_secs_f64() * 1e3)
 }
 

@@ -6,8 +6,9 @@
 //!
 //! - **The lease.** Each replica reads the row four times a second, and serves from the cache only if
 //!   the last read is younger than [`LEASE`], counted from when it was sent, and says *active*.
-//! - **The guard.** A write closes its tags in the epoch that its replica knows, and its commit fails
-//!   if that epoch is over; then it begins again. While the cache is suspended nothing is closed.
+//! - **The guard.** A write begins in the epoch that its replica knows, and closes its tags and commits
+//!   in that one; if it is over by then, the write begins again. While the cache is suspended nothing
+//!   is closed.
 //! - **The wait.** A write doesn't begin in a suspension that its replica has known for less than a
 //!   lease. So by its commit whoever served from the epoch before has stopped. Nobody's clock is
 //!   compared with another's, and the time is counted from when the suspension was seen, because it
@@ -114,13 +115,13 @@ impl Epochs {
         })
     }
 
-    /// Waits until nobody serves from an epoch before the current one: a lease at most, or less than
-    /// two if it changes meanwhile.
-    pub async fn settled(&self) {
+    /// Waits until nobody serves from an epoch before the one that is known, and answers that: a lease
+    /// at most, or less than two if it changes meanwhile.
+    pub async fn settled(&self) -> Epoch {
         loop {
-            let settled = self.shared.seen().settled;
+            let Seen { row, settled, .. } = self.shared.seen();
             if settled <= Instant::now() {
-                return;
+                return row.epoch;
             }
             sleep_until(settled).await;
         }
@@ -130,11 +131,6 @@ impl Epochs {
     /// Afterwards the current epoch is known.
     pub async fn suspend(&self, epoch: Epoch) -> Result<()> {
         self.shared.suspend(epoch).await
-    }
-
-    /// The epoch that is known, current or not.
-    pub fn known(&self) -> Epoch {
-        self.shared.seen().row.epoch
     }
 
     /// Reads the row. Afterwards the current epoch is known.

@@ -602,15 +602,16 @@ impl Writer {
 
     async fn attempt(&self) -> Result<Vec<v1::Location>> {
         let prepare = async {
-            if let Some(epochs) = &self.epochs {
-                epochs.settled().await;
-            }
+            let epoch = match &self.epochs {
+                Some(epochs) => Some(epochs.settled().await),
+                None => None,
+            };
             let mut transaction = self.store.begin().await?;
             let applied = self.apply(&mut *transaction).await;
-            Ok((transaction, applied))
+            Ok((epoch, transaction, applied))
         };
         // Dropping the transaction undoes it.
-        let (transaction, applied) = tokio::select! {
+        let (epoch, transaction, applied) = tokio::select! {
             prepared = tokio::time::timeout(WRITE_TIMEOUT, prepare) => prepared
                 .unwrap_or_else(|elapsed| Err(Error::DatabaseUnavailable(Arc::new(elapsed))))?,
             () = self.caller_left.cancelled() => return Err(Error::Cancelled),
@@ -622,7 +623,7 @@ impl Writer {
                 return undone.map(|applied| applied.answer);
             }
         };
-        self.commit(transaction, &applied.images).await?;
+        self.commit(transaction, &applied.images, epoch).await?;
         if let Some((id, noted)) = applied.noted {
             // A note that stays costs the next write's precision.
             let _ = self.store.forget_former_image(id, noted).await;
@@ -630,8 +631,13 @@ impl Writer {
         Ok(applied.answer)
     }
 
-    /// Closes what the write touches, commits, and reopens it.
-    async fn commit(&self, transaction: Box<dyn Transaction>, images: &[Image]) -> Result<()> {
+    /// Closes what the write touches, commits, and reopens it, all in the epoch that it began in.
+    async fn commit(
+        &self,
+        transaction: Box<dyn Transaction>,
+        images: &[Image],
+        epoch: Option<Epoch>,
+    ) -> Result<()> {
         let tags = Tag::touched_by(images);
         let write = WriteId::generate();
         let closing = if without(Control::NoCloseBeforeCommit) {
@@ -639,17 +645,14 @@ impl Writer {
         } else {
             &tags
         };
-        let epoch = match self.cache.close(closing, write).await {
-            Ok(epoch) => epoch,
-            Err(error) => {
-                transaction.rollback().await;
-                let Some(epochs) = &self.epochs else {
-                    return Err(Error::CacheUnavailable(Arc::new(error)));
-                };
-                epochs.suspend(epochs.known()).await?;
-                return Err(Error::conflict(error));
-            }
-        };
+        if let Err(error) = self.cache.close(closing, write, epoch).await {
+            transaction.rollback().await;
+            let (Some(epochs), Some(epoch)) = (&self.epochs, epoch) else {
+                return Err(Error::CacheUnavailable(Arc::new(error)));
+            };
+            epochs.suspend(epoch).await?;
+            return Err(Error::conflict(error));
+        }
         let committed = transaction.commit(epoch).await;
         if let Err(Error::OutcomeUnknown(_)) = committed {
             // The tags stay closed until the deadline, by when it is settled.

@@ -290,7 +290,8 @@ impl Cache for MemoryCache {
         &self,
         touched: &BTreeSet<Tag>,
         write: WriteId,
-    ) -> Result<Option<Epoch>, CacheError> {
+        _: Option<Epoch>,
+    ) -> Result<(), CacheError> {
         self.0.counters.invalidations.add(touched.len());
         let deadline = Instant::now() + WRITE_DEADLINE;
         let mut dead = Vec::new();
@@ -304,7 +305,7 @@ impl Cache for MemoryCache {
             }
         }
         drop_entries(&self.0, dead);
-        Ok(None)
+        Ok(())
     }
 
     async fn reopen(
@@ -414,7 +415,7 @@ mod tests {
         let tag = Tag::of_predicate(&Predicate::default());
         let tags = BTreeSet::from([tag.clone()]);
         cache
-            .close(&tags, WriteId::generate())
+            .close(&tags, WriteId::generate(), None)
             .await
             .expect("in memory");
         tokio::time::advance(WRITE_DEADLINE.saturating_sub(Duration::from_millis(1))).await;
@@ -430,7 +431,7 @@ mod tests {
         let tags = BTreeSet::from([tag.clone()]);
         let before = cache.open(&tag).await.expect("in memory").expect("open");
         let write = WriteId::generate();
-        cache.close(&tags, write).await.expect("in memory");
+        cache.close(&tags, write, None).await.expect("in memory");
         let late = cache.fill(&tag, &key(0), before, Bytes::new()).await;
         assert!(!late.expect("in memory"), "filled while closed");
         cache.reopen(&tags, write, None).await.expect("in memory");
@@ -513,7 +514,7 @@ mod tests {
         }
         let tags = BTreeSet::from([tag.clone()]);
         cache
-            .close(&tags, WriteId::generate())
+            .close(&tags, WriteId::generate(), None)
             .await
             .expect("in memory");
         for number in [0, 10_000, 19_999] {

@@ -162,13 +162,14 @@ pub trait Cache: Send + Sync + 'static {
     ) -> Result<bool, CacheError>;
 
     /// Closes the tags that a write is about to change, until its [`reopen`](Self::reopen), or
-    /// [`WRITE_DEADLINE`] if that never comes. Answers the epoch that they are closed in (`None`: this
-    /// cache has no epochs): once it is over, the tags of the next one aren't.
+    /// [`WRITE_DEADLINE`] if that never comes. Fails if the epoch that the write began in (`None`: this
+    /// cache has no epochs) isn't the one that is known any more.
     async fn close(
         &self,
         tags: &BTreeSet<Tag>,
         write: WriteId,
-    ) -> Result<Option<Epoch>, CacheError>;
+        epoch: Option<Epoch>,
+    ) -> Result<(), CacheError>;
 
     /// Lets the tags be opened again, after the write has been committed or undone. Fails if the
     /// epoch that they were closed in isn't the one that is known any more.

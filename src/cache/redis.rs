@@ -424,14 +424,15 @@ impl Cache for RedisCache {
         &self,
         tags: &BTreeSet<Tag>,
         write: WriteId,
-    ) -> Result<Option<Epoch>, CacheError> {
-        let period = self.redis.period()?;
+        epoch: Option<Epoch>,
+    ) -> Result<(), CacheError> {
+        let period = self.redis.period_of(epoch)?;
         if period.scripts.is_some() {
             let tags: Vec<_> = tags.iter().collect();
             let closed = self.drop_tags(&period, &tags, Some(write)).await;
             self.counted(closed)?;
         }
-        Ok(Some(period.epoch))
+        Ok(())
     }
 
     async fn reopen(
@@ -440,10 +441,7 @@ impl Cache for RedisCache {
         write: WriteId,
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError> {
-        let period = self.redis.period()?;
-        if epoch != Some(period.epoch) {
-            return Err(CacheError("its epoch is over".to_owned()));
-        }
+        let period = self.redis.period_of(epoch)?;
         if period.scripts.is_none() {
             return Ok(());
         }
@@ -680,6 +678,16 @@ impl Redis {
         let lease = self.lease();
         let lease = lease.as_ref().ok_or_else(never_leased)?;
         Ok(Arc::clone(&lease.period))
+    }
+
+    /// The epoch that is known, if it is still this one.
+    fn period_of(&self, epoch: Option<Epoch>) -> Result<Arc<Period>, CacheError> {
+        let period = self.period()?;
+        if epoch == Some(period.epoch) {
+            Ok(period)
+        } else {
+            Err(CacheError("its epoch is over".to_owned()))
+        }
     }
 
     /// The epoch in which the cache may be used now.

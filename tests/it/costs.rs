@@ -293,8 +293,9 @@ impl Cache for AllAtOnce {
         &self,
         tags: &BTreeSet<Tag>,
         write: WriteId,
-    ) -> Result<Option<Epoch>, CacheError> {
-        self.inner.close(tags, write).await
+        epoch: Option<Epoch>,
+    ) -> Result<(), CacheError> {
+        self.inner.close(tags, write, epoch).await
     }
 
     async fn reopen(
@@ -444,7 +445,9 @@ async fn traffic_leaves_few_index_members_without_their_entries() {
                 });
                 if number % 1_000 == 999 {
                     let (tags, write) = (BTreeSet::from([tag.clone()]), WriteId::generate());
-                    let epoch = cache.close(&tags, write).await.expect("closed");
+                    let epoch = Some(Epoch(1));
+                    let closed = cache.close(&tags, write, epoch).await;
+                    closed.expect("closed");
                     let reopened = cache.reopen(&tags, write, epoch).await;
                     reopened.expect("reopened");
                 }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use location_service::{
+    cache::LEASE,
     config::{DatabaseUrl, ServeConfig},
     proto::location::v1,
 };
@@ -446,6 +447,33 @@ async fn a_replica_cut_off_from_redis_leaves_nothing_stale() {
     apart.stop().await;
     assert_eq!(held(&reader, "run").await.len(), 12);
     connected.stop().await;
+}
+
+/// Whoever has contact may serve the old list until its lease ends, though it can't say when.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_began_before_a_suspension_waits_for_it_too() {
+    let redis = RedisServer::start();
+    let replicas = Replicas::start(&redis).await;
+    let writer = replicas.a.admin();
+    held(&writer, "run").await;
+    replicas.gates.begun.arm();
+    let writing = start_create(&writer, "new");
+    replicas.gates.begun.held().await;
+    let suspended = Instant::now();
+    execute(
+        database(&replicas.a),
+        "UPDATE cache_epoch SET epoch = epoch + 1, state = 'suspended', server = NULL,
+             histories = NULL, changed_at = clock_timestamp(), away_at = clock_timestamp()",
+    )
+    .await;
+    eventually("the writer's replica knows", || async {
+        list(&writer, "run").await.1 == AWAY
+    })
+    .await;
+    replicas.gates.begun.release();
+    writing.await.expect("no panic").expect("acknowledged");
+    assert!(suspended.elapsed() >= LEASE, "{:?}", suspended.elapsed());
+    replicas.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,6 +79,8 @@ impl Gate {
 pub struct Gates {
     /// The database was read for a list; the cache isn't filled yet.
     pub list_read: Gate,
+    /// A creation has begun; nothing is closed.
+    pub begun: Gate,
     /// The tags are closed; nothing is committed.
     pub closed: Gate,
     /// The write is committed; the tags aren't reopened.
@@ -187,6 +189,7 @@ impl Transaction for GatedTransaction {
     }
 
     async fn insert(&mut self, locations: &[Location]) -> Result<()> {
+        self.gates.begun.pass().await;
         self.inner.insert(locations).await
     }
 
@@ -284,18 +287,15 @@ impl Cache for Uncontrolled {
         &self,
         tags: &BTreeSet<Tag>,
         write: WriteId,
-    ) -> Result<Option<Epoch>, CacheError> {
+        epoch: Option<Epoch>,
+    ) -> Result<(), CacheError> {
         match self.without {
-            // It tells the epoch nevertheless.
-            Without::Close | Without::Invalidation => {
-                self.inner.close(&BTreeSet::new(), write).await
-            }
+            Without::Close | Without::Invalidation => Ok(()),
             Without::Writers => {
-                let epoch = self.inner.close(tags, write).await?;
-                self.inner.reopen(tags, write, epoch).await?;
-                Ok(epoch)
+                self.inner.close(tags, write, epoch).await?;
+                self.inner.reopen(tags, write, epoch).await
             }
-            _ => self.inner.close(tags, write).await,
+            _ => self.inner.close(tags, write, epoch).await,
         }
     }
 

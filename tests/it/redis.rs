@@ -107,8 +107,9 @@ async fn hit(cache: &RedisCache, tag: &Tag, key: &Key) -> Option<(Bytes, Tier)> 
 
 async fn write(cache: &RedisCache, tags: &[&Tag]) {
     let (tags, write) = (set(tags), WriteId::generate());
-    let epoch = cache.close(&tags, write).await.expect("Redis answers");
-    let reopened = cache.reopen(&tags, write, epoch).await;
+    let closed = cache.close(&tags, write, EPOCH).await;
+    closed.expect("Redis answers");
+    let reopened = cache.reopen(&tags, write, EPOCH).await;
     reopened.expect("Redis answers");
 }
 
@@ -146,7 +147,7 @@ async fn replicas_share_entries_and_versions() {
     );
 
     let writing = WriteId::generate();
-    b.close(&set(&[&run]), writing)
+    b.close(&set(&[&run]), writing, EPOCH)
         .await
         .expect("Redis answers");
     for cache in [&a, &b] {
@@ -178,7 +179,10 @@ async fn a_fill_that_raced_a_write_is_rejected() {
     let run = tag("run-1");
     let before = open(&cache, &run).await;
     let writing = WriteId::generate();
-    cache.close(&set(&[&run]), writing).await.expect("closed");
+    cache
+        .close(&set(&[&run]), writing, EPOCH)
+        .await
+        .expect("closed");
     assert!(
         !cache
             .fill(&run, &key(1), before, "old".into())
@@ -217,8 +221,14 @@ async fn two_writes_keep_a_tag_closed_until_both_are_done() {
     let cache = connect(&server.url()).await;
     let run = tag("run-1");
     let (first, second) = (WriteId::generate(), WriteId::generate());
-    cache.close(&set(&[&run]), first).await.expect("closed");
-    cache.close(&set(&[&run]), second).await.expect("closed");
+    cache
+        .close(&set(&[&run]), first, EPOCH)
+        .await
+        .expect("closed");
+    cache
+        .close(&set(&[&run]), second, EPOCH)
+        .await
+        .expect("closed");
     cache
         .reopen(&set(&[&run]), first, EPOCH)
         .await
@@ -237,7 +247,7 @@ async fn a_dead_writer_keeps_its_tags_closed_until_its_deadline() {
     let cache = connect(&server.url()).await;
     let run = tag("run-1");
     cache
-        .close(&set(&[&run]), WriteId::generate())
+        .close(&set(&[&run]), WriteId::generate(), EPOCH)
         .await
         .expect("closed");
     assert_eq!(cache.open(&run).await.expect("Redis answers"), None);
@@ -266,7 +276,11 @@ async fn no_lost_key_makes_an_answer_stale() {
             let (mut late_fills, writing) = (Vec::new(), WriteId::generate());
             for step in 0..4 {
                 match step {
-                    1 => drop(a.close(&set(&[&run]), writing).await.expect("closed")),
+                    1 => drop(
+                        a.close(&set(&[&run]), writing, EPOCH)
+                            .await
+                            .expect("closed"),
+                    ),
                     2 => database = "new",
                     3 => a
                         .reopen(&set(&[&run]), writing, EPOCH)
@@ -363,7 +377,10 @@ async fn what_was_acknowledged_is_read_whatever_is_flushed() {
     }
     for i in 1..=WRITES {
         let (cache, writing) = (&caches[usize::from(i % 3 == 0)], WriteId::generate());
-        cache.close(&set(&[&run]), writing).await.expect("closed");
+        cache
+            .close(&set(&[&run]), writing, EPOCH)
+            .await
+            .expect("closed");
         if i % 7 == 0 {
             server.command(&["FLUSHALL"]);
         }
@@ -422,7 +439,7 @@ async fn each_step_is_one_round_trip() {
     let tags: BTreeSet<_> = (0..17).map(|i| tag(&format!("touched-{i}"))).collect();
     let before = a.stats().round_trips;
     let writing = WriteId::generate();
-    a.close(&tags, writing).await.expect("closed");
+    a.close(&tags, writing, EPOCH).await.expect("closed");
     a.reopen(&tags, writing, EPOCH).await.expect("reopened");
     assert_eq!(a.stats().round_trips - before, 2, "a write");
     assert_eq!(server.calls("evalsha"), 1 + 2);
@@ -455,7 +472,7 @@ async fn every_key_has_a_time_to_live() {
     let (run, other) = (tag("run-1"), tag("run-2"));
     fill(&cache, &run, &key(1), "answer").await;
     cache
-        .close(&set(&[&other]), WriteId::generate())
+        .close(&set(&[&other]), WriteId::generate(), EPOCH)
         .await
         .expect("closed");
     let keys = server.keys("*");
@@ -534,15 +551,17 @@ async fn nothing_is_served_without_a_lease() {
     assert!(refused().await, "the lease is over");
     // A write needs none: its commit is guarded.
     let (tags, writing) = (set(&[&run]), WriteId::generate());
-    assert_eq!(cache.close(&tags, writing).await.expect("closed"), EPOCH);
+    cache.close(&tags, writing, EPOCH).await.expect("closed");
     cache.reopen(&tags, writing, EPOCH).await.expect("reopened");
     know(&cache, 2, None);
     assert!(refused().await, "suspended");
     let suspended = Some(Epoch(2));
-    assert_eq!(
-        cache.close(&tags, writing).await.expect("nothing to do"),
-        suspended
-    );
+    let late = cache.close(&tags, writing, EPOCH).await;
+    assert!(late.is_err(), "it began in the epoch before");
+    cache
+        .close(&tags, writing, suspended)
+        .await
+        .expect("nothing to do");
     cache
         .reopen(&tags, writing, suspended)
         .await
@@ -571,7 +590,7 @@ async fn a_snapshot_of_an_earlier_time_is_of_another_server() {
         failed.is_some_and(|error| error.0.contains("NOSCRIPT"))
     })
     .await;
-    let closed = cache.close(&set(&[&run]), WriteId::generate()).await;
+    let closed = cache.close(&set(&[&run]), WriteId::generate(), EPOCH).await;
     assert!(closed.is_err(), "who closes is told so");
     cache.check().await.expect_err("who checks too");
 }
@@ -655,10 +674,10 @@ async fn a_burst_of_writes_waits_for_room() {
             if writer % 8 == 7 {
                 // Its caller leaves in the middle.
                 let leave = Duration::from_millis(writer);
-                let left = tokio::time::timeout(leave, cache.close(&tags, write)).await;
-                return left.unwrap_or(Ok(EPOCH)).map(|_| ());
+                let left = tokio::time::timeout(leave, cache.close(&tags, write, EPOCH)).await;
+                return left.unwrap_or(Ok(()));
             }
-            cache.close(&tags, write).await?;
+            cache.close(&tags, write, EPOCH).await?;
             cache.reopen(&tags, write, EPOCH).await
         });
     }
@@ -691,7 +710,7 @@ async fn a_server_that_hangs_in_a_burst_is_used_again() {
             let started = Instant::now();
             while started.elapsed() < Duration::from_secs(4) {
                 let asked = Instant::now();
-                let _ = cache.close(&tags, WriteId::generate()).await;
+                let _ = cache.close(&tags, WriteId::generate(), EPOCH).await;
                 assert!(asked.elapsed() < Duration::from_secs(6), "every wait ends");
                 tokio::task::yield_now().await;
             }
@@ -725,7 +744,7 @@ async fn a_server_that_hangs_costs_half_a_second_and_no_more() {
         let asked = Instant::now();
         assert!(
             cache
-                .close(&set(&[&run]), WriteId::generate())
+                .close(&set(&[&run]), WriteId::generate(), EPOCH)
                 .await
                 .is_err()
         );
@@ -811,7 +830,7 @@ fn populate(server: &RedisServer, tag: &Tag, count: usize) {
 async fn time_to_close(cache: &RedisCache, tag: &Tag) -> Duration {
     let (tags, started) = (set(&[tag]), Instant::now());
     cache
-        .close(&tags, WriteId::generate())
+        .close(&tags, WriteId::generate(), EPOCH)
         .await
         .expect("closed");
     started.elapsed()
@@ -927,7 +946,7 @@ async fn a_full_server_still_lets_writes_invalidate() {
     server.command(&["CONFIG", "SET", "maxmemory", "1mb"]);
     let (tags, writing) = (set(&[&run]), WriteId::generate());
     cache
-        .close(&tags, writing)
+        .close(&tags, writing, EPOCH)
         .await
         .expect("closed though nothing fits");
     cache
@@ -1006,7 +1025,7 @@ async fn people_can_look_and_invalidate() {
     assert_eq!(b.invalidate_all().await.expect("Redis answers"), 1);
     assert_eq!(hit(&a, &other, &key(7)).await, None);
 
-    a.close(&set(&[&run]), WriteId::generate())
+    a.close(&set(&[&run]), WriteId::generate(), EPOCH)
         .await
         .expect("closed");
     let told = a.explain(&run, &key(1)).await.expect("Redis answers");
@@ -1076,7 +1095,12 @@ async fn a_cluster_works_again_after_a_node_hung() {
     write(&cache, &all).await;
     cluster.nodes[1].suspend();
     let asked = Instant::now();
-    assert!(cache.close(&set(&all), WriteId::generate()).await.is_err());
+    assert!(
+        cache
+            .close(&set(&all), WriteId::generate(), EPOCH)
+            .await
+            .is_err()
+    );
     assert!(asked.elapsed() < Duration::from_secs(4));
     cluster.nodes[1].resume();
     for tag in &tags {

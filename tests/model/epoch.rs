@@ -53,6 +53,8 @@ enum Protection {
     Lock,
     /// A lease ends.
     Lease,
+    /// A write closes its tags in the epoch that it began in.
+    OneEpoch,
     /// A write doesn't begin in a suspension that isn't settled.
     WaitToBegin,
     /// A write that couldn't reopen isn't acknowledged before the suspension is settled.
@@ -182,7 +184,10 @@ impl Epochs {
     /// serves from it any more.
     fn is_left(&self, state: &State, epoch: u8) -> bool {
         let suspended = last_active(epoch) + 1;
-        let is_settled = state.settled || !self.has(Protection::WaitToAcknowledge);
+        // Whoever has closed nothing waited before.
+        let is_settled = state.settled
+            || !self.has(Protection::WaitToAcknowledge)
+            || !self.has(Protection::OneEpoch) && !is_active(epoch);
         state.epoch > suspended || state.epoch == suspended && is_settled
     }
 
@@ -224,6 +229,11 @@ impl Epochs {
                 Writer::Began(current)
             }
             (Action::Begin(_), Writer::Idle | Writer::Began(_)) if may_begin => {
+                Writer::Closed(current)
+            }
+            (Action::Close(..), Writer::Began(_))
+                if !is_active(current) && !self.has(Protection::OneEpoch) =>
+            {
                 Writer::Closed(current)
             }
             (Action::Close(_, server), Writer::Began(epoch)) => {
@@ -559,6 +569,12 @@ fn without_the_epoch_in_keys_a_new_epoch_has_the_entries_of_an_old_one() {
 #[test]
 fn without_the_guard_a_write_commits_that_closed_nothing_in_the_epoch() {
     refute(&without(Protection::Guard), REFLECTS, 11);
+}
+
+/// It closes nothing in a suspension that it hasn't waited for.
+#[test]
+fn without_one_epoch_for_all_of_a_write_it_is_acknowledged_before_leases_have_ended() {
+    refute(&without(Protection::OneEpoch), REFLECTS, 10);
 }
 
 #[test]
