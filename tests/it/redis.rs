@@ -29,6 +29,7 @@ use crate::{
 
 /// The epoch that tests begin with.
 const EPOCH: Option<Epoch> = Some(Epoch(1));
+const NEXT_EPOCH: Option<Epoch> = Some(Epoch(2));
 
 const TTL: Duration = Duration::from_mins(5);
 
@@ -106,14 +107,18 @@ async fn hit(cache: &RedisCache, tag: &Tag, key: &Key) -> Option<(Bytes, Tier)> 
 }
 
 async fn write(cache: &RedisCache, tags: &[&Tag]) {
+    write_in(EPOCH, cache, tags).await;
+}
+
+async fn write_in(epoch: Option<Epoch>, cache: &RedisCache, tags: &[&Tag]) {
     let (tags, write) = (set(tags), WriteId::generate());
-    let closed = cache.close(&tags, write, EPOCH).await;
+    let closed = cache.close(&tags, write, epoch).await;
     closed.expect("Redis answers");
-    let reopened = cache.reopen(&tags, write, EPOCH).await;
+    let reopened = cache.reopen(&tags, write, epoch).await;
     reopened.expect("Redis answers");
 }
 
-/// Polls until the server is told the next epoch's name, and a step succeeds.
+/// Polls until the server is told the next epoch's name, and a step succeeds: in `NEXT_EPOCH`.
 async fn recovered(cache: &RedisCache, tag: &Tag) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while enter(cache, 2).await.is_err() || cache.open(tag).await.is_err() {
@@ -511,7 +516,7 @@ async fn a_server_restarted_empty_is_used_again() {
         "without a version nothing is current"
     );
     fill(&cache, &run, &key(1), "new").await;
-    write(&cache, &[&run]).await;
+    write_in(NEXT_EPOCH, &cache, &[&run]).await;
     assert_eq!(hit(&cache, &run, &key(1)).await, None);
 }
 
@@ -1106,7 +1111,7 @@ async fn a_cluster_works_again_after_a_node_hung() {
     for tag in &tags {
         recovered(&cache, tag).await;
     }
-    write(&cache, &all).await;
+    write_in(NEXT_EPOCH, &cache, &all).await;
 }
 
 #[tokio::test]
