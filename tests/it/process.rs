@@ -70,10 +70,14 @@ impl Home {
 
     /// Runs a command that ends in the service, and waits until it listens.
     pub async fn run(&self, mut command: Command) -> Result<Process, Refusal> {
+        let path = self.dir.path().join("log");
+        fs::write(&path, "").expect("a file");
+        // Another process from here, if there is one, goes on writing to it.
+        let log = fs::File::options().append(true).open(path);
         let mut child = command
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(fs::File::create(self.dir.path().join("log")).expect("a file"))
+            .stderr(log.expect("a file"))
             .spawn()
             .expect("the binary runs");
         let stdout = child.stdout.take().expect("it is piped");

@@ -281,11 +281,10 @@ async fn no_lost_key_makes_an_answer_stale() {
             let (mut late_fills, writing) = (Vec::new(), WriteId::generate());
             for step in 0..4 {
                 match step {
-                    1 => drop(
-                        a.close(&set(&[&run]), writing, EPOCH)
-                            .await
-                            .expect("closed"),
-                    ),
+                    1 => a
+                        .close(&set(&[&run]), writing, EPOCH)
+                        .await
+                        .expect("closed"),
                     2 => database = "new",
                     3 => a
                         .reopen(&set(&[&run]), writing, EPOCH)
