@@ -32,7 +32,7 @@ DATABASES = {f"rows_{count}": count for count in ROWS}
 DATABASES |= {"base": ROWS[0], "creations": ROWS[0], "mixed": ROWS[1], "mixed_e": ROWS[1]}
 
 # What is printed of what is measured.
-SHOWN = "cpu_us", "rate", "p50_us", "p99_us", "hit_rate", "entry_bytes", "grown_bytes"
+SHOWN = "cpu_us", "rate", "p50_us", "p99_us", "hit_rate", "stale_rate", "entry_bytes"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -437,7 +437,7 @@ class Endurance(Repeated):
             self.load(1_000_000)
             sizes.append(server.rss_bytes())
         self.check()
-        return {"grown_bytes": sizes[-1] - sizes[0], "rss_bytes": sizes}
+        return {"grown_kib": (sizes[-1] - sizes[0]) / 1024, "rss_bytes": sizes}
 
 
 class Rest(Repeated):
@@ -486,9 +486,9 @@ class Various:
     @staticmethod
     def figures(seen):
         """Of several loads one after the other."""
-        reads, writes, hits, stored, secs, cpu_ns, database_ns = (
-            sum(load[field] for load in seen)
-            for field in ("reads", "writes", "hits", "stored", "secs", "cpu_ns", "database_ns")
+        fields = "reads", "writes", "hits", "stale", "stored", "secs", "cpu_ns", "database_ns"
+        reads, writes, hits, stale, stored, secs, cpu_ns, database_ns = (
+            sum(load[field] for load in seen) for field in fields
         )
         return {
             "cpu_us": cpu_ns / 1e3 / (reads + writes),
@@ -497,6 +497,7 @@ class Various:
             "p50_us": statistics.median(load["read"]["p50_us"] for load in seen),
             "p99_us": statistics.median(load["read"]["p99_us"] for load in seen),
             "hit_rate": hits / reads,
+            "stale_rate": stale / reads,
             "stored_rate": stored / reads,
         }
 
@@ -517,18 +518,25 @@ class Misses(Various):
         figures = self.figures(seen)
         if self.ours and (figures["hit_rate"] > 0 or figures["stored_rate"] < 0.99):
             raise Failed(f"lists that nobody asked for before were no misses: {seen}")
-        del figures["hit_rate"]
+        del figures["hit_rate"], figures["stale_rate"]
         return figures
 
 
 class Memory(Various):
     """What a cached answer takes beyond itself, by how much the process grows. Each round has a
-    process of its own."""
+    process of its own, which first caches as many, so that all else that grows has grown."""
 
-    LARGE = f"--cache-max-bytes={4 << 30}"
+    LARGE = f"--cache-max-bytes={8 << 30}"
 
-    def __init__(self, bench, name, page):
-        super().__init__(bench, f"{name}:alone", ["--kinds=3", f"--page-size={page}"])
+    def __init__(self, bench, name, page, runs, passes):
+        super().__init__(bench, f"{name}:alone", ["--kinds=3", f"--runs={runs}"])
+        self.page = page
+        self.passes = passes
+
+    def fill(self, first):
+        """Calls each list as often as there are passes, each time with other locations."""
+        passes = range(first, first + self.passes)
+        return [self.load(f"--page-size={self.page}", f"--skip={skip}") for skip in passes]
 
     def __call__(self):
         kind, database, _ = self.name.split(":")
@@ -539,13 +547,14 @@ class Memory(Various):
         self.bench.started[self.name] = process
         self.bench.await_cache(self.name)
         self.bench.invalidate(self.name)
-        few, before = self.load("--runs=200"), process.rss_bytes()
-        many, after = self.load("--runs=1600"), process.rss_bytes()
+        few, before = self.fill(0), process.rss_bytes()
+        more, after = self.fill(self.passes), process.rss_bytes()
+        self.bench.invalidate(self.name)
         self.bench.stop(self.name)
-        if few["stored"] != few["reads"] or many["stored"] != many["reads"] - few["reads"]:
-            raise Failed(f"not every answer is cached: {few}, {many}")
-        grown = after - before - (many["bytes"] - few["bytes"])
-        return {"entry_bytes": grown / many["stored"]}
+        if any(seen["stored"] != seen["reads"] for seen in few + more):
+            raise Failed(f"not every answer is cached: {few}, {more}")
+        entries, answered = (sum(seen[field] for seen in more) for field in ("stored", "bytes"))
+        return {"entries": entries, "entry_bytes": (after - before - answered) / entries}
 
 
 class Mixed(Various):
@@ -560,4 +569,7 @@ class Mixed(Various):
         # All lists once, and then until what is cached is as usual for so many writes.
         self.load()
         self.load(f"--secs={secs}")
-        return self.figures([self.counted(f"--secs={3 * secs}")])
+        figures = self.figures([self.counted(f"--secs={3 * secs}")])
+        if self.ours and figures["stale_rate"] > 0:
+            raise Failed(f"lists lacked what was acknowledged before: {figures}")
+        return figures

@@ -81,11 +81,17 @@ RATIOS = (
     ("the same, of PostgreSQL", None, "rows/1000000", "rows/10000", "database_us"),
     ("closing a tag of 10^6 entries / 10^3", 2, "closing", None, None),
     ("four replicas / one (CPU a hit, summed)", 1.1, "replicas/4", "replicas/1", "cpu_us"),
-    ("bytes of memory a cached list of 1 takes beside it, L1", 300, "memory/1/warm", None, "entry_bytes"),
+    (
+        "bytes of memory that a cached list of one takes beside the answer, L1",
+        300,
+        "memory/1/warm",
+        None,
+        "entry_bytes",
+    ),
     ("the same, embedded", 300, "memory/1/embedded", None, "entry_bytes"),
-    ("the same of a list of 50, L1", 300, "memory/50/warm", None, "entry_bytes"),
+    ("the same of lists of up to 50, L1", 300, "memory/50/warm", None, "entry_bytes"),
     ("the same, embedded", 300, "memory/50/embedded", None, "entry_bytes"),
-    ("bytes grown by over ten million calls", None, "endurance", None, "grown_bytes"),
+    ("KiB that the process grew by over ten million calls", None, "endurance", None, "grown_kib"),
 )
 
 
@@ -110,11 +116,15 @@ def ratios(measured, closing):
     return table
 
 
+def significant(value):
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
 def markdown(table):
     lines = ["| figure | at most | measured (quartiles) | |", "| --- | --- | --- | --- |"]
     for row in table:
         low, high = row["quartiles"]
-        measured = f"{row['median']:.3g} ({low:.3g} - {high:.3g})"
+        measured = f"{significant(row['median'])} ({significant(low)} - {significant(high)})"
         goal = row["goal"]
         verdict = "" if goal is None else "yes" if row["median"] <= goal else "**no**"
         lines.append(f"| {row['figure']} | {goal or ''} | {measured} | {verdict} |")
@@ -159,7 +169,7 @@ class Axis:
 
     def __init__(self, values, first, last, *, log=False):
         self.first, self.last, self.log = first, last, log
-        top = max(values)
+        top = max(values) or 1
         if log:
             low = math.floor(math.log10(min(values)))
             decades = [10.0**power for power in range(low, math.ceil(math.log10(top)) + 1)]
@@ -335,7 +345,8 @@ def draw(results, folder):
         "writes.svg",
         "Lists and creations mixed, 32 calls in flight",
         Panel("lists that hit, %", *shares, mixed("hit_rate", 100)),
-        Panel("server's CPU, µs a call", *shares, mixed("cpu_us")),
+        Panel("lists that are stale, %", *shares, mixed("stale_rate", 100)),
+        Panel("CPU, µs a call", *shares, mixed("cpu_us")),
         Panel("p99 of lists, ms", *shares, mixed("p99_us", 1e-3)),
     )
 

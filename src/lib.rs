@@ -17,9 +17,10 @@
 //!                       └─ model, proto, error
 //! ```
 //!
-//! Data goes one way, down; `tests/it/layers.rs` checks it. `tonic` is known to `app`, `api` and the
-//! commands that are clients; `sqlx` to `store` alone; `cache` and `store` don't know each other; only
-//! `app` names an engine, and `epoch`, which is about Redis and PostgreSQL together.
+//! Data goes one way, down; `tests/it/layers.rs` checks it. `tonic` is known to `app`, `api`,
+//! `connections` and the commands that are clients; `sqlx` to `store` alone; `cache` and `store` don't
+//! know each other; only `app` names an engine, and `epoch`, which is about Redis and PostgreSQL
+//! together.
 //!
 //! A cached call goes past most of that: [`api::fast`] answers it ahead of `tonic`, with the frame that
 //! the cache holds, and [`connections`] writes the frames of many calls at once.

@@ -7,7 +7,9 @@ use std::{
 };
 
 use bytes::{Buf as _, Bytes};
+use futures_util::future::OptionFuture;
 use prost::Message as _;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 use uuid::Uuid;
@@ -518,12 +520,22 @@ impl Service {
         }
         let caller_left = CancellationToken::new();
         let _leave = caller_left.clone().drop_guard();
+        let ids = match &write {
+            Write::Create(creations) => {
+                let chosen = creations.iter().map(|new| new.location.id);
+                chosen
+                    .map(|id| id.unwrap_or_else(LocationId::generate))
+                    .collect()
+            }
+            Write::Update { .. } | Write::Delete { .. } => Vec::new(),
+        };
         let task = Writer {
             store: Arc::clone(&self.store),
             cache: Arc::clone(&self.cache),
             epochs: self.epochs.clone(),
             caller,
             write,
+            ids,
             validate_only,
             caller_left,
         };
@@ -574,6 +586,8 @@ struct Writer {
     epochs: Option<Arc<Epochs>>,
     caller: Principal,
     write: Write,
+    /// What the locations to create are called, whether it was chosen or not.
+    ids: Vec<LocationId>,
     validate_only: bool,
     caller_left: CancellationToken,
 }
@@ -601,29 +615,45 @@ impl Writer {
     }
 
     async fn attempt(&self) -> Result<Vec<v1::Location>> {
-        let prepare = async {
+        let until = Instant::now() + WRITE_TIMEOUT;
+        let begin = async {
             let epoch = match &self.epochs {
                 Some(epochs) => Some(epochs.settled().await),
                 None => None,
             };
-            let mut transaction = self.store.begin().await?;
-            let applied = self.apply(&mut *transaction).await;
-            Ok((epoch, transaction, applied))
+            Ok((epoch, self.store.begin().await?))
         };
-        // Dropping the transaction undoes it.
-        let (epoch, transaction, applied) = tokio::select! {
-            prepared = tokio::time::timeout(WRITE_TIMEOUT, prepare) => prepared
-                .unwrap_or_else(|elapsed| Err(Error::DatabaseUnavailable(Arc::new(elapsed))))?,
-            () = self.caller_left.cancelled() => return Err(Error::Cancelled),
-        };
+        let (epoch, mut transaction) = self.in_time(until, begin).await?;
+        let write = WriteId::generate();
+        let foreseen = self.foreseen_tags();
+        let apply = async { Ok(self.apply(&mut *transaction).await) };
+        let (applied, closed) = tokio::join!(
+            self.in_time(until, apply),
+            OptionFuture::from(foreseen.as_ref().map(|tags| self.close(tags, write, epoch)))
+        );
         let applied = match applied {
-            Ok(applied) if !self.validate_only => applied,
+            Ok(Ok(applied)) if !self.validate_only => applied,
             undone => {
-                transaction.rollback().await;
-                return undone.map(|applied| applied.answer);
+                if undone.is_ok() {
+                    transaction.rollback().await;
+                } else {
+                    // A statement is under way, which ends with it.
+                    drop(transaction);
+                }
+                if let Some(tags) = &foreseen {
+                    // Without it they stay closed until the deadline.
+                    let _ = self.cache.reopen(tags, write, epoch).await;
+                }
+                return undone?.map(|applied| applied.answer);
             }
         };
-        self.commit(transaction, &applied.images, epoch).await?;
+        let tags = foreseen.unwrap_or_else(|| Tag::touched_by(&applied.images));
+        let closed = match closed {
+            Some(closed) => closed,
+            None => self.close(&tags, write, epoch).await,
+        };
+        self.commit(transaction, closed, &tags, write, epoch)
+            .await?;
         if let Some((id, noted)) = applied.noted {
             // A note that stays costs the next write's precision.
             let _ = self.store.forget_former_image(id, noted).await;
@@ -631,21 +661,65 @@ impl Writer {
         Ok(applied.answer)
     }
 
-    /// Closes what the write touches, commits, and reopens it, all in the epoch that it began in.
+    /// Does what comes before the commit, unless it takes too long or the caller leaves.
+    async fn in_time<T>(&self, until: Instant, work: impl Future<Output = Result<T>>) -> Result<T> {
+        tokio::select! {
+            done = timeout_at(until, work) => {
+                done.unwrap_or_else(|late| Err(Error::DatabaseUnavailable(Arc::new(late))))
+            }
+            () = self.caller_left.cancelled() => Err(Error::Cancelled),
+        }
+    }
+
+    /// The tags that the write touches, if that is known before its first statement and nothing but a
+    /// database that fails can refuse it: then they are closed meanwhile.
+    fn foreseen_tags(&self) -> Option<BTreeSet<Tag>> {
+        match &self.write {
+            Write::Create(creations) if !self.validate_only => match &creations[..] {
+                [
+                    Creation {
+                        request_id: None,
+                        location: new @ NewLocation { id: None, .. },
+                        ..
+                    },
+                ] => {
+                    let image = Image {
+                        id: self.ids[0],
+                        kind: new.kind,
+                        run: new.details.production_run_id.clone(),
+                        owner: new.owner.clone(),
+                    };
+                    Some(Tag::touched_by(&[image]))
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    async fn close(
+        &self,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
+        epoch: Option<Epoch>,
+    ) -> Result<(), CacheError> {
+        if without(Control::NoCloseBeforeCommit) {
+            return Ok(());
+        }
+        self.cache.close(tags, write, epoch).await
+    }
+
+    /// Commits a write that has closed what it touches, and reopens it, all in the epoch that it
+    /// began in.
     async fn commit(
         &self,
         transaction: Box<dyn Transaction>,
-        images: &[Image],
+        closed: Result<(), CacheError>,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
         epoch: Option<Epoch>,
     ) -> Result<()> {
-        let tags = Tag::touched_by(images);
-        let write = WriteId::generate();
-        let closing = if without(Control::NoCloseBeforeCommit) {
-            &BTreeSet::new()
-        } else {
-            &tags
-        };
-        if let Err(error) = self.cache.close(closing, write, epoch).await {
+        if let Err(error) = closed {
             transaction.rollback().await;
             let (Some(epochs), Some(epoch)) = (&self.epochs, epoch) else {
                 return Err(Error::CacheUnavailable(Arc::new(error)));
@@ -658,7 +732,7 @@ impl Writer {
             // The tags stay closed until the deadline, by when it is settled.
             return committed;
         }
-        let reopened = self.cache.reopen(&tags, write, epoch).await;
+        let reopened = self.cache.reopen(tags, write, epoch).await;
         match (committed, reopened) {
             (Ok(()), Ok(())) => Ok(()),
             (Ok(()), Err(error)) => self.leave_cache(epoch, error).await,
@@ -803,7 +877,7 @@ impl Writer {
             }
             let new = creation.location.clone();
             let location = Location {
-                id: new.id.unwrap_or_else(LocationId::generate),
+                id: self.ids[index],
                 kind: new.kind,
                 owner: new.owner,
                 details: new.details,

@@ -66,8 +66,16 @@ impl Aside {
             .map_err(internal)?;
         transaction.commit().await.map_err(internal)?;
         for index in [index(created.r#type), index(0)] {
-            let mut keys: Vec<Bytes> = self.redis.smembers(&*index).await.map_err(internal)?;
-            keys.push(Bytes::from(index.into_bytes()));
+            let keys: Vec<Bytes> = self.redis.smembers(&*index).await.map_err(internal)?;
+            if keys.is_empty() {
+                continue;
+            }
+            // In this order, or the index would lose what is cached meanwhile.
+            let _: () = self
+                .redis
+                .srem(&*index, keys.clone())
+                .await
+                .map_err(internal)?;
             let _: () = self.redis.unlink(keys).await.map_err(internal)?;
         }
         Ok(Response::new(created))

@@ -4,7 +4,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicI64, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -45,6 +45,9 @@ pub struct Args {
     /// How many locations a list has at most
     #[arg(long, default_value_t = 50)]
     page_size: i32,
+    /// How many locations a list skips
+    #[arg(long, default_value_t = 0)]
+    skip: i32,
     /// How long to call; without it, each list is called once
     #[arg(long)]
     secs: Option<f64>,
@@ -56,10 +59,45 @@ pub struct Args {
     seed: u64,
 }
 
+/// Any, deliveries and storages.
+const KINDS: u32 = 3;
+
+/// What all callers know.
+struct Shared {
+    /// Which list is called next, if each is called once.
+    once: AtomicU32,
+    /// When the newest location of each run and kind was created of which a caller has heard.
+    acknowledged: Vec<AtomicI64>,
+}
+
+impl Shared {
+    fn acknowledge(&self, run: u32, location: &Location) {
+        for kind in [0, location.r#type] {
+            self.of(run, kind)
+                .fetch_max(created_at(location), Ordering::SeqCst);
+        }
+    }
+
+    fn newest(&self, run: u32, kind: i32) -> i64 {
+        self.of(run, kind).load(Ordering::SeqCst)
+    }
+
+    fn of(&self, run: u32, kind: i32) -> &AtomicI64 {
+        &self.acknowledged[(run * KINDS + kind.unsigned_abs()) as usize]
+    }
+}
+
+fn created_at(location: &Location) -> i64 {
+    let time = location.create_time.unwrap_or_default();
+    time.seconds * 1_000_000 + i64::from(time.nanos) / 1_000
+}
+
 /// What some of the calls came to.
 #[derive(Default)]
 struct Seen {
     hits: usize,
+    /// Lists that lacked a location which had been acknowledged before they were asked for.
+    stale: usize,
     stored: usize,
     bytes: usize,
     read_micros: Vec<u64>,
@@ -71,16 +109,20 @@ pub async fn run(args: Args) -> Outcome<()> {
     for _ in 0..args.connections.min(args.in_flight) {
         channels.push(args.server.connect().await?);
     }
-    let once = Arc::new(AtomicU32::new(0));
+    let shared = Arc::new(Shared {
+        once: AtomicU32::new(0),
+        acknowledged: (0..args.runs * KINDS).map(|_| AtomicI64::new(0)).collect(),
+    });
     let started = Instant::now();
     let callers = (0..args.in_flight).map(|number| {
         let client = LocationServiceClient::new(channels[number % channels.len()].clone());
-        let (args, once) = (args.clone(), Arc::clone(&once));
-        async move { tokio::spawn(call(client, args, once, number as u64)).await? }
+        let (args, shared) = (args.clone(), Arc::clone(&shared));
+        async move { tokio::spawn(call(client, args, shared, number as u64)).await? }
     });
     let mut all = Seen::default();
     for seen in try_join_all(callers).await? {
         all.hits += seen.hits;
+        all.stale += seen.stale;
         all.stored += seen.stored;
         all.bytes += seen.bytes;
         all.read_micros.extend(seen.read_micros);
@@ -94,6 +136,7 @@ pub async fn run(args: Args) -> Outcome<()> {
             "reads": all.read_micros.len(),
             "writes": all.write_micros.len(),
             "hits": all.hits,
+            "stale": all.stale,
             "stored": all.stored,
             "bytes": all.bytes,
             "read": percentiles(all.read_micros),
@@ -106,7 +149,7 @@ pub async fn run(args: Args) -> Outcome<()> {
 async fn call(
     mut client: LocationServiceClient<Channel>,
     args: Args,
-    once: Arc<AtomicU32>,
+    shared: Arc<Shared>,
     number: u64,
 ) -> Outcome<Seen> {
     let token: AsciiMetadataValue = format!("Bearer {}", args.token).parse()?;
@@ -119,7 +162,7 @@ async fn call(
     loop {
         let (run, kind) = match end {
             None => {
-                let next = once.fetch_add(1, Ordering::Relaxed);
+                let next = shared.once.fetch_add(1, Ordering::Relaxed);
                 (next / args.kinds, next % args.kinds)
             }
             Some(_) => (popular.pick(&mut random), random.below(args.kinds)),
@@ -137,16 +180,19 @@ async fn call(
                 location: Some(location),
                 ..CreateLocationRequest::default()
             };
-            client.create_location(request(create, &token)).await?;
+            let created = client.create_location(request(create, &token)).await?;
             seen.write_micros.push(micros(started));
+            shared.acknowledge(run, &created.into_inner());
             continue;
         }
         let list = ListLocationsRequest {
             page_size: args.page_size,
+            skip: args.skip,
             r#type: kind,
             production_run_id: Some(run_id.clone()),
             ..ListLocationsRequest::default()
         };
+        let newest = shared.newest(run, kind);
         let answer = client.list_locations(request(list, &token)).await?;
         seen.read_micros.push(micros(started));
         // RFC 9211: what was forwarded wasn't cached. A peer's hit has no status.
@@ -160,6 +206,7 @@ async fn call(
         if locations.is_empty() || !locations.iter().all(right) {
             return Err(format!("the list of {run_id} isn't it").into());
         }
+        seen.stale += usize::from(locations.iter().map(created_at).max() < Some(newest));
     }
 }
 

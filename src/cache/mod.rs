@@ -9,7 +9,7 @@
 //!
 //! | step | when | what it does, atomically on a tag |
 //! | --- | --- | --- |
-//! | [`lookup`](Cache::lookup) | a read begins | the version, and the entry if it was filled under it |
+//! | [`lookup`](Cache::lookup) | a read begins | the version, and the entry if it was filled under it; may `open` as well |
 //! | [`open`](Cache::open) | a miss found no version | sets a fresh version, unless a write is in flight |
 //! | [`fill`](Cache::fill) | the database was read | stores the answer, if the version is still the one from before the read |
 //! | [`close`](Cache::close) | before a commit | notes the write as in flight, drops version and entries |
@@ -141,7 +141,8 @@ pub struct CacheError(pub String);
 /// The steps of the protocol. Each is atomic on a tag.
 #[async_trait]
 pub trait Cache: Send + Sync + 'static {
-    /// Reads a tag's version and a key's entry together; a hit only if they belong together.
+    /// Reads a tag's version and a key's entry together; a hit only if they belong together. May open
+    /// the tag.
     async fn lookup(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError>;
 
     /// The answer that the process holds under a key, if it was filled under this version: current if

@@ -226,7 +226,15 @@ type Wanted = (Tag, Option<Key>);
 /// A request to read something, after it was made.
 struct Read {
     wanted: Wanted,
-    answer: oneshot::Sender<Result<Lookup, CacheError>>,
+    answer: oneshot::Sender<Result<Found, CacheError>>,
+}
+
+/// What was read.
+#[derive(Clone)]
+struct Found {
+    lookup: Lookup,
+    /// Whether the tag was opened by this, so that nothing is filled under its version.
+    opened: bool,
 }
 
 /// A detached index whose entries are to be dropped.
@@ -324,7 +332,7 @@ impl RedisCache {
 
     /// What is wanted, read after this was called; without a key never a hit. Callers who wait at the
     /// same time share a round trip.
-    async fn read(&self, tag: &Tag, key: Option<&Key>) -> Result<Lookup, CacheError> {
+    async fn read(&self, tag: &Tag, key: Option<&Key>) -> Result<Found, CacheError> {
         let (answer, read) = oneshot::channel();
         let wanted = (tag.clone(), key.copied());
         self.reads
@@ -340,15 +348,20 @@ impl RedisCache {
             {
                 return Ok(Lookup::Hit(answer, Tier::Local));
             }
-            let Lookup::Miss(Some(current)) = self.read(tag, None).await? else {
-                return Ok(Lookup::Miss(None));
+            let found = self.read(tag, None).await?;
+            let Found {
+                lookup: Lookup::Miss(Some(current)),
+                opened: false,
+            } = found
+            else {
+                return Ok(found.lookup);
             };
             if let Some(answer) = self.local.get(key.digest(), current) {
                 return Ok(Lookup::Hit(answer, Tier::Local));
             }
             self.local.remove(key.digest(), held.version);
         }
-        self.read(tag, Some(key)).await
+        Ok(self.read(tag, Some(key)).await?.lookup)
     }
 
     /// Closes tags, for a write or for good, and returns how many entries their indexes held.
@@ -714,11 +727,21 @@ impl Redis {
         format!("{}:{key}", self.schema)
     }
 
-    /// Reads what is wanted, of which entries come last. Each has an error of its own: a Cluster's
+    /// What opening tags takes: a fresh version and its time to live.
+    fn to_open(&self, fresh: Version) -> Vec<Value> {
+        vec![
+            Value::Bytes(fresh.to_bytes().to_vec().into()),
+            self.ttl_ms.min(ms(UNFILLED_TTL)).into(),
+        ]
+    }
+
+    /// Reads what is wanted, of which entries come last, and opens the tags that have no version,
+    /// unless a write is in flight, all with the fresh one. Each has an error of its own: a Cluster's
     /// node may be away.
     async fn lookup(
         &self,
         wanted: &[Wanted],
+        fresh: Version,
     ) -> Result<Vec<Result<(Option<Version>, Option<Bytes>), CacheError>>, CacheError> {
         let period = self.leased()?;
         let (versions_at_once, entries_at_once) = if self.client().is_clustered() {
@@ -738,7 +761,9 @@ impl Redis {
                 keys.push(names.of("version"));
                 keys.extend(key.map(|key| names.of(&self.member(&key))));
             }
-            let args = Vec::new();
+            let keys_of_each = keys.len() / chunk.len();
+            let mut args = self.to_open(fresh);
+            args.push(i64::try_from(keys_of_each).unwrap_or(i64::MAX).into());
             Call { keys, args }
         };
         let calls = chunks.iter().map(call).collect();
@@ -761,10 +786,7 @@ impl Redis {
         let names = period.names(tag);
         let call = Call {
             keys: vec![names.of("version"), names.of("writers")],
-            args: vec![
-                Value::Bytes(Version::generate().to_bytes().to_vec().into()),
-                self.ttl_ms.min(ms(UNFILLED_TTL)).into(),
-            ],
+            args: self.to_open(Version::generate()),
         };
         let version: Option<Bytes> = self.run(&period.scripts()?.open, call).await?;
         Ok(version.as_deref().and_then(Version::from_bytes))
@@ -1124,15 +1146,19 @@ async fn keep_connected(redis: Arc<Redis>) {
 /// read once.
 async fn read_together(redis: Arc<Redis>, local: Arc<Entries>, mut asked: mpsc::Receiver<Read>) {
     let mut reads = Vec::new();
+    let mut many = false;
     while let Some(read) = asked.recv().await {
         reads.push(read);
-        // Whoever else is about to ask comes along: under load that saves most round trips.
-        yield_now().await;
+        if many {
+            // Whoever else is about to ask comes along: under load that saves most round trips.
+            yield_now().await;
+        }
         while reads.len() < READS_AT_ONCE
             && let Ok(read) = asked.try_recv()
         {
             reads.push(read);
         }
+        many = reads.len() > 1;
         let mut waiting: HashMap<Wanted, Vec<_>> = HashMap::new();
         for Read { wanted, answer } in reads.drain(..) {
             if !answer.is_closed() {
@@ -1145,16 +1171,19 @@ async fn read_together(redis: Arc<Redis>, local: Arc<Entries>, mut asked: mpsc::
         if wanted.is_empty() {
             continue;
         }
-        let found = match redis.lookup(&wanted).await {
+        let fresh = Version::generate();
+        let found = match redis.lookup(&wanted, fresh).await {
             Ok(found) => found,
             Err(error) => vec![Err(error); wanted.len()],
         };
         for ((wanted, answers), found) in wanted.into_iter().zip(answers).zip(found) {
-            let lookup =
-                found.map(|(version, entry)| judge(&local, wanted, version, entry.as_deref()));
+            let found = found.map(|(version, entry)| Found {
+                lookup: judge(&local, wanted, version, entry.as_deref()),
+                opened: version == Some(fresh),
+            });
             for answer in answers {
                 // Who asked may have gone.
-                let _ = answer.send(lookup.clone());
+                let _ = answer.send(found.clone());
             }
         }
     }

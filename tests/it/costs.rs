@@ -15,21 +15,18 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use location_service::{
-    cache::{
-        Cache, CacheError, Explanation, Key, Lookup, RedisCache, RedisConfig, Stats, Tag, Version,
-        WriteId,
-    },
+    cache::{Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Version, WriteId},
     config::DatabaseUrl,
-    model::{CacheEpoch, Epoch, Predicate, ProductionRunId},
+    model::{Epoch, Predicate, ProductionRunId},
     proto::location::v1,
 };
 use tempfile::TempDir;
 use tokio::sync::Barrier;
 use tonic::{Response, Status, transport::Endpoint};
-use uuid::Uuid;
 
 use crate::{
     harness::{Client, Pair, TestApp, cache_status, config_on, create, of_run, storage},
+    redis::{EPOCH, connect_with},
     servers::{postgres::Postgres, redis::RedisServer},
 };
 
@@ -135,10 +132,11 @@ async fn a_hit_that_the_process_doesnt_hold_is_one_round_trip() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_miss_is_two_round_trips_and_one_statement_and_a_third_opens_its_tag() {
+async fn a_miss_is_two_round_trips_and_one_statement() {
     let counted = Counted::spawn().await;
     let mut client = counted.app.admin();
-    for (page_size, round_trips) in [(1, 3), (2, 2), (3, 2)] {
+    // The last one's answer was dropped by a write, and the process still holds it.
+    for page_size in [1, 2, 2] {
         let before = Counted::stats(&counted.app).await.round_trip_count;
         let statements = counted.statements().len();
         counted.redis.command(&["CONFIG", "RESETSTAT"]);
@@ -153,9 +151,11 @@ async fn a_miss_is_two_round_trips_and_one_statement_and_a_third_opens_its_tag()
             "page size {page_size}"
         );
         let after = Counted::stats(&counted.app).await.round_trip_count;
-        assert_eq!(after - before, round_trips, "lookup, open, fill");
-        assert_eq!(counted.redis.calls("evalsha").cast_signed(), round_trips);
+        assert_eq!(after - before, 2, "lookup, fill");
+        assert_eq!(counted.redis.calls("evalsha"), 2);
         assert_eq!(counted.statements().len() - statements, 1);
+        let created = client.create_location(create(storage("new", "run"))).await;
+        created.expect("created");
     }
     counted.stop().await;
 }
@@ -166,20 +166,7 @@ async fn a_miss_is_two_round_trips_and_one_statement_and_a_third_opens_its_tag()
 async fn a_hundred_hits_on_entries_that_the_process_doesnt_hold_share_commands() {
     const ENTRIES: u64 = 100;
     let server = RedisServer::start();
-    let config = RedisConfig {
-        url: server.url(),
-        prefix: "test:".to_owned(),
-        max_local_bytes: 0,
-        ttl: Duration::from_mins(1),
-    };
-    let cache = RedisCache::connect(&config).await.expect("a good URL");
-    let named = cache.introduce(Uuid::new_v4()).await;
-    let epoch = CacheEpoch {
-        epoch: Epoch(1),
-        server: Some(named.expect("Redis answers")),
-        may_activate: false,
-    };
-    cache.renew(&epoch, Instant::now() + Duration::from_mins(1));
+    let cache = connect_with(&server.url(), |config| config.max_local_bytes = 0).await;
     let entries: Vec<_> = (0..ENTRIES)
         .map(|number| {
             let tag = Tag::of_predicate(&Predicate {
@@ -412,23 +399,11 @@ async fn traffic_leaves_few_index_members_without_their_entries() {
     const TRAFFIC: Duration = Duration::from_secs(15);
     const TAGS: u64 = 20;
     let server = RedisServer::start();
-    let config = RedisConfig {
-        url: server.url(),
-        prefix: "test:".to_owned(),
-        max_local_bytes: 0,
-        ttl: TTL,
-    };
-    let cache = Arc::new(RedisCache::connect(&config).await.expect("a good URL"));
-    let named = cache
-        .introduce(Uuid::new_v4())
-        .await
-        .expect("Redis answers");
-    let epoch = CacheEpoch {
-        epoch: Epoch(1),
-        server: Some(named),
-        may_activate: false,
-    };
-    cache.renew(&epoch, Instant::now() + 2 * TRAFFIC);
+    let url = server.url();
+    let cache = connect_with(&url, |config| {
+        (config.max_local_bytes, config.ttl) = (0, TTL)
+    });
+    let cache = Arc::new(cache.await);
     let requests = Arc::new(AtomicU64::new(0));
     let started = Instant::now();
     let readers = (0..8).map(|_| {
@@ -445,10 +420,9 @@ async fn traffic_leaves_few_index_members_without_their_entries() {
                 });
                 if number % 1_000 == 999 {
                     let (tags, write) = (BTreeSet::from([tag.clone()]), WriteId::generate());
-                    let epoch = Some(Epoch(1));
-                    let closed = cache.close(&tags, write, epoch).await;
+                    let closed = cache.close(&tags, write, EPOCH).await;
                     closed.expect("closed");
-                    let reopened = cache.reopen(&tags, write, epoch).await;
+                    let reopened = cache.reopen(&tags, write, EPOCH).await;
                     reopened.expect("reopened");
                 }
                 // Some pages come again while they are cached; most don't.

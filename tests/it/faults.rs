@@ -457,7 +457,14 @@ async fn a_write_that_began_before_a_suspension_waits_for_it_too() {
     let writer = replicas.a.admin();
     held(&writer, "run").await;
     replicas.gates.begun.arm();
-    let writing = start_create(&writer, "new");
+    // One that may be a retry closes its tags when it has inserted.
+    let writing = start(
+        &writer,
+        v1::CreateLocationRequest {
+            request_id: Uuid::new_v4().to_string(),
+            ..create(storage("new", "run"))
+        },
+    );
     replicas.gates.begun.held().await;
     let suspended = Instant::now();
     execute(

@@ -79,7 +79,7 @@ impl Gate {
 pub struct Gates {
     /// The database was read for a list; the cache isn't filled yet.
     pub list_read: Gate,
-    /// A creation has begun; nothing is closed.
+    /// A creation has begun; nothing is inserted, and nothing closed unless it was foreseen.
     pub begun: Gate,
     /// The tags are closed; nothing is committed.
     pub closed: Gate,

@@ -1,10 +1,13 @@
 //! The races of the protocol, each held at the moment that matters. A test of what a protection is
 //! for also runs without it, and must then see the anomaly: a check that can't fail proves nothing.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
 
 use location_service::proto::location::v1;
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::sleep};
 use tonic::{Code, Request, Response, Status};
 
 use crate::{
@@ -15,6 +18,7 @@ use crate::{
 on_every_pair! { pair:
     a_fill_that_a_write_overtook_is_refused
     a_write_that_fails_after_close_opens_its_tags_again
+    a_caller_who_leaves_before_the_commit_leaves_no_tags_closed
     a_caller_who_leaves_after_close_doesnt_stop_the_write
     a_writer_that_dies_between_commit_and_reopen_leaves_nothing_stale
     a_writer_that_dies_between_close_and_commit_leaves_its_tags_closed
@@ -131,6 +135,40 @@ async fn a_write_that_fails_after_close_opens_its_tags_again(pair: Pair) {
     let status = a_write_fails_after_close(pair, Without::Nothing).await;
     assert_eq!(status, "hit");
     let status = a_write_fails_after_close(pair, Without::Reopen).await;
+    assert_eq!(status, "fwd=bypass; detail=write-in-flight", "control");
+}
+
+/// What a creation touches is closed while it inserts. Answers how the list stands when its caller has
+/// left by then.
+async fn a_caller_leaves_before_the_commit(pair: Pair, without: Without) -> String {
+    let (app, gates, client) = gated(pair, without).await;
+    list(&client, "run").await;
+    gates.begun.arm();
+    let writer = start_create(&client, "never", "run");
+    gates.begun.held().await;
+    eventually("the tags are closed", || async {
+        status(&client, "run").await == "fwd=bypass; detail=write-in-flight"
+    })
+    .await;
+    writer.abort();
+    assert!(writer.await.expect_err("it left").is_cancelled());
+    let mut seen = String::new();
+    for _ in 0..100 {
+        seen = status(&client, "run").await;
+        if seen == "hit" {
+            break;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(list(&client, "run").await.is_empty());
+    app.stop().await;
+    seen
+}
+
+async fn a_caller_who_leaves_before_the_commit_leaves_no_tags_closed(pair: Pair) {
+    let status = a_caller_leaves_before_the_commit(pair, Without::Nothing).await;
+    assert_eq!(status, "hit");
+    let status = a_caller_leaves_before_the_commit(pair, Without::Reopen).await;
     assert_eq!(status, "fwd=bypass; detail=write-in-flight", "control");
 }
 

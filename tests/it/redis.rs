@@ -28,7 +28,7 @@ use crate::{
 };
 
 /// The epoch that tests begin with.
-const EPOCH: Option<Epoch> = Some(Epoch(1));
+pub const EPOCH: Option<Epoch> = Some(Epoch(1));
 const NEXT_EPOCH: Option<Epoch> = Some(Epoch(2));
 
 const TTL: Duration = Duration::from_mins(5);
@@ -37,7 +37,8 @@ async fn connect(url: &str) -> RedisCache {
     connect_with(url, |_| {}).await
 }
 
-async fn connect_with(url: &str, change: impl FnOnce(&mut RedisConfig)) -> RedisCache {
+/// The engine, in `EPOCH`.
+pub async fn connect_with(url: &str, change: impl FnOnce(&mut RedisConfig)) -> RedisCache {
     let mut config = RedisConfig {
         url: url.to_owned(),
         prefix: "loc:".to_owned(),
@@ -132,10 +133,10 @@ async fn replicas_share_entries_and_versions() {
     let server = RedisServer::start();
     let (a, b) = (connect(&server.url()).await, connect(&server.url()).await);
     let (run, other) = (tag("run-1"), tag("run-2"));
-    assert!(matches!(
-        a.lookup(&run, &key(1)).await,
-        Ok(Lookup::Miss(None))
-    ));
+    let Ok(Lookup::Miss(Some(opened))) = a.lookup(&run, &key(1)).await else {
+        panic!("a lookup opens the tag");
+    };
+    assert_eq!(open(&b, &run).await, opened);
     fill(&a, &run, &key(1), "old").await;
     fill(&a, &other, &key(2), "other").await;
     assert_eq!(
