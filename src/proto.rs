@@ -1,6 +1,8 @@
 //! The code generated from `proto/`: messages, client stubs and server traits, and the descriptor
 //! set that server reflection answers from.
 
+use std::collections::BTreeMap;
+
 use location::v1;
 use prost_types::Timestamp;
 
@@ -45,6 +47,11 @@ impl From<Location> for v1::Location {
             description,
             labels,
         } = details;
+        // One by one: to collect them would first sort what is sorted.
+        let mut texts = BTreeMap::new();
+        for (key, value) in labels {
+            texts.insert(key.into_string(), value.into_string());
+        }
         Self {
             id: id.to_string(),
             r#type: kind as i32,
@@ -56,10 +63,7 @@ impl From<Location> for v1::Location {
             capacity: capacity.get(),
             state: state as i32,
             description: description.into_string(),
-            labels: labels
-                .into_iter()
-                .map(|(key, value)| (key.into_string(), value.into_string()))
-                .collect(),
+            labels: texts,
             create_time: Some(create_time.into()),
             update_time: Some(update_time.into()),
             etag: etag.to_string(),

@@ -2,13 +2,14 @@
 
 use std::{
     collections::{BTreeMap, HashSet},
-    fmt::Write as _,
+    fmt::{self, Write as _},
     fs::File,
     sync::Arc,
 };
 
 use async_trait::async_trait;
 use futures_util::TryStreamExt as _;
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use sqlx::{
     AssertSqlSafe, ColumnIndex, Database, Decode, Encode, Executor, FromRow, IntoArguments, Pool,
     Row, Type, database::HasStatementCache, pool::PoolConnection, query::QueryAs,
@@ -20,15 +21,20 @@ use super::{Answer, MAX_PAGE_BYTES, REPLY_MARGIN, STATEMENT_TIMEOUT, Store, Tran
 use crate::{
     error::{Error, Result},
     model::{
-        Address, Capacity, Coordinates, Cursor, Details, Epoch, Etag, Image, ListQuery, Location,
-        LocationId, LocationState, LocationType, Micros, Order, OrderField, OwnerId, Page,
-        Predicate, RegionCode, Report, ReportCursor, ReportQuery, SortValue, Text, fold_case,
+        Address, Capacity, Coordinates, Cursor, Details, Epoch, Etag, Image, LabelKey, LabelValue,
+        ListQuery, Location, LocationId, LocationState, LocationType, Micros, Order, OrderField,
+        OwnerId, Page, Predicate, RegionCode, Report, ReportCursor, ReportQuery, SortValue, Text,
+        fold_case,
     },
 };
 
-const COLUMNS: &str = "id, type, display_name, display_name_lower, production_run_id, owner_id, \
-    address_lines, locality, administrative_area, postal_code, region_code, latitude, longitude, \
-    capacity, state, description, labels, create_time, update_time, etag";
+/// The columns that are read.
+const COLUMNS: &str = "id, type, display_name, production_run_id, owner_id, address_lines, locality, \
+    administrative_area, postal_code, region_code, latitude, longitude, capacity, state, \
+    description, labels, create_time, update_time, etag";
+
+/// The column that is only looked in.
+const LOOKED_IN: &str = ", display_name_lower";
 
 /// A row's worth of values, and some.
 const MAX_KEPT_VALUES: usize = 32;
@@ -313,27 +319,27 @@ where
             Ok(text)
         };
         let display_name = Text::stored(text(2)?);
-        let production_run_id = Text::stored(text(4)?);
-        let owner = Text::stored(text(5)?);
-        let locality = Text::stored(text(7)?);
-        let administrative_area = Text::stored(text(8)?);
-        let postal_code = Text::stored(text(9)?);
-        let region_code = RegionCode::stored(text(10)?);
-        let description = Text::stored(text(15)?);
-        let etag = Etag::stored(text(19)?);
+        let production_run_id = Text::stored(text(3)?);
+        let owner = Text::stored(text(4)?);
+        let locality = Text::stored(text(6)?);
+        let administrative_area = Text::stored(text(7)?);
+        let postal_code = Text::stored(text(8)?);
+        let region_code = RegionCode::stored(text(9)?);
+        let description = Text::stored(text(14)?);
+        let etag = Etag::stored(text(18)?);
         let (lines_json, labels_json): (&str, &str) =
-            (row.try_get_unchecked(6)?, row.try_get_unchecked(16)?);
+            (row.try_get_unchecked(5)?, row.try_get_unchecked(15)?);
         // A label takes a few bytes more in an answer than in JSON.
         bytes += lines_json.len() + 2 * labels_json.len();
         let lines: Vec<String> = match lines_json {
             "[]" => Vec::new(),
             json => serde_json::from_str(json).map_err(|_| corrupt("address_lines"))?,
         };
-        let labels: BTreeMap<String, String> = match labels_json {
-            "{}" => BTreeMap::new(),
+        let StoredLabels(labels) = match labels_json {
+            "{}" => StoredLabels::default(),
             json => serde_json::from_str(json).map_err(|_| corrupt("labels"))?,
         };
-        let coordinates = match (row.try_get_unchecked(11)?, row.try_get_unchecked(12)?) {
+        let coordinates = match (row.try_get_unchecked(10)?, row.try_get_unchecked(11)?) {
             (Some(latitude), Some(longitude)) => {
                 Some(Coordinates::new(latitude, longitude).map_err(|_| corrupt("coordinates"))?)
             }
@@ -354,23 +360,48 @@ where
                     region_code,
                 },
                 coordinates,
-                capacity: Capacity::new(number(13)?).map_err(|_| corrupt("capacity"))?,
-                state: LocationState::from_number(number(14)?).ok_or_else(|| corrupt("state"))?,
+                capacity: Capacity::new(number(12)?).map_err(|_| corrupt("capacity"))?,
+                state: LocationState::from_number(number(13)?).ok_or_else(|| corrupt("state"))?,
                 description,
-                labels: labels
-                    .into_iter()
-                    .map(|(key, value)| (Text::stored(key), Text::stored(value)))
-                    .collect(),
+                labels,
             },
-            create_time: Micros(number(17)?),
-            update_time: Micros(number(18)?),
+            create_time: Micros(number(16)?),
+            update_time: Micros(number(17)?),
             etag,
         };
         Ok(Self { location, bytes })
     }
 }
 
-/// A location's values, in the order of [`COLUMNS`].
+/// Labels as they are stored, which are valid.
+#[derive(Default)]
+struct StoredLabels(BTreeMap<LabelKey, LabelValue>);
+
+impl<'de> Deserialize<'de> for StoredLabels {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
+        json.deserialize_map(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for StoredLabels {
+    type Value = Self;
+
+    fn expecting(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str("an object of texts")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(
+        mut self,
+        mut labels: A,
+    ) -> std::result::Result<Self, A::Error> {
+        while let Some((key, value)) = labels.next_entry()? {
+            self.0.insert(Text::stored(key), Text::stored(value));
+        }
+        Ok(self)
+    }
+}
+
+/// A location's values, in the order of [`COLUMNS`] and [`LOOKED_IN`].
 fn location_values(location: &Location) -> Vec<Value> {
     let Details {
         display_name,
@@ -392,7 +423,6 @@ fn location_values(location: &Location) -> Vec<Value> {
         Value::Id(location.id.0),
         Value::Int(location.kind as i64),
         text(display_name.as_str()),
-        Value::Text(fold_case(display_name.as_str())),
         text(production_run_id.as_str()),
         text(location.owner.as_str()),
         Value::Text(serde_json::Value::from(lines).to_string()),
@@ -409,6 +439,7 @@ fn location_values(location: &Location) -> Vec<Value> {
         Value::Int(location.create_time.0),
         Value::Int(location.update_time.0),
         text(location.etag.as_str()),
+        Value::Text(fold_case(display_name.as_str())),
     ]
 }
 
@@ -773,6 +804,7 @@ where
         let mut statement = Statement::new("INSERT INTO locations (");
         statement
             .push(COLUMNS)
+            .push(LOOKED_IN)
             .push(") VALUES ")
             .tuples(locations.iter().map(location_values))
             .push(" ON CONFLICT (id) DO NOTHING RETURNING id");
@@ -795,7 +827,8 @@ where
     async fn update(&mut self, location: &Location) -> Result<()> {
         let mut statement = Statement::new("UPDATE locations SET ");
         let id = Value::Id(location.id.0);
-        for (index, (column, value)) in COLUMNS
+        for (index, (column, value)) in [COLUMNS, LOOKED_IN]
+            .concat()
             .split(", ")
             .zip(location_values(location))
             .skip(1)

@@ -401,7 +401,8 @@ async fn traffic_leaves_few_index_members_without_their_entries() {
     let server = RedisServer::start();
     let url = server.url();
     let cache = connect_with(&url, |config| {
-        (config.max_local_bytes, config.ttl) = (0, TTL)
+        config.max_local_bytes = 0;
+        config.ttl = TTL;
     });
     let cache = Arc::new(cache.await);
     let requests = Arc::new(AtomicU64::new(0));
