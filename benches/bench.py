@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,19 @@ DATABASES |= {"base": ROWS[0], "creations": ROWS[0], "mixed": ROWS[1], "mixed_e"
 
 # What is printed of what is measured.
 SHOWN = "cpu_us", "rate", "p50_us", "p99_us", "hit_rate", "stale_rate", "entry_bytes"
+
+
+# Whose code a sample is in, by its file and symbol: Rust's symbols begin with their crate.
+PARTS = {
+    "kernel": r"^\[",
+    "HTTP/2: h2, hyper, http": r" [<&(]*(h2|hyper\w*|http\w*)::",
+    "tonic, tower": r" [<&(]*(tonic\w*|tower\w*|axum\w*|matchit)::",
+    "tokio": r" [<&(]*(tokio\w*|mio)::",
+    "Redis client: fred": r" [<&(]*(fred|redis_protocol)::",
+    "the handler, the cache": r" [<&(]*(location_service|peers)::",
+    "memory: mimalloc, copies": r" (_?mi_|_*mem)",
+    "other libraries": r"",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +84,7 @@ class Bench:
         self.secret = folder / "secret"
         self.secret.write_text(random.randbytes(32).hex())
         self.measured = {}
+        self.profiles = {}
         self.order = random.Random(1)
         self.started = {}
         self.clients = {}
@@ -424,6 +439,31 @@ class Repeated:
             with log.open() as lines:
                 micros += [int(line.rsplit("\t", 1)[1]) for line in lines]
         return rate, sorted(micros), data
+
+
+    def profile(self):
+        """What a call costs the server in CPU, in microseconds by whose code it is. Addresses are
+        sampled while it is under load, so the sum is what it costs otherwise."""
+        cpu_us = self()["cpu_us"]
+        file = self.bench.folder / "perf.data"
+        pid = self.bench.server(self.names[0]).pid
+        record = ["perf", "record", "-q", "-F", "4999", "-e", "cpu-clock", "-o", file]
+        perf = subprocess.Popen([*record, "-p", str(pid)], stderr=subprocess.DEVNULL)
+        # Until it samples.
+        time.sleep(0.5)
+        self.load(int(5 * self.rate * self.bench.options.round_secs))
+        perf.send_signal(signal.SIGINT)
+        perf.wait()
+        report = ["perf", "report", "-q", "-i", file, "--no-children", "--stdio", "--sort=dso,sym"]
+        lines = subprocess.run(report, stdout=subprocess.PIPE, text=True, check=True).stdout
+        shares = dict.fromkeys(PARTS, 0.0)
+        line = re.compile(r"^ *([\d.]+)% +(\S+) +\[.\] (.*)$", re.MULTILINE)
+        for share, file, symbol in line.findall(lines):
+            where = f"{file} {symbol}"
+            part = next(part for part, names in PARTS.items() if re.search(names, where))
+            shares[part] += float(share)
+        total = sum(shares.values())
+        return {part: cpu_us * share / total for part, share in shares.items()}
 
 
 class Endurance(Repeated):

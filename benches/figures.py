@@ -10,6 +10,8 @@ FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-
 WIDTH = 860
 BLUE, YELLOW = "#0969da", "#d4a72c"
 OURS = "this service"
+# Of the parts of a bar.
+SHADES = "#8c959f", "#0969da", "#54aeff", "#1a7f37", "#d4a72c", "#a40e26", "#8250df", "#d8dee4"
 
 # What is measured, its name for people, and its colour: the service's own are blue.
 NAMES = {
@@ -131,6 +133,54 @@ def markdown(table):
     return "\n".join(lines)
 
 
+# The loads, as variants call them and as people do.
+LOADS = {
+    "1x1": "1 in flight",
+    "4x2": "8",
+    "4x8": "32",
+    "4x32": "128",
+    "32x1": "32 connections, one call each",
+    "4x32@4000": "4,000 a second",
+}
+IN_FLIGHT = {"1x1": "1", "4x2": "8", "4x8": "32", "4x32": "128"}
+OTHER_CALLS = {
+    "get": "a cached location",
+    "create": "a creation",
+    "miss": "a list that isn't cached",
+}
+OTHER_SERVERS = {
+    "embedded": "embedded",
+    "warm": "L1 warm",
+    "cold": "L1 cold",
+    "postgres": "PostgreSQL + Redis",
+    "sql": "bare SQL",
+}
+
+
+def by_load(measured):
+    """What calls cost and how long they take, by load."""
+    lines = [f"| | {' | '.join(LOADS.values())} |", "| --- " * (len(LOADS) + 1) + "|"]
+
+    def add(label, kind, name):
+        cells = []
+        for load in LOADS:
+            rounds = measured.get(f"{kind}/{load}/{name}")
+            # Misses are called by a load of our own.
+            rounds = rounds or measured.get(f"{kind}/{IN_FLIGHT.get(load)}/{name}")
+            fields = "cpu_us", "p50_us", "p99_us"
+            medians = [spread([each[field] for each in rounds])[0] for field in fields if rounds]
+            cells.append(" / ".join(map(significant, medians)))
+        if any(cells):
+            lines.append(f"| {label} | {' | '.join(cells)} |")
+
+    for name, (label, _) in NAMES.items():
+        add(f"a cached list: {label}", "list", name)
+    for kind, call in OTHER_CALLS.items():
+        for name, server in OTHER_SERVERS.items():
+            add(f"{call}: {server}", kind, name)
+    return "\n".join(lines)
+
+
 # --- The drawings ---
 
 
@@ -221,6 +271,34 @@ def dots(path, title, unit, note, rows):
     drawing.write(path, bottom + 80)
 
 
+def stacked(path, title, unit, note, rows):
+    """A bar for each thing measured, of its parts."""
+    left, right, top = 340, WIDTH - 60, 58
+    bottom = top + 34 * len(rows)
+    drawing = Drawing()
+    drawing.text(20, 28, title, size=16, weight="600")
+    axis = Axis([sum(parts.values()) for _, parts in rows], left, right)
+    for tick in axis.ticks:
+        drawing.line([(axis(tick), top - 8), (axis(tick), bottom)], GRID)
+        drawing.text(axis(tick), bottom + 18, number(tick), colour=FAINT, anchor="middle")
+    colours = dict(zip(rows[0][1], SHADES, strict=True))
+    for place, (name, parts) in enumerate(rows):
+        y, start = top + 34 * place + 12, 0
+        drawing.text(left - 14, y + 4, name, anchor="end")
+        for part, value in parts.items():
+            drawing.line([(axis(start), y), (axis(start + value), y)], colours[part], 18)
+            start += value
+        drawing.text(axis(start) + 10, y + 4, number(start), weight="600")
+    drawing.text((left + right) / 2, bottom + 38, unit, anchor="middle")
+    for index, (part, colour) in enumerate(colours.items()):
+        x, y = 40 + index % 4 * 205, bottom + 64 + index // 4 * 20
+        drawing.line([(x, y - 4), (x + 18, y - 4)], colour, 12)
+        drawing.text(x + 26, y, part)
+    end = bottom + 64 + (len(colours) + 3) // 4 * 20
+    drawing.text(20, end + 8, note, size=11, colour=FAINT)
+    drawing.write(path, end + 24)
+
+
 @dataclasses.dataclass
 class Panel:
     """Curves over the same few values along x, which are evenly spaced."""
@@ -280,10 +358,8 @@ def lines(path, title, note, panels):
 def draw(results, folder):
     """Draws what was measured of what there are figures for."""
     measured, closing = results["measured"], results["closing"]
-    note = (
-        f"{results['machine']}; commit {results['commit']}, {results['started'][:10]}. "
-        "Medians, and lines from quartile to quartile."
-    )
+    run = f"{results['machine']}; commit {results['commit']}, {results['started'][:10]}."
+    note = f"{run} Medians, and lines from quartile to quartile."
 
     def point(name, field="cpu_us", scale=1.0):
         rounds = measured.get(name)
@@ -300,6 +376,17 @@ def draw(results, folder):
         title = "What a cached list of 50 locations costs the server"
         unit = "CPU µs a call, 128 calls in flight (log scale)"
         dots(folder / "list.svg", title, unit, note, rows)
+
+    rows = []
+    for shape, load in ("1x1", "one call in flight"), ("4x32", "128 in flight"):
+        for name in "e", "warm":
+            parts = results["profile"].get(f"list/{shape}/{name}")
+            if parts:
+                kind = OURS if name == "warm" else "E"
+                rows.append((f"{kind}, {load}", parts))
+    if rows:
+        title = "Where the CPU of a cached list goes, L1 warm and E"
+        stacked(folder / "profile.svg", title, "CPU µs a call", run, rows)
 
     def compared(pattern, xs, field="cpu_us"):
         curves = []

@@ -260,6 +260,18 @@ def measure_endurance(bench, quick):
     bench.measured["endurance"] = [measured]
 
 
+def measure_profile(bench, _quick):
+    if not bench.options.profile:
+        return
+    for shape in ONE, FULL_LOAD:
+        for name in "e", "warm":
+            parts = cached_list(bench, name, shape).profile()
+            bench.profiles[f"list/{shape}/{name}"] = parts
+            print(f"\nlist/{shape}/{name}: where its CPU goes, µs a call")
+            for part, micros in parts.items():
+                print(f"  {part:28} {micros:6.1f}")
+
+
 def measure_closing(bench, _quick):
     """How long closing a tag takes, by the entries that it has."""
     if not re.search(bench.options.only, "closing"):
@@ -277,6 +289,7 @@ SECTIONS = (
     measure_lists,
     measure_replicas,
     measure_pages,
+    measure_profile,
     measure_gets,
     measure_creations,
     measure_misses,
