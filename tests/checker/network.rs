@@ -29,6 +29,9 @@ use tokio::{
 /// How much of a connection's traffic is held at once, in each direction.
 const BUFFER_BYTES: usize = 64 << 10;
 
+/// How often the table of sockets is read until a connection is found in it.
+const READINGS: usize = 5;
+
 /// Who connects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Party {
@@ -230,9 +233,11 @@ async fn carry(
 
 /// Which of the processes owns the socket with this local address.
 fn owner(address: SocketAddr, processes: &HashMap<Party, String>) -> Option<Party> {
-    let table = fs::read_to_string("/proc/net/tcp").ok()?;
-    let inode = inode(&table, address)?;
-    let socket = format!("socket:[{inode}]");
+    // The system hands the table out piece by piece, and skips a line if others come or go meanwhile.
+    let socket = (0..READINGS).find_map(|_| {
+        let table = fs::read_to_string("/proc/net/tcp").ok()?;
+        inode(&table, address).map(|inode| format!("socket:[{inode}]"))
+    })?;
     let owns = |pid: &str| {
         let files = fs::read_dir(format!("/proc/{pid}/fd")).ok()?;
         let mut links = files
