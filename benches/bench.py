@@ -268,7 +268,7 @@ class Bench:
         request = self.pb.InvalidateRequest(everything=True).SerializeToString()
         self.call(server, "location.v1.CacheService/Invalidate", request, self.token("root"))
 
-    def measure(self, title, variants):
+    def measure(self, title, variants, rounds=None):
         """Measures variants in rounds, each time in another order. They are given as functions that
         make them, because not all may be wanted."""
         variants = {
@@ -278,7 +278,7 @@ class Bench:
             return
         print(f"\n{title}", flush=True)
         seen = {name: [] for name in variants}
-        for _ in range(self.options.rounds):
+        for _ in range(rounds or self.options.rounds):
             order = list(variants)
             self.order.shuffle(order)
             for name in order:

@@ -246,7 +246,7 @@ def measure_memory(bench, quick):
         for label, name in ("warm", f"service:rows_{rows}"), ("embedded", f"embedded:rows_{rows}"):
             make = functools.partial(Memory, bench, name, page, runs, passes)
             variants[f"memory/{page}/{label}"] = make
-    bench.measure("What a cached list takes beside the answer, by its size", variants)
+    bench.measure("What a cached list takes beside the answer, by its size", variants, rounds=1)
 
 
 def measure_endurance(bench, quick):

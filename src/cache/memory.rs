@@ -46,8 +46,10 @@ struct Shared {
 struct Tags {
     /// Tags that have an entry or a write in flight, and some that have neither.
     states: HashMap<Tag, TagState>,
-    /// Tags in the order in which they may have become bare.
-    bare: VecDeque<Tag>,
+    /// Tags in the order in which they may have become bare, each with its note.
+    bare: VecDeque<(Tag, u64)>,
+    /// How many notes there have been.
+    notes: u64,
 }
 
 #[derive(Debug, Default)]
@@ -57,6 +59,8 @@ struct TagState {
     writers: Vec<(WriteId, Instant)>,
     /// The index: the keys of the entries that were filled under `version`.
     keys: Keys,
+    /// The last note that it may be bare.
+    note: u64,
 }
 
 /// A set of keys, which takes little memory for one, as most tags have: that of a location.
@@ -164,21 +168,30 @@ impl Tags {
 
     /// Notes that a tag may be bare, and forgets the oldest such one if there are too many.
     fn bound(&mut self, tag: &Tag) {
-        self.bare.push_back(tag.clone());
+        self.notes += 1;
+        if let Some(state) = self.states.get_mut(tag) {
+            state.note = self.notes;
+        }
+        self.bare.push_back((tag.clone(), self.notes));
         if self.bare.len() <= MAX_BARE_TAGS {
             return;
         }
-        let Some(oldest) = self.bare.pop_front() else {
+        let Some((oldest, note)) = self.bare.pop_front() else {
             return;
         };
-        let Some(state) = self.states.get_mut(&oldest) else {
+        let Some(state) = self
+            .states
+            .get_mut(&oldest)
+            .filter(|state| state.note == note)
+        else {
+            // It has been used since, or is forgotten.
             return;
         };
         state.bury_dead_writers();
         if state.is_bare() {
             self.states.remove(&oldest);
         } else if !state.writers.is_empty() {
-            self.bare.push_back(oldest);
+            self.bare.push_back((oldest, note));
         }
     }
 }
@@ -450,6 +463,22 @@ mod tests {
         assert!(is_hit(&cache, &tag, &key(0)).await);
         assert_eq!(cache.0.tags().states[&tag].keys.len(), 1);
         assert!(!fill(&cache, &tag, &key(0), 2 << 20).await, "too large");
+    }
+
+    #[tokio::test]
+    async fn a_tag_is_forgotten_by_its_last_use_and_not_by_an_earlier_one() {
+        let cache = cache(1 << 20);
+        let tag = Tag::of_predicate(&Predicate::default());
+        let others = (1..MAX_BARE_TAGS).map(|_| Tag::of_location(LocationId::generate()));
+        cache.open(&tag).await.expect("in memory");
+        cache.invalidate(&tag).await.expect("in memory");
+        for other in others {
+            cache.open(&other).await.expect("in memory");
+        }
+        let version = cache.open(&tag).await.expect("in memory").expect("open");
+        let answer = Bytes::from_static(b"answer");
+        let filled = cache.fill(&tag, &key(0), version, answer).await;
+        assert!(filled.expect("in memory"));
     }
 
     #[tokio::test]
