@@ -442,9 +442,8 @@ class Repeated:
 
 
     def profile(self):
-        """What a call costs the server in CPU, in microseconds by whose code it is. Addresses are
-        sampled while it is under load, so the sum is what it costs otherwise."""
-        cpu_us = self()["cpu_us"]
+        """Which share of its CPU time the server spends in whose code."""
+        self()
         file = self.bench.folder / "perf.data"
         pid = self.bench.server(self.names[0]).pid
         record = ["perf", "record", "-q", "-F", "4999", "-e", "cpu-clock", "-o", file]
@@ -463,7 +462,7 @@ class Repeated:
             part = next(part for part, names in PARTS.items() if re.search(names, where))
             shares[part] += float(share)
         total = sum(shares.values())
-        return {part: cpu_us * share / total for part, share in shares.items()}
+        return {part: share / total for part, share in shares.items()}
 
 
 class Endurance(Repeated):

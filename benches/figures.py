@@ -383,9 +383,11 @@ def draw(results, folder):
     for shape, load in ("1x1", "one call in flight"), ("4x32", "128 in flight"):
         for name in "e", "warm":
             parts = results["profile"].get(f"list/{shape}/{name}")
-            if parts:
+            cost = point(f"list/{shape}/{name}")
+            if parts and cost:
                 kind = OURS if name == "warm" else "E"
-                rows.append((f"{kind}, {load}", parts))
+                micros = {part: share * cost[0] for part, share in parts.items()}
+                rows.append((f"{kind}, {load}", micros))
     if rows:
         title = "Where the CPU of a cached list goes, L1 warm and E"
         stacked(folder / "profile.svg", title, "CPU µs a call", run, rows)

@@ -267,9 +267,9 @@ def measure_profile(bench, _quick):
         for name in "e", "warm":
             parts = cached_list(bench, name, shape).profile()
             bench.profiles[f"list/{shape}/{name}"] = parts
-            print(f"\nlist/{shape}/{name}: where its CPU goes, µs a call")
-            for part, micros in parts.items():
-                print(f"  {part:28} {micros:6.1f}")
+            print(f"\nlist/{shape}/{name}: where its CPU goes")
+            for part, share in parts.items():
+                print(f"  {part:28} {share:4.0%}")
 
 
 def measure_closing(bench, _quick):
