@@ -43,6 +43,7 @@ PARTS = {
     "tonic, tower": r" [<&(]*(tonic\w*|tower\w*|axum\w*|matchit)::",
     "tokio": r" [<&(]*(tokio\w*|mio)::",
     "Redis client: fred": r" [<&(]*(fred|redis_protocol)::",
+    "database, JSON: sqlx, serde": r" [<&(]*(sqlx\w*|serde\w*)::",
     "the handler, the cache": r" [<&(]*(location_service|peers)::",
     "memory: mimalloc, copies": r" (_?mi_|_*mem)",
     "other libraries": r"",
@@ -296,6 +297,36 @@ class Bench:
                     parts.append(f"{field} {show(middle):>6} ({show(low)}-{show(high)})")
             print(f"  {name:{width}}  {'  '.join(parts)}", flush=True)
 
+    def profile(self, name, server, variant):
+        """Notes which share of its CPU time a server spends in whose code."""
+        if not re.search(self.options.only, name):
+            return
+        variant = variant()
+        variant()
+        file = self.folder / "perf.data"
+        record = ["perf", "record", "-q", "-F", "4999", "-e", "cpu-clock", "-o", file]
+        pid = str(self.server(server).pid)
+        perf = subprocess.Popen([*record, "-p", pid], stderr=subprocess.DEVNULL)
+        # Until it samples.
+        time.sleep(0.5)
+        for _ in range(self.options.rounds):
+            variant()
+        perf.send_signal(signal.SIGINT)
+        perf.wait()
+        report = ["perf", "report", "-q", "-i", file, "--no-children", "--stdio", "--sort=dso,sym"]
+        lines = subprocess.run(report, stdout=subprocess.PIPE, text=True, check=True).stdout
+        shares = dict.fromkeys(PARTS, 0.0)
+        line = re.compile(r"^ *([\d.]+)% +(\S+) +\[.\] (.*)$", re.MULTILINE)
+        for share, of, symbol in line.findall(lines):
+            where = f"{of} {symbol}"
+            part = next(part for part, names in PARTS.items() if re.search(names, where))
+            shares[part] += float(share)
+        total = sum(shares.values())
+        self.profiles[name] = {part: share / total for part, share in shares.items()}
+        print(f"\n{name}: where its CPU goes")
+        for part, share in self.profiles[name].items():
+            print(f"  {part:28} {share:4.0%}")
+
     def database_ns(self):
         """What PostgreSQL has taken, if it was started."""
         return self.postgres.cpu_ns() if "postgres" in self.__dict__ else 0
@@ -439,30 +470,6 @@ class Repeated:
             with log.open() as lines:
                 micros += [int(line.rsplit("\t", 1)[1]) for line in lines]
         return rate, sorted(micros), data
-
-
-    def profile(self):
-        """Which share of its CPU time the server spends in whose code."""
-        self()
-        file = self.bench.folder / "perf.data"
-        pid = self.bench.server(self.names[0]).pid
-        record = ["perf", "record", "-q", "-F", "4999", "-e", "cpu-clock", "-o", file]
-        perf = subprocess.Popen([*record, "-p", str(pid)], stderr=subprocess.DEVNULL)
-        # Until it samples.
-        time.sleep(0.5)
-        self.load(int(5 * self.rate * self.bench.options.round_secs))
-        perf.send_signal(signal.SIGINT)
-        perf.wait()
-        report = ["perf", "report", "-q", "-i", file, "--no-children", "--stdio", "--sort=dso,sym"]
-        lines = subprocess.run(report, stdout=subprocess.PIPE, text=True, check=True).stdout
-        shares = dict.fromkeys(PARTS, 0.0)
-        line = re.compile(r"^ *([\d.]+)% +(\S+) +\[.\] (.*)$", re.MULTILINE)
-        for share, file, symbol in line.findall(lines):
-            where = f"{file} {symbol}"
-            part = next(part for part, names in PARTS.items() if re.search(names, where))
-            shares[part] += float(share)
-        total = sum(shares.values())
-        return {part: share / total for part, share in shares.items()}
 
 
 class Endurance(Repeated):

@@ -11,7 +11,10 @@ WIDTH = 860
 BLUE, YELLOW = "#0969da", "#d4a72c"
 OURS = "this service"
 # Of the parts of a bar.
-SHADES = "#8c959f", "#0969da", "#54aeff", "#1a7f37", "#d4a72c", "#a40e26", "#8250df", "#d8dee4"
+SHADES = (
+    *("#8c959f", "#0969da", "#54aeff", "#1a7f37", "#d4a72c"),
+    *("#e16f24", "#a40e26", "#8250df", "#d8dee4"),
+)
 
 # What is measured, its name for people, and its colour: the service's own are blue.
 NAMES = {
@@ -356,6 +359,25 @@ def lines(path, title, note, panels):
     drawing.write(path, end + 30)
 
 
+PROFILES = (
+    (
+        "profile.svg",
+        "Where the CPU of a cached list goes, L1 warm and E",
+        {
+            "list/1x1/e": "E, one call in flight",
+            "list/1x1/warm": f"{OURS}, one call in flight",
+            "list/4x32/e": "E, 128 in flight",
+            "list/4x32/warm": f"{OURS}, 128 in flight",
+        },
+    ),
+    (
+        "profile-miss.svg",
+        "Where the CPU of a list that isn't cached goes",
+        {"miss/128/sql": "bare SQL", "miss/128/postgres": OURS},
+    ),
+)
+
+
 def draw(results, folder):
     """Draws what was measured of what there are figures for, and writes the table by load."""
     measured, closing = results["measured"], results["closing"]
@@ -379,18 +401,15 @@ def draw(results, folder):
         unit = "CPU µs a call, 128 calls in flight (log scale)"
         dots(folder / "list.svg", title, unit, note, rows)
 
-    rows = []
-    for shape, load in ("1x1", "one call in flight"), ("4x32", "128 in flight"):
-        for name in "e", "warm":
-            parts = results["profile"].get(f"list/{shape}/{name}")
-            cost = point(f"list/{shape}/{name}")
+    for file, title, names in PROFILES:
+        rows = []
+        for name, label in names.items():
+            parts, cost = results["profile"].get(name), point(name)
             if parts and cost:
-                kind = OURS if name == "warm" else "E"
                 micros = {part: share * cost[0] for part, share in parts.items()}
-                rows.append((f"{kind}, {load}", micros))
-    if rows:
-        title = "Where the CPU of a cached list goes, L1 warm and E"
-        stacked(folder / "profile.svg", title, "CPU µs a call", run, rows)
+                rows.append((label, micros))
+        if rows:
+            stacked(folder / file, title, "CPU µs a call", run, rows)
 
     def compared(pattern, xs, field="cpu_us"):
         curves = []

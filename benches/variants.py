@@ -265,11 +265,12 @@ def measure_profile(bench, _quick):
         return
     for shape in ONE, FULL_LOAD:
         for name in "e", "warm":
-            parts = cached_list(bench, name, shape).profile()
-            bench.profiles[f"list/{shape}/{name}"] = parts
-            print(f"\nlist/{shape}/{name}: where its CPU goes")
-            for part, share in parts.items():
-                print(f"  {part:28} {share:4.0%}")
+            make = functools.partial(cached_list, bench, name, shape)
+            bench.profile(f"list/{shape}/{name}", name, make)
+    for label, kind in ("sql", "sql"), ("postgres", "service"):
+        name = f"{kind}:rows_{ROWS[-1]}"
+        make = functools.partial(Misses, bench, name, 128, runs=1_000, passes=1)
+        bench.profile(f"miss/128/{label}", name, make)
 
 
 def measure_closing(bench, _quick):
@@ -289,10 +290,10 @@ SECTIONS = (
     measure_lists,
     measure_replicas,
     measure_pages,
-    measure_profile,
     measure_gets,
     measure_creations,
     measure_misses,
+    measure_profile,
     measure_growth,
     measure_writes,
     measure_closing,
