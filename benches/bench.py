@@ -554,8 +554,13 @@ class Misses(Various):
     def __init__(self, bench, name, in_flight, runs, passes):
         super().__init__(bench, name, [f"--in-flight={in_flight}", f"--runs={runs}"])
         self.passes = passes
+        self.warm = False
 
     def __call__(self):
+        if not self.warm:
+            # Connections, their statements and memory.
+            self.load()
+            self.warm = True
         seen = []
         for _ in range(self.passes):
             if self.ours:

@@ -176,7 +176,7 @@ def measure_misses(bench, quick):
     largest = f"rows_{ROWS[-1]}"
     for in_flight in (128,) if quick else (1, 8, 32, 128):
         for label, name in ("postgres", f"service:{largest}"), ("sql", f"sql:{largest}"):
-            make = functools.partial(Misses, bench, name, in_flight, runs=1_000, passes=1)
+            make = functools.partial(Misses, bench, name, in_flight, runs=1_000, passes=4)
             variants[f"miss/{in_flight}/{label}"] = make
         if not quick:
             make = functools.partial(Misses, bench, "embedded", in_flight, runs=RUNS, passes=5)
@@ -246,7 +246,7 @@ def measure_memory(bench, quick):
         for label, name in ("warm", f"service:rows_{rows}"), ("embedded", f"embedded:rows_{rows}"):
             make = functools.partial(Memory, bench, name, page, runs, passes)
             variants[f"memory/{page}/{label}"] = make
-    bench.measure("What a cached list takes beside the answer, by its size", variants, rounds=1)
+    bench.measure("What a cached list takes beside the answer, by its size", variants, rounds=3)
 
 
 def measure_endurance(bench, quick):

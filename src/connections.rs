@@ -3,10 +3,7 @@
 use std::{
     io,
     pin::{Pin, pin},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll, Wake, Waker, ready},
     time::Duration,
 };
@@ -14,7 +11,10 @@ use std::{
 use futures_util::{Stream, stream, task::AtomicWaker};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
-    net::{TcpListener, TcpStream},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
     sync::{OwnedSemaphorePermit, Semaphore},
     task::yield_now,
     time::{Sleep, sleep},
@@ -56,110 +56,155 @@ pub fn accept(listener: TcpListener) -> impl Stream<Item = io::Result<Connection
 }
 
 /// A connection, which keeps its place until it is dropped.
-///
-/// HTTP/2 writes and flushes frame by frame. Here they are gathered until the tasks that are ready
-/// have run, which may have more to write, and go to the socket together.
 pub struct Connection {
-    stream: TcpStream,
-    gathered: Vec<u8>,
-    /// How much of it is written.
-    sent: usize,
-    turn: Arc<Turn>,
+    incoming: OwnedReadHalf,
+    outgoing: Arc<Outgoing>,
+    info: TcpConnectInfo,
     /// The end of the wait for the first byte.
     greeting: Option<Pin<Box<Sleep>>>,
     _place: OwnedSemaphorePermit,
 }
 
-/// Comes when the tasks that are ready have run.
-#[derive(Default)]
-struct Turn {
-    asked: AtomicBool,
-    come: AtomicBool,
+/// What goes to a connection's socket. HTTP/2 writes and flushes frame by frame. Here they are gathered
+/// until the tasks that are ready have run, which may have more to write, and go to the socket
+/// together.
+///
+/// It is the waker of its own turn, so that HTTP/2 needn't run again for it, unless the socket is
+/// full.
+struct Outgoing {
+    gathered: Mutex<Gathered>,
     connection: AtomicWaker,
 }
 
-impl Turn {
-    /// Wakes the connection when it comes.
-    fn ask(self: &Arc<Self>, context: &Context<'_>) {
-        if self.asked.swap(true, Ordering::Relaxed) {
-            return;
+struct Gathered {
+    socket: OwnedWriteHalf,
+    bytes: Vec<u8>,
+    /// How much of it is written.
+    sent: usize,
+    turn: Turn,
+}
+
+/// When what was gathered is written.
+#[derive(PartialEq, Eq)]
+enum Turn {
+    /// Nobody has asked.
+    Open,
+    /// When the tasks that are ready have run.
+    Asked,
+    /// As soon as the socket takes it.
+    Come,
+}
+
+impl Outgoing {
+    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+        self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes what was gathered if its turn has come.
+    fn poll_turn(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut gathered = self.gathered();
+        if gathered.turn == Turn::Come {
+            gathered.poll_send(context)
+        } else {
+            Poll::Ready(Ok(()))
         }
-        self.connection.register(context.waker());
-        let waker = Waker::from(Arc::clone(self));
-        // The runtime wakes who yields after all others.
-        let _ = pin!(yield_now()).poll(&mut Context::from_waker(&waker));
-    }
-
-    fn has_come(&self) -> bool {
-        self.come.load(Ordering::Acquire)
-    }
-
-    fn end(&self) {
-        self.come.store(false, Ordering::Relaxed);
-        self.asked.store(false, Ordering::Relaxed);
     }
 }
 
-impl Wake for Turn {
+impl Wake for Outgoing {
     fn wake(self: Arc<Self>) {
-        self.come.store(true, Ordering::Release);
-        self.connection.wake();
+        let mut gathered = self.gathered();
+        if gathered.send().is_err() {
+            gathered.turn = Turn::Come;
+            self.connection.wake();
+        }
+    }
+}
+
+impl Gathered {
+    /// Waits for room.
+    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.bytes.len() < MAX_GATHERED {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_send(context)
+    }
+
+    /// Gathers as much of this as there is room for.
+    fn gather(&mut self, bytes: &[u8]) -> usize {
+        let taken = bytes.len().min(MAX_GATHERED - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..taken]);
+        taken
+    }
+
+    /// Whether a turn is to be asked for now.
+    fn asks(&mut self) -> bool {
+        let asks = self.turn == Turn::Open && !self.bytes.is_empty();
+        if asks {
+            self.turn = Turn::Asked;
+        }
+        asks
+    }
+
+    /// Writes what was gathered, as far as the socket takes it at once.
+    fn send(&mut self) -> io::Result<()> {
+        while let Some(rest @ [_, ..]) = self.bytes.get(self.sent..) {
+            let sent = self.socket.try_write(rest)?;
+            self.note_sent(sent)?;
+        }
+        self.end_turn();
+        Ok(())
+    }
+
+    /// Writes what was gathered.
+    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(rest @ [_, ..]) = self.bytes.get(self.sent..) {
+            let sent = ready!(Pin::new(&mut self.socket).poll_write(context, rest))?;
+            self.note_sent(sent)?;
+        }
+        self.end_turn();
+        Poll::Ready(Ok(()))
+    }
+
+    fn note_sent(&mut self, sent: usize) -> io::Result<()> {
+        if sent == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.sent += sent;
+        Ok(())
+    }
+
+    fn end_turn(&mut self) {
+        if self.bytes.len() < self.bytes.capacity() / 4 {
+            // An idle connection, which sends no more than a ping from time to time, holds no memory.
+            self.bytes = Vec::new();
+        }
+        self.bytes.clear();
+        self.sent = 0;
+        self.turn = Turn::Open;
     }
 }
 
 impl Connection {
     fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
-        Self {
-            stream,
-            gathered: Vec::new(),
+        let info = stream.connect_info();
+        let (incoming, socket) = stream.into_split();
+        let gathered = Gathered {
+            socket,
+            bytes: Vec::new(),
             sent: 0,
-            turn: Arc::default(),
+            turn: Turn::Open,
+        };
+        Self {
+            incoming,
+            outgoing: Arc::new(Outgoing {
+                gathered: Mutex::new(gathered),
+                connection: AtomicWaker::new(),
+            }),
+            info,
             greeting: Some(Box::pin(sleep(GREETING_TIMEOUT))),
             _place: place,
         }
-    }
-
-    /// Gathers as much of this as there is room for.
-    fn gather(&mut self, bytes: &[u8]) -> usize {
-        let taken = bytes.len().min(MAX_GATHERED - self.gathered.len());
-        self.gathered.extend_from_slice(&bytes[..taken]);
-        taken
-    }
-
-    /// Writes what was gathered.
-    fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while let Some(rest @ [_, ..]) = self.gathered.get(self.sent..) {
-            let sent = ready!(Pin::new(&mut self.stream).poll_write(context, rest))?;
-            if sent == 0 {
-                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-            }
-            self.sent += sent;
-        }
-        if self.gathered.len() < self.gathered.capacity() / 4 {
-            // An idle connection, which sends no more than a ping from time to time, holds no memory.
-            self.gathered = Vec::new();
-        }
-        self.gathered.clear();
-        self.sent = 0;
-        self.turn.end();
-        Poll::Ready(Ok(()))
-    }
-
-    /// Writes what was gathered if its turn has come.
-    fn poll_turn(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.turn.has_come() {
-            self.poll_send(context)
-        } else {
-            Poll::Ready(Ok(()))
-        }
-    }
-
-    /// Waits for room.
-    fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.gathered.len() < MAX_GATHERED {
-            return Poll::Ready(Ok(()));
-        }
-        self.poll_send(context)
     }
 }
 
@@ -167,7 +212,7 @@ impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 
     fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
+        self.info.clone()
     }
 }
 
@@ -178,10 +223,10 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         // Reading is what HTTP/2 begins with when it is woken. It needn't wait for writing.
-        if let Poll::Ready(Err(error)) = self.poll_turn(context) {
+        if let Poll::Ready(Err(error)) = self.outgoing.poll_turn(context) {
             return Poll::Ready(Err(error));
         }
-        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let read = Pin::new(&mut self.incoming).poll_read(context, buffer);
         if let Some(greeting) = &mut self.greeting {
             if read.is_ready() {
                 self.greeting = None;
@@ -195,21 +240,23 @@ impl AsyncRead for Connection {
 
 impl AsyncWrite for Connection {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_room(context))?;
-        Poll::Ready(Ok(self.gather(bytes)))
+        let mut gathered = self.outgoing.gathered();
+        ready!(gathered.poll_room(context))?;
+        Poll::Ready(Ok(gathered.gather(bytes)))
     }
 
     fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_room(context))?;
-        Poll::Ready(Ok(slices.iter().map(|slice| self.gather(slice)).sum()))
+        let mut gathered = self.outgoing.gathered();
+        ready!(gathered.poll_room(context))?;
+        Poll::Ready(Ok(slices.iter().map(|slice| gathered.gather(slice)).sum()))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -218,15 +265,19 @@ impl AsyncWrite for Connection {
 
     /// Asks for what was gathered to be written, and doesn't wait for it: HTTP/2 would write nothing
     /// meanwhile.
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.gathered.is_empty() {
-            self.turn.ask(context);
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.outgoing.gathered().asks() {
+            self.outgoing.connection.register(context.waker());
+            // The runtime wakes who yields after all others.
+            let turn = Waker::from(Arc::clone(&self.outgoing));
+            let _ = pin!(yield_now()).poll(&mut Context::from_waker(&turn));
         }
-        self.poll_turn(context)
+        self.outgoing.poll_turn(context)
     }
 
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_send(context))?;
-        Pin::new(&mut self.stream).poll_shutdown(context)
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut gathered = self.outgoing.gathered();
+        ready!(gathered.poll_send(context))?;
+        Pin::new(&mut gathered.socket).poll_shutdown(context)
     }
 }
