@@ -48,7 +48,7 @@ use std::{
 };
 
 use async_trait::async_trait;
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::Bytes;
 use fred::{
     clients::WithOptions,
     interfaces::{ClientLike as _, ClusterInterface as _, EventInterface as _, LuaInterface as _},
@@ -424,7 +424,7 @@ impl Cache for RedisCache {
         version: Version,
         answer: Bytes,
     ) -> Result<bool, CacheError> {
-        let filled = self.redis.fill(tag, key, version, &answer).await;
+        let filled = self.redis.fill(tag, key, version, answer.clone()).await;
         let stored = self.counted(filled)?;
         self.redis.counters.filled(stored);
         if stored {
@@ -797,19 +797,17 @@ impl Redis {
         tag: &Tag,
         key: &Key,
         version: Version,
-        answer: &[u8],
+        answer: Bytes,
     ) -> Result<bool, CacheError> {
         let period = self.leased()?;
-        let mut entry = BytesMut::with_capacity(usize::from(HEADER_BYTES) + answer.len());
-        entry.put_slice(&version.to_bytes());
-        entry.put_u64(now_ms());
-        entry.put_slice(answer);
+        let header = [&version.to_bytes()[..], &now_ms().to_be_bytes()].concat();
         let names = period.names(tag);
         let member = self.member(key);
         let call = Call {
             keys: vec![names.of("version"), names.of("keys"), names.of(&member)],
             args: vec![
-                Value::Bytes(entry.freeze()),
+                Value::Bytes(header.into()),
+                Value::Bytes(answer),
                 member.into(),
                 names.0.into(),
                 self.ttl_ms.into(),
