@@ -297,16 +297,16 @@ class Bench:
                     parts.append(f"{field} {show(middle):>6} ({show(low)}-{show(high)})")
             print(f"  {name:{width}}  {'  '.join(parts)}", flush=True)
 
-    def profile(self, name, server, variant):
-        """Notes which share of its CPU time a server spends in whose code."""
+    def profile(self, name, names, variant):
+        """Notes which share of their CPU time servers spend in whose code."""
         if not re.search(self.options.only, name):
             return
         variant = variant()
         variant()
         file = self.folder / "perf.data"
         record = ["perf", "record", "-q", "-F", "4999", "-e", "cpu-clock", "-o", file]
-        pid = str(self.server(server).pid)
-        perf = subprocess.Popen([*record, "-p", pid], stderr=subprocess.DEVNULL)
+        pids = ",".join(str(self.server(name).pid) for name in names)
+        perf = subprocess.Popen([*record, "-p", pids], stderr=subprocess.DEVNULL)
         # Until it samples.
         time.sleep(0.5)
         for _ in range(self.options.rounds):

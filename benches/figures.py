@@ -371,9 +371,19 @@ PROFILES = (
         },
     ),
     (
-        "profile-miss.svg",
-        "Where the CPU of a list that isn't cached goes",
-        {"miss/128/sql": "bare SQL", "miss/128/postgres": OURS},
+        "profile-replicas.svg",
+        "Where the CPU of a cached list goes, L1 warm, 128 in flight on each replica",
+        {"replicas/1": "one replica", "replicas/4": "four replicas on the same core"},
+    ),
+    (
+        "profile-database.svg",
+        "Where the CPU of a list that isn't cached goes, and of a creation",
+        {
+            "miss/128/sql": "miss, bare SQL",
+            "miss/128/postgres": f"miss, {OURS}",
+            "create/1x1/sql": "creation, bare SQL",
+            "create/1x1/postgres": f"creation, {OURS}",
+        },
     ),
 )
 
