@@ -86,6 +86,7 @@ class Bench:
         self.secret.write_text(random.randbytes(32).hex())
         self.measured = {}
         self.profiles = {}
+        self.variants = {}
         self.order = random.Random(1)
         self.started = {}
         self.clients = {}
@@ -287,6 +288,7 @@ class Bench:
                     seen[name].append(variants[name]())
                 except Failed as failed:
                     raise Failed(f"{name}: {failed}") from failed
+        self.variants |= variants
         self.measured |= seen
         width = max(map(len, seen))
         for name, rounds in seen.items():
@@ -297,15 +299,14 @@ class Bench:
                     parts.append(f"{field} {show(middle):>6} ({show(low)}-{show(high)})")
             print(f"  {name:{width}}  {'  '.join(parts)}", flush=True)
 
-    def profile(self, name, names, variant):
-        """Notes which share of their CPU time servers spend in whose code."""
-        if not re.search(self.options.only, name):
-            return
-        variant = variant()
+    def profile(self, name):
+        """Notes which share of their CPU time the servers of a variant that was measured spend in
+        whose code."""
+        variant = self.variants[name]
         variant()
         file = self.folder / "perf.data"
         record = ["perf", "record", "-q", "-F", "4999", "-e", "cpu-clock", "-o", file]
-        pids = ",".join(str(self.server(name).pid) for name in names)
+        pids = ",".join(str(self.server(server).pid) for server in variant.names)
         perf = subprocess.Popen([*record, "-p", pids], stderr=subprocess.DEVNULL)
         # Until it samples.
         time.sleep(0.5)
@@ -507,6 +508,7 @@ class Various:
     def __init__(self, bench, name, flags):
         self.bench = bench
         self.name = name
+        self.names = [name]
         self.ours = name.startswith(("service", "embedded"))
         self.flags = [*flags, f"--token={bench.token('root')}"]
         self.seed = 0

@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 
+import figures
 import servers
 from bench import (
     CALLER,
@@ -102,19 +103,13 @@ def measure_pages(bench, quick):
     bench.measure("Cached lists by size", variants)
 
 
-def replicas(count):
-    return [f"warm:{number}" for number in range(count)]
-
-
-def replicated_list(bench, count):
-    shape = Shape(count * FULL_LOAD.connections, FULL_LOAD.streams)
-    return cached_list(bench, "warm", shape, names=replicas(count))
-
-
 def measure_replicas(bench, _quick):
     variants = {}
     for count in 1, 2, 4:
-        variants[f"replicas/{count}"] = functools.partial(replicated_list, bench, count)
+        names = [f"warm:{number}" for number in range(count)]
+        shape = Shape(count * FULL_LOAD.connections, FULL_LOAD.streams)
+        make = functools.partial(cached_list, bench, "warm", shape, names=names)
+        variants[f"replicas/{count}"] = make
     bench.measure("The full load on each of one replica, two and four, all on one core", variants)
 
 
@@ -269,20 +264,10 @@ def measure_endurance(bench, quick):
 def measure_profile(bench, _quick):
     if not bench.options.profile:
         return
-    for shape in ONE, FULL_LOAD:
-        for name in "e", "warm":
-            make = functools.partial(cached_list, bench, name, shape)
-            bench.profile(f"list/{shape}/{name}", [name], make)
-    for count in 1, 4:
-        make = functools.partial(replicated_list, bench, count)
-        bench.profile(f"replicas/{count}", replicas(count), make)
-    for label, kind in ("sql", "sql"), ("postgres", "service"):
-        name = f"{kind}:rows_{ROWS[-1]}"
-        make = functools.partial(Misses, bench, name, 128, runs=1_000, passes=4)
-        bench.profile(f"miss/128/{label}", [name], make)
-        name = f"{kind}:creations"
-        make = functools.partial(create, bench, name, ONE)
-        bench.profile(f"create/{ONE}/{label}", [name], make)
+    for _, _, names in figures.PROFILES:
+        for name in names:
+            if name in bench.variants:
+                bench.profile(name)
 
 
 def measure_closing(bench, _quick):
