@@ -22,7 +22,7 @@ use location_service::{
 };
 use tempfile::TempDir;
 use tokio::sync::Barrier;
-use tonic::{Response, Status, transport::Endpoint};
+use tonic::{Response, Status};
 
 use crate::{
     harness::{Client, Pair, TestApp, cache_status, config_on, create, of_run, storage},
@@ -336,8 +336,7 @@ where
 {
     let mut calls = Vec::new();
     for _ in 0..CALLERS / CALLERS_PER_CONNECTION {
-        let endpoint = Endpoint::new(app.url.clone()).expect("a URL");
-        let client = TestApp::admin_over(endpoint.connect().await.expect("it accepts"));
+        let client = app.admin_alone().await;
         calls.extend((0..CALLERS_PER_CONNECTION).map(|_| call(client.clone())));
     }
     join_all(calls).await

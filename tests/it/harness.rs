@@ -138,14 +138,9 @@ impl TestApp {
             .await
             .expect("it serves");
         });
-        let channel = Endpoint::new(url.clone())
-            .expect("a URL")
-            .connect()
-            .await
-            .expect("it accepts");
         Self {
             config,
-            channel,
+            channel: connect(&url).await,
             url,
             stop: Some(stop),
             server,
@@ -176,7 +171,8 @@ impl TestApp {
     }
 
     /// A client with an admin's token, over a connection of its own.
-    pub fn admin_over(channel: Channel) -> Client {
+    pub async fn admin_alone(&self) -> Client {
+        let channel = connect(&self.url).await;
         LocationServiceClient::with_interceptor(channel, bearer("root", true))
     }
 
@@ -198,6 +194,11 @@ impl TestApp {
     fn client(&self, subject: &str, admin: bool) -> Client {
         LocationServiceClient::with_interceptor(self.channel.clone(), bearer(subject, admin))
     }
+}
+
+async fn connect(url: &str) -> Channel {
+    let endpoint = Endpoint::new(url.to_owned()).expect("a URL");
+    Box::pin(endpoint.connect()).await.expect("it accepts")
 }
 
 /// Sends a token with every call.
