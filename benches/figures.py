@@ -428,14 +428,13 @@ def draw(results, folder):
             curves.append((*NAMES[name], points))
         return curves
 
-    shapes = "1x1", "4x2", "4x8", "4x32"
-    in_flight = "calls in flight", ["1", "8", "32", "128"]
+    in_flight = "calls in flight", list(IN_FLIGHT.values())
     every = "list/{}/{}"
     chart(
         "in-flight.svg",
         "A cached list of 50 locations, by calls in flight",
-        Panel("server's CPU, µs a call", *in_flight, compared(every, shapes)),
-        Panel("p50, µs (log scale)", *in_flight, compared(every, shapes, "p50_us"), log=True),
+        Panel("server's CPU, µs a call", *in_flight, compared(every, IN_FLIGHT)),
+        Panel("p50, µs (log scale)", *in_flight, compared(every, IN_FLIGHT, "p50_us"), log=True),
     )
     sizes = 1, 50, 1_000
     curves = compared("page/{}/{}", sizes)
