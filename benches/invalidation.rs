@@ -40,14 +40,14 @@ use clap::Parser as _;
 use futures_util::{StreamExt as _, future::join_all, stream};
 use location_service::{
     cache::{Cache, RedisCache, RedisConfig, Tag, WriteId},
-    epoch::Epochs,
+    coordination::Coordinator,
     model::{
         Address, AddressText, CacheEpoch, Capacity, Change, Coordinates, Details, DisplayName,
         Epoch, ListQuery, LocationId, LocationState, LocationType, NewLocation, Order, OrderField,
         OwnerId, Predicate, Principal, ProductionRunId, RegionCode, ReportQuery, Text,
     },
     proto::location::v1,
-    service::{Creation, Freshness, Origin, Served, Service, Write},
+    service::{CacheMode, CachedResponse, Creation, Service, Source, Write},
     store::{Migrate, postgres},
 };
 use prost::Message as _;
@@ -139,13 +139,13 @@ async fn close(rounds: usize) -> Outcome<Value> {
     println!("\nclosing a tag of {ENTRIES:?} entries, in ms, and the last by the first:");
     let server = RedisServer::start();
     let cache = connect(&server, Duration::from_mins(5), 0).await?;
-    let named = cache.introduce(Uuid::new_v4()).await?;
+    let named = cache.install_scripts(Uuid::new_v4()).await?;
     let epoch = CacheEpoch {
         epoch: Epoch(1),
         server: Some(named),
         may_activate: false,
     };
-    cache.renew(&epoch, Instant::now() + Duration::from_hours(1));
+    cache.renew_lease(&epoch, Instant::now() + Duration::from_hours(1));
     let mut ms = [const { Vec::new() }; 4];
     let mut ratios = Vec::new();
     for round in 0..rounds {
@@ -212,14 +212,14 @@ impl Read {
         }
     }
 
-    async fn run(&self, service: &Service, caller: &Principal) -> Outcome<Served> {
+    async fn run(&self, service: &Service, caller: &Principal) -> Outcome<CachedResponse> {
         Ok(match self {
             Self::List(query, token) => {
-                let (query, fresh) = (query.clone(), Freshness::Current);
+                let (query, fresh) = (query.clone(), CacheMode::Default);
                 service.list(caller, query, token, fresh).await?
             }
             Self::Reports(query) => {
-                let (query, fresh) = (query.clone(), Freshness::Current);
+                let (query, fresh) = (query.clone(), CacheMode::Default);
                 service.reports(caller, query, "", fresh).await?
             }
         })
@@ -335,8 +335,8 @@ async fn over_invalidation(places: &[Place]) -> Outcome<Value> {
     }))
 }
 
-fn is_hit(served: &Served) -> bool {
-    matches!(served.origin, Origin::Cache(_))
+fn is_hit(served: &CachedResponse) -> bool {
+    matches!(served.origin, Source::Cache(_))
 }
 
 /// What is asked of each run, of each owner and of all.
@@ -443,7 +443,11 @@ fn everything() -> ListQuery {
     }
 }
 
-async fn read_all(service: &Service, caller: &Principal, reads: &[Read]) -> Outcome<Vec<Served>> {
+async fn read_all(
+    service: &Service,
+    caller: &Principal,
+    reads: &[Read],
+) -> Outcome<Vec<CachedResponse>> {
     let served: Vec<_> = stream::iter(reads)
         .map(|read| read.run(service, caller))
         .buffered(READS_AT_ONCE)
@@ -532,7 +536,7 @@ async fn index_members(places: &[Place], secs: u32) -> Outcome<Value> {
                     let user = random.next() % USERS;
                     let caller = principal(&format!("user-{user}"), user.is_multiple_of(5))?;
                     let query = some_list(&runs[popular.pick(&mut random)], &mut random);
-                    let fresh = Freshness::Current;
+                    let fresh = CacheMode::Default;
                     let served = service.list(&caller, query.clone(), "", fresh).await?;
                     asked.fetch_add(1, Ordering::Relaxed);
                     let page = v1::ListLocationsResponse::decode(served.message())?;
@@ -639,7 +643,7 @@ async fn service(database: &str, cache: Arc<RedisCache>) -> Outcome<Service> {
         migrate: Migrate::Auto,
     };
     let store = postgres::open(database, options).await?;
-    let epochs = Epochs::follow(postgres::epochs(database)?, Arc::clone(&cache)).await?;
+    let epochs = Coordinator::follow(postgres::epochs(database)?, Arc::clone(&cache)).await?;
     Ok(Service::new(store, cache, Some(Arc::new(epochs))).await?)
 }
 
@@ -692,7 +696,7 @@ impl Place {
                 } else {
                     LocationState::Active
                 },
-                description: Text::stored(String::new()),
+                description: Text::from_trusted(String::new()),
                 labels: std::collections::BTreeMap::default(),
             },
         };

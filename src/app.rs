@@ -16,12 +16,11 @@ use tonic_health::{ServingStatus, server::HealthReporter};
 use tower::{Layer as _, util::MapRequestLayer};
 
 use crate::{
-    api::{CacheApi, LocationApi, bounds::Bounds, fast::FastPath},
+    api::{CacheApi, LocationApi, fast_path::FastPath},
     auth::{Authenticator, KeyError},
     cache::{self, Cache, MemoryCache, RedisCache, RedisConfig, RedisConfigError},
     config::{CacheConfig, DatabaseUrl, ServeConfig},
-    connections,
-    epoch::Epochs,
+    coordination::Coordinator,
     error::Error,
     model::{Micros, Principal},
     proto::{
@@ -31,6 +30,7 @@ use crate::{
             location_service_server::LocationServiceServer,
         },
     },
+    server::{self, deadlines::Bounds},
     service::Service,
     store::{self, OpenError, Store, postgres, sqlite},
 };
@@ -51,7 +51,7 @@ const HEALTH_TIMEOUT: Duration = Duration::from_secs(2);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the answers to creations with a request id are kept, and how often old ones go.
-const ANSWERS_KEPT: Duration = Duration::from_hours(24);
+const IDEMPOTENCY_TTL: Duration = Duration::from_hours(24);
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_mins(10);
 
 // A writer's tags open again at its deadline: it has to be dead by then, by a wide margin.
@@ -120,7 +120,7 @@ pub struct Engines {
     /// Where answers are kept.
     pub cache: Arc<dyn Cache>,
     /// How replicas use the cache, if they share it.
-    pub epochs: Option<Arc<Epochs>>,
+    pub epochs: Option<Arc<Coordinator>>,
 }
 
 /// The service with its engines, ready to serve.
@@ -163,7 +163,8 @@ impl App {
                 };
                 let store = postgres::open(url, options).await?;
                 let cache = Arc::new(RedisCache::connect(&redis).await?);
-                let epochs = Epochs::follow(postgres::epochs(url)?, Arc::clone(&cache)).await?;
+                let epochs =
+                    Coordinator::follow(postgres::epochs(url)?, Arc::clone(&cache)).await?;
                 Ok(Engines {
                     store,
                     cache,
@@ -199,7 +200,7 @@ impl App {
         let (health, health_server) = tonic_health::server::health_reporter();
         set_health(&health, ServingStatus::NotServing).await;
         let watch = spawn(watch_health(health.clone(), Arc::clone(&self.store)));
-        let _housekeeping = spawn(keep_house(Arc::clone(&self.store)));
+        let _housekeeping = spawn(purge_loop(Arc::clone(&self.store)));
 
         let admission = InterceptorLayer::new(self.admission());
         let api = LocationApi::new(self.service.clone());
@@ -231,7 +232,7 @@ impl App {
             }))
             .add_service(admission.layer(locations))
             .add_service(admission.layer(cache))
-            .serve_with_incoming_shutdown(connections::accept(listener), stopped);
+            .serve_with_incoming_shutdown(server::accept(listener), stopped);
         tokio::pin!(server);
         let mut outcome = tokio::select! {
             outcome = &mut server => Some(outcome),
@@ -337,14 +338,14 @@ async fn watch_health(health: HealthReporter, store: Arc<dyn Store>) {
 }
 
 /// Forgets what is kept for a time only.
-async fn keep_house(store: Arc<dyn Store>) {
-    let kept = i64::try_from(ANSWERS_KEPT.as_micros()).unwrap_or(i64::MAX);
+async fn purge_loop(store: Arc<dyn Store>) {
+    let kept = i64::try_from(IDEMPOTENCY_TTL.as_micros()).unwrap_or(i64::MAX);
     let mut ticks = tokio::time::interval(HOUSEKEEPING_INTERVAL);
     // The first one comes at once, when there are calls to answer.
     ticks.tick().await;
     loop {
         ticks.tick().await;
-        if let Err(error) = store.forget(Micros(Micros::now().0 - kept)).await {
+        if let Err(error) = store.purge_expired(Micros(Micros::now().0 - kept)).await {
             tracing::warn!(%error, "what is kept for a day couldn't be deleted");
         }
     }

@@ -22,8 +22,8 @@
 //! know each other; only `app` names an engine, and `epoch`, which is about Redis and PostgreSQL
 //! together.
 //!
-//! A cached call goes past most of that: [`api::fast`] answers it ahead of `tonic`, with the frame that
-//! the cache holds, and [`connections`] writes the frames of many calls at once.
+//! A cached call goes past most of that: [`api::fast_path`] answers it ahead of `tonic`, with the frame that
+//! the cache holds, and [`server`] writes the frames of many calls at once.
 //!
 //! # The invariants
 //!
@@ -63,13 +63,13 @@ pub mod app;
 pub mod auth;
 pub mod cache;
 pub mod config;
-pub mod connections;
 pub mod controls;
-pub mod epoch;
+pub mod coordination;
 pub mod error;
 pub mod model;
 pub mod page_token;
 pub mod proto;
+pub mod server;
 pub mod service;
 pub mod store;
 pub mod telemetry;

@@ -163,7 +163,7 @@ impl Position for ReportCursor {
         let (kind, run) = bytes.split_first()?;
         Some((
             LocationType::from_number(i64::from(*kind))?,
-            Text::stored(String::from_utf8(run.to_vec()).ok()?),
+            Text::from_trusted(String::from_utf8(run.to_vec()).ok()?),
         ))
     }
 }

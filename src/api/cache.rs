@@ -6,9 +6,9 @@ use tonic::{Request, Response, Status};
 
 use super::{caller, convert};
 use crate::{
-    cache::{Explanation, Held, Stats, Version},
+    cache::{EntryInfo, Explanation, Stats, Version},
     proto::location::v1::{self, cache_service_server::CacheService},
-    service::{FRAME_PREFIX_BYTES, ListExplanation, Reads, Service},
+    service::{FRAME_PREFIX_BYTES, ListExplanation, ReadStats, Service},
 };
 
 /// `location.v1.CacheService`.
@@ -80,7 +80,7 @@ impl CacheService for CacheApi {
         request: Request<v1::GetStatsRequest>,
     ) -> Result<Response<v1::GetStatsResponse>, Status> {
         let (stats, reads) = self.service.cache_admin(&caller(&request)?)?.stats();
-        let Reads {
+        let ReadStats {
             local_hits,
             redis_hits,
             misses,
@@ -146,7 +146,7 @@ fn explain(cached: &Explanation) -> (bool, String) {
                    cached under it; the next read opens it.";
         return (false, why.to_owned());
     };
-    let is_current = |held: &Option<Held>| held.is_some_and(|held| held.version == *current);
+    let is_current = |held: &Option<EntryInfo>| held.is_some_and(|held| held.version == *current);
     let held_before = local.or(*redis).is_some();
     match (is_current(local), is_current(redis)) {
         (true, _) => (
@@ -170,8 +170,8 @@ fn explain(cached: &Explanation) -> (bool, String) {
     }
 }
 
-impl From<Held> for v1::CachedEntry {
-    fn from(held: Held) -> Self {
+impl From<EntryInfo> for v1::CachedEntry {
+    fn from(held: EntryInfo) -> Self {
         Self {
             version: held.version.to_string(),
             // Of the message alone.

@@ -1,10 +1,9 @@
 //! The generated traits' thin implementations: convert, call, map.
 
-pub mod bounds;
 mod cache;
 pub mod codec;
 mod convert;
-pub mod fast;
+pub mod fast_path;
 mod status;
 
 use http::{HeaderMap, header::CACHE_CONTROL};
@@ -17,7 +16,7 @@ use crate::{
     error::Error,
     model::Principal,
     proto::location::v1::{self, location_service_server::LocationService},
-    service::{Because, Freshness, Origin, Served, Service, Write},
+    service::{CacheMode, CachedResponse, FwdReason, Service, Source, Write},
 };
 
 const CACHE_STATUS: &str = "cache-status";
@@ -37,9 +36,9 @@ impl LocationApi {
     async fn list(
         &self,
         caller: &Principal,
-        freshness: Freshness,
+        freshness: CacheMode,
         request: v1::ListLocationsRequest,
-    ) -> Result<Served, Error> {
+    ) -> Result<CachedResponse, Error> {
         let (query, page_token) = convert::list(request)?;
         let served = self.service.list(caller, query, &page_token, freshness);
         served.await
@@ -48,9 +47,9 @@ impl LocationApi {
     async fn get(
         &self,
         caller: &Principal,
-        freshness: Freshness,
+        freshness: CacheMode,
         request: &v1::GetLocationRequest,
-    ) -> Result<Served, Error> {
+    ) -> Result<CachedResponse, Error> {
         let id = convert::get(request)?;
         self.service.get(caller, id, freshness).await
     }
@@ -58,9 +57,9 @@ impl LocationApi {
     async fn reports(
         &self,
         caller: &Principal,
-        freshness: Freshness,
+        freshness: CacheMode,
         request: v1::ListLocationReportsRequest,
-    ) -> Result<Served, Error> {
+    ) -> Result<CachedResponse, Error> {
         let (query, page_token) = convert::reports(request)?;
         let served = self.service.reports(caller, query, &page_token, freshness);
         served.await
@@ -172,7 +171,7 @@ fn one(locations: Vec<v1::Location>) -> Result<v1::Location, Error> {
 }
 
 /// RFC 9111, section 5.2.1.4.
-fn freshness(headers: &HeaderMap) -> Freshness {
+fn freshness(headers: &HeaderMap) -> CacheMode {
     let no_cache = headers
         .get_all(CACHE_CONTROL)
         .iter()
@@ -180,14 +179,14 @@ fn freshness(headers: &HeaderMap) -> Freshness {
         .flat_map(|value| value.split(','))
         .any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"));
     if no_cache {
-        Freshness::Reread
+        CacheMode::NoCache
     } else {
-        Freshness::Current
+        CacheMode::Default
     }
 }
 
-/// The answer to a call that isn't one for [`fast`].
-fn respond(served: &Served) -> Response<Encoded> {
+/// The answer to a call that isn't one for [`fast_path`].
+fn respond(served: &CachedResponse) -> Response<Encoded> {
     let mut response = Response::new(Encoded(served.message()));
     response.metadata_mut().insert(
         CACHE_STATUS,
@@ -197,25 +196,27 @@ fn respond(served: &Served) -> Response<Encoded> {
 }
 
 /// RFC 9211.
-fn cache_status(origin: Origin) -> &'static str {
+fn cache_status(origin: Source) -> &'static str {
     match origin {
-        Origin::Cache(Tier::Local) => "location-service; hit; detail=local",
-        Origin::Cache(Tier::Redis) => "location-service; hit; detail=redis",
-        Origin::Database {
+        Source::Cache(Tier::Local) => "location-service; hit; detail=local",
+        Source::Cache(Tier::Redis) => "location-service; hit; detail=redis",
+        Source::Database {
             because,
             stored,
             collapsed,
         } => match (because, stored, collapsed) {
-            (Because::Miss, true, false) => "location-service; fwd=miss; stored",
-            (Because::Miss, true, true) => "location-service; fwd=miss; stored; collapsed",
-            (Because::Miss, false, false) => "location-service; fwd=miss",
-            (Because::Miss, false, true) => "location-service; fwd=miss; collapsed",
-            (Because::Request, true, false) => "location-service; fwd=request; stored",
-            (Because::Request, true, true) => "location-service; fwd=request; stored; collapsed",
-            (Because::Request, false, false) => "location-service; fwd=request",
-            (Because::Request, false, true) => "location-service; fwd=request; collapsed",
-            (Because::Closed, ..) => "location-service; fwd=bypass; detail=write-in-flight",
-            (Because::Unavailable, ..) => "location-service; fwd=bypass; detail=cache-unavailable",
+            (FwdReason::Miss, true, false) => "location-service; fwd=miss; stored",
+            (FwdReason::Miss, true, true) => "location-service; fwd=miss; stored; collapsed",
+            (FwdReason::Miss, false, false) => "location-service; fwd=miss",
+            (FwdReason::Miss, false, true) => "location-service; fwd=miss; collapsed",
+            (FwdReason::Request, true, false) => "location-service; fwd=request; stored",
+            (FwdReason::Request, true, true) => "location-service; fwd=request; stored; collapsed",
+            (FwdReason::Request, false, false) => "location-service; fwd=request",
+            (FwdReason::Request, false, true) => "location-service; fwd=request; collapsed",
+            (FwdReason::Closed, ..) => "location-service; fwd=bypass; detail=write-in-flight",
+            (FwdReason::Unavailable, ..) => {
+                "location-service; fwd=bypass; detail=cache-unavailable"
+            }
         },
     }
 }

@@ -51,7 +51,7 @@ impl<V> std::fmt::Debug for Flight<V> {
 
 /// An answer, and whether another caller's work brought it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Landed<V> {
+pub struct Shared<V> {
     /// The answer.
     pub value: V,
     /// Whether this caller joined an execution that another had asked for.
@@ -61,7 +61,7 @@ pub struct Landed<V> {
 /// The execution panicked.
 #[derive(Debug, thiserror::Error)]
 #[error("the shared execution panicked")]
-pub struct Crashed;
+pub struct Panicked;
 
 impl<K, V> Default for NextFlight<K, V> {
     fn default() -> Self {
@@ -79,7 +79,7 @@ where
     /// Joins the key's next execution, which is `run` unless another caller has already brought
     /// one. `run` is told whether it starts at once, without a wait for another execution, and what
     /// it returns isn't polled before the execution starts.
-    pub async fn join<F>(&self, key: K, run: impl FnOnce(bool) -> F) -> Result<Landed<V>, Crashed>
+    pub async fn join<F>(&self, key: K, run: impl FnOnce(bool) -> F) -> Result<Shared<V>, Panicked>
     where
         F: Future<Output = V> + Send + 'static,
     {
@@ -89,8 +89,8 @@ where
             .await
             .ok()
             .and_then(|value| value.clone())
-            .ok_or(Crashed)?;
-        Ok(Landed { value, collapsed })
+            .ok_or(Panicked)?;
+        Ok(Shared { value, collapsed })
     }
 
     fn board<F>(&self, key: K, run: impl FnOnce(bool) -> F) -> (watch::Receiver<Option<V>>, bool)

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 
-use super::{Held, Tag, Version, key::Digest};
+use super::{EntryInfo, Tag, Version, key::Digest};
 
 /// What an entry takes beyond its answer and its tag: its own fields, its place in the map, and
 /// its key in the tag's index.
@@ -79,9 +79,9 @@ impl Entries {
     }
 
     /// What is held under a key, without counting as a read.
-    pub(super) fn peek(&self, key: &Digest) -> Option<Held> {
+    pub(super) fn peek(&self, key: &Digest) -> Option<EntryInfo> {
         let slot = self.cache.peek(key)?;
-        Some(Held {
+        Some(EntryInfo {
             version: slot.entry.version,
             bytes: slot.entry.answer.len() as u64,
             age: Duration::from_secs(u64::from(self.now_secs().saturating_sub(slot.filled_at))),

@@ -187,7 +187,7 @@ impl Tags {
             // It has been used since, or is forgotten.
             return;
         };
-        state.bury_dead_writers();
+        state.expire_writes();
         if state.is_bare() {
             self.states.remove(&oldest);
         } else if !state.writers.is_empty() {
@@ -240,7 +240,7 @@ impl TagState {
         self.keys.len() == 0 && self.writers.is_empty()
     }
 
-    fn bury_dead_writers(&mut self) {
+    fn expire_writes(&mut self) {
         let now = Instant::now();
         self.writers.retain(|(_, deadline)| *deadline > now);
     }
@@ -268,14 +268,14 @@ impl Cache for MemoryCache {
         })
     }
 
-    fn held(&self, key: &Key, version: Version) -> Option<Bytes> {
+    fn peek_local(&self, key: &Key, version: Version) -> Option<Bytes> {
         self.0.entries.get(key.digest(), version)
     }
 
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
         let mut tags = self.0.tags();
         let state = tags.states.entry(tag.clone()).or_default();
-        state.bury_dead_writers();
+        state.expire_writes();
         if !state.writers.is_empty() {
             return Ok(None);
         }
@@ -360,7 +360,7 @@ impl Cache for MemoryCache {
     async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError> {
         let (current, writers) = match self.0.tags().states.get_mut(tag) {
             Some(state) => {
-                state.bury_dead_writers();
+                state.expire_writes();
                 (state.version, state.writers.len() as u64)
             }
             None => (None, 0),

@@ -39,7 +39,7 @@ use crate::model::Epoch;
 
 pub(crate) use self::stats::Counter;
 pub use self::{
-    flight::{Crashed, Landed, NextFlight},
+    flight::{NextFlight, Panicked, Shared},
     key::Key,
     memory::MemoryCache,
     redis::{RedisCache, RedisConfig, RedisConfigError},
@@ -117,14 +117,14 @@ pub struct Explanation {
     /// How many writes on the tag are in flight.
     pub writers: u64,
     /// What the process holds under the key.
-    pub local: Option<Held>,
+    pub local: Option<EntryInfo>,
     /// What the cache server holds under the key.
-    pub redis: Option<Held>,
+    pub redis: Option<EntryInfo>,
 }
 
 /// A stored entry, current or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Held {
+pub struct EntryInfo {
     /// The tag's version from before the database was read.
     pub version: Version,
     /// The length of the answer.
@@ -147,7 +147,7 @@ pub trait Cache: Send + Sync + 'static {
 
     /// The answer that the process holds under a key, if it was filled under this version: current if
     /// the version is.
-    fn held(&self, key: &Key, version: Version) -> Option<Bytes>;
+    fn peek_local(&self, key: &Key, version: Version) -> Option<Bytes>;
 
     /// Opens a tag that has no version, unless a write is in flight on it: then `None`.
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError>;

@@ -131,15 +131,15 @@ pub trait Store: Send + Sync + 'static {
     async fn begin(&self) -> Result<Box<dyn Transaction>>;
 
     /// Forgets the former image that a write noted at this time, unless another has noted one since.
-    async fn forget_former_image(&self, id: LocationId, noted: Micros) -> Result<()>;
+    async fn delete_previous_image(&self, id: LocationId, noted: Micros) -> Result<()>;
 
     /// Forgets the answers to creations, and the former images, from before this time.
-    async fn forget(&self, before: Micros) -> Result<()>;
+    async fn purge_expired(&self, before: Micros) -> Result<()>;
 
     /// The secret that page tokens are signed with, the same for all who share the database.
     async fn page_token_key(&self) -> Result<[u8; 32]>;
 
-    /// Whether the database answers.
+    /// Whether the database records.
     async fn ping(&self) -> Result<()>;
 
     /// Finishes what is under way and closes the database.
@@ -167,20 +167,24 @@ pub trait Transaction: Send {
 
     /// The images that were noted for these locations and not forgotten yet. This write, which closes
     /// their tags, forgets them.
-    async fn take_former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>>;
+    async fn take_previous_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>>;
 
     /// Notes the image that a location has before it is moved or deleted.
-    async fn note_former_image(&mut self, former: &Image, now: Micros) -> Result<()>;
+    async fn record_previous_image(&mut self, former: &Image, now: Micros) -> Result<()>;
 
     /// The answers that this caller's creations with these request ids had.
-    async fn answers(&mut self, caller: &OwnerId, ids: &[Uuid]) -> Result<Vec<Answer>>;
-
-    /// Keeps answers. False if another write has kept one under one of the ids meanwhile; nothing
-    /// is to be committed then.
-    async fn keep_answers(
+    async fn find_idempotency_records(
         &mut self,
         caller: &OwnerId,
-        answers: &[Answer],
+        ids: &[Uuid],
+    ) -> Result<Vec<IdempotencyRecord>>;
+
+    /// Keeps records. False if another write has kept one under one of the ids meanwhile; nothing
+    /// is to be committed then.
+    async fn save_idempotency_records(
+        &mut self,
+        caller: &OwnerId,
+        records: &[IdempotencyRecord],
         now: Micros,
     ) -> Result<bool>;
 
@@ -196,7 +200,7 @@ pub trait Transaction: Send {
 
 /// What a creation with a `request_id` was answered.
 #[derive(Debug, Clone)]
-pub struct Answer {
+pub struct IdempotencyRecord {
     /// The request id.
     pub request_id: Uuid,
     /// A digest of the request's body.

@@ -249,7 +249,7 @@ impl Dialect for Postgres {
     }
 
     /// A server that answers with an error hasn't committed. A proxy in front of it may not know.
-    fn explain_commit(error: sqlx::Error) -> Error {
+    fn map_commit_error(error: sqlx::Error) -> Error {
         match sqlstate(&error).as_deref() {
             Some(state) if state != OUTCOME_UNKNOWN && !state.starts_with(CONNECTION_EXCEPTION) => {
                 Self::explain(error)

@@ -155,7 +155,7 @@ impl Dialect for Sqlite {
     }
 
     /// A commit that fails for want of room or of a lock has written nothing.
-    fn explain_commit(error: sqlx::Error) -> Error {
+    fn map_commit_error(error: sqlx::Error) -> Error {
         match code(&error) {
             Some(FULL | BUSY) => Self::explain(error),
             _ => Error::OutcomeUnknown(Arc::new(error)),
@@ -217,8 +217,8 @@ mod tests {
         let options = SqliteConnectOptions::new().filename(&path);
         let pool = SqlitePool::connect_with(options).await.expect("it opens");
 
-        let run = Some(Text::stored("run".to_owned()));
-        let owner = Some(Text::stored("ann".to_owned()));
+        let run = Some(Text::from_trusted("run".to_owned()));
+        let owner = Some(Text::from_trusted("ann".to_owned()));
         let by = |run: &Option<_>, owner: &Option<_>, kind| Predicate {
             run: run.clone(),
             owner: owner.clone(),

@@ -48,7 +48,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// Room for the details of errors, which travel in headers: a batch may have many bad fields.
 const MAX_HEADER_BYTES: u32 = 256 * 1024;
 
-/// Names the token of the caller in the environment, where other users can't read it.
+/// TagKeys the token of the caller in the environment, where other users can't read it.
 const TOKEN_VARIABLE: &str = "LOCATION_SERVICE_TOKEN";
 
 /// The name that stands for standard input or output.

@@ -258,8 +258,8 @@ impl Cache for AllAtOnce {
         self.inner.lookup(tag, key).await
     }
 
-    fn held(&self, key: &Key, version: Version) -> Option<Bytes> {
-        self.inner.held(key, version)
+    fn peek_local(&self, key: &Key, version: Version) -> Option<Bytes> {
+        self.inner.peek_local(key, version)
     }
 
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {

@@ -17,7 +17,7 @@ use location_service::{
         Cursor, Epoch, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
         ReportCursor, ReportQuery,
     },
-    store::{Answer, Store, Transaction},
+    store::{IdempotencyRecord, Store, Transaction},
 };
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -156,12 +156,12 @@ impl Store for GatedStore {
         }))
     }
 
-    async fn forget_former_image(&self, id: LocationId, noted: Micros) -> Result<()> {
-        self.inner.forget_former_image(id, noted).await
+    async fn delete_previous_image(&self, id: LocationId, noted: Micros) -> Result<()> {
+        self.inner.delete_previous_image(id, noted).await
     }
 
-    async fn forget(&self, before: Micros) -> Result<()> {
-        self.inner.forget(before).await
+    async fn purge_expired(&self, before: Micros) -> Result<()> {
+        self.inner.purge_expired(before).await
     }
 
     async fn page_token_key(&self) -> Result<[u8; 32]> {
@@ -201,25 +201,31 @@ impl Transaction for GatedTransaction {
         self.inner.delete(id).await
     }
 
-    async fn take_former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
-        self.inner.take_former_images(ids).await
+    async fn take_previous_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
+        self.inner.take_previous_images(ids).await
     }
 
-    async fn note_former_image(&mut self, former: &Image, now: Micros) -> Result<()> {
-        self.inner.note_former_image(former, now).await
+    async fn record_previous_image(&mut self, former: &Image, now: Micros) -> Result<()> {
+        self.inner.record_previous_image(former, now).await
     }
 
-    async fn answers(&mut self, caller: &OwnerId, ids: &[Uuid]) -> Result<Vec<Answer>> {
-        self.inner.answers(caller, ids).await
-    }
-
-    async fn keep_answers(
+    async fn find_idempotency_records(
         &mut self,
         caller: &OwnerId,
-        answers: &[Answer],
+        ids: &[Uuid],
+    ) -> Result<Vec<IdempotencyRecord>> {
+        self.inner.find_idempotency_records(caller, ids).await
+    }
+
+    async fn save_idempotency_records(
+        &mut self,
+        caller: &OwnerId,
+        records: &[IdempotencyRecord],
         now: Micros,
     ) -> Result<bool> {
-        self.inner.keep_answers(caller, answers, now).await
+        self.inner
+            .save_idempotency_records(caller, records, now)
+            .await
     }
 
     async fn commit(self: Box<Self>, epoch: Option<Epoch>) -> Result<()> {
@@ -259,8 +265,8 @@ impl Cache for Uncontrolled {
         self.inner.lookup(tag, key).await
     }
 
-    fn held(&self, key: &Key, version: Version) -> Option<Bytes> {
-        self.inner.held(key, version)
+    fn peek_local(&self, key: &Key, version: Version) -> Option<Bytes> {
+        self.inner.peek_local(key, version)
     }
 
     async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {

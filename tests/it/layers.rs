@@ -8,36 +8,42 @@ use std::{fs, path::Path};
 const RULES: &[(&str, &[&str])] = &[
     (
         "tonic",
-        &["main.rs", "app.rs", "connections.rs", "api/", "transfer/"],
+        &["main.rs", "app.rs", "server/", "api/", "transfer/"],
     ),
     ("sqlx", &["store/"]),
-    ("fred", &["cache/redis.rs"]),
+    ("fred", &["cache/redis/"]),
     // The engines.
     ("crate::store::sqlite", &["app.rs", "store/"]),
     ("crate::store::postgres", &["app.rs", "store/"]),
     ("MemoryCache", &["app.rs", "cache/"]),
-    ("RedisCache", &["app.rs", "epoch.rs", "cache/"]),
+    ("RedisCache", &["app.rs", "coordination.rs", "cache/"]),
     // The layers, each known to those above it.
     ("crate::app", &["main.rs", "app.rs"]),
     ("crate::transfer", &["main.rs", "transfer/"]),
     ("crate::telemetry", &["main.rs"]),
     (
         "crate::config",
-        &["main.rs", "app.rs", "auth.rs", "telemetry.rs", "transfer/"],
+        &["main.rs", "app.rs", "auth/", "telemetry.rs", "transfer/"],
     ),
-    ("crate::auth", &["main.rs", "app.rs", "auth.rs"]),
+    ("crate::auth", &["main.rs", "app.rs", "auth/"]),
     // `proto` names the codec of the cached answers in what it generates, which isn't in `src/`.
     ("crate::api", &["app.rs", "api/"]),
     ("crate::service", &["app.rs", "api/"]),
-    ("crate::page_token", &["service.rs"]),
-    ("crate::epoch", &["app.rs", "service.rs"]),
+    ("crate::page_token", &["service/"]),
+    ("crate::coordination", &["app.rs", "service/"]),
     (
         "crate::cache",
-        &["app.rs", "api/", "service.rs", "epoch.rs", "cache/"],
+        &["app.rs", "api/", "service/", "coordination.rs", "cache/"],
     ),
     (
         "crate::store",
-        &["app.rs", "config.rs", "service.rs", "epoch.rs", "store/"],
+        &[
+            "app.rs",
+            "config.rs",
+            "service/",
+            "coordination.rs",
+            "store/",
+        ],
     ),
 ];
 

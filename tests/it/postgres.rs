@@ -246,7 +246,7 @@ async fn writes_what_it_is_given(store: &dyn Store) {
     drop(write);
     insert(store, &twice[..1]).await;
     store.ping().await.unwrap();
-    store.forget(Micros(1)).await.unwrap();
+    store.purge_expired(Micros(1)).await.unwrap();
     store.close().await;
     let closed = store.ping().await;
     assert!(matches!(closed, Err(Error::DatabaseUnavailable(_))));
@@ -534,7 +534,9 @@ async fn a_write_whose_statement_failed_is_not_committed() {
     let mut write = store.begin().await.unwrap();
     write.insert(std::slice::from_ref(&place)).await.unwrap();
     execute(&url, "ALTER TABLE create_requests RENAME TO gone").await;
-    let answers = write.answers(&place.owner, &[place.id.0]).await;
+    let answers = write
+        .find_idempotency_records(&place.owner, &[place.id.0])
+        .await;
     assert!(answers.is_err());
     assert!(write.commit(None).await.is_err());
     assert!(!exists(&*store, place.id).await);

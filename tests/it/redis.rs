@@ -55,7 +55,7 @@ pub async fn connect_with(url: &str, change: impl FnOnce(&mut RedisConfig)) -> R
 /// Begins to use the cache in an epoch, which has this number and the server's name in it.
 async fn enter(cache: &RedisCache, number: i64) -> Result<(), CacheError> {
     let name = Uuid::from_u128(number.unsigned_abs().into());
-    let introduced = cache.introduce(name).await;
+    let introduced = cache.install_scripts(name).await;
     let unknown = CacheServer {
         name,
         histories: String::new(),
@@ -71,7 +71,7 @@ fn know(cache: &RedisCache, number: i64, server: Option<CacheServer>) {
         server,
         may_activate: false,
     };
-    cache.renew(&row, Instant::now() + Duration::from_hours(1));
+    cache.renew_lease(&row, Instant::now() + Duration::from_hours(1));
 }
 
 fn tag(run: &str) -> Tag {
@@ -544,10 +544,10 @@ async fn nothing_is_served_without_a_lease() {
     };
     let row = CacheEpoch {
         epoch: Epoch(1),
-        server: cache.introduce(Uuid::from_u128(1)).await.ok(),
+        server: cache.install_scripts(Uuid::from_u128(1)).await.ok(),
         may_activate: false,
     };
-    cache.renew(
+    cache.renew_lease(
         &row,
         Instant::now()
             .checked_sub(LEASE)
@@ -622,7 +622,7 @@ async fn neither_a_promoted_nor_a_demoted_server_serves() {
     .await
     .expect("a good URL");
     let server = a
-        .introduce(Uuid::from_u128(1))
+        .install_scripts(Uuid::from_u128(1))
         .await
         .expect("Redis answers");
     know(&promoted, 1, Some(server));
@@ -643,7 +643,7 @@ async fn neither_a_promoted_nor_a_demoted_server_serves() {
         let found = cache.lookup(&run, &key(1)).await;
         assert!(found.is_err(), "it may take another's data: {found:?}");
         cache.check().await.expect_err("it isn't a master");
-        cache.introduce(Uuid::from_u128(2)).await.ok();
+        cache.install_scripts(Uuid::from_u128(2)).await.ok();
     }
 }
 

@@ -47,10 +47,10 @@ fn locations() -> impl Strategy<Value = Location> {
             |(id, kind, run, owner, name, capacity, state, time)| Location {
                 id: LocationId(Uuid::from_bytes(id)),
                 kind,
-                owner: Text::stored(owner.to_owned()),
+                owner: Text::from_trusted(owner.to_owned()),
                 details: Details {
-                    display_name: Text::stored(name.to_owned()),
-                    production_run_id: Text::stored(run.to_owned()),
+                    display_name: Text::from_trusted(name.to_owned()),
+                    production_run_id: Text::from_trusted(run.to_owned()),
                     address: Address::default(),
                     coordinates: None,
                     capacity: Capacity::new(capacity).expect("not negative"),
@@ -82,8 +82,8 @@ fn predicates() -> impl Strategy<Value = Predicate> {
     )
         .prop_map(|(kind, run, owner)| Predicate {
             kind,
-            run: run.map(|run| Text::stored(run.to_owned())),
-            owner: owner.map(|owner| Text::stored(owner.to_owned())),
+            run: run.map(|run| Text::from_trusted(run.to_owned())),
+            owner: owner.map(|owner| Text::from_trusted(owner.to_owned())),
         })
 }
 
@@ -245,8 +245,8 @@ fn no_text_of_a_users_passes_for_another_tag() {
     let tag = |run: Option<&str>, owner: Option<&str>| {
         Tag::of_predicate(&Predicate {
             kind: None,
-            run: run.map(|run| Text::stored(run.to_owned())),
-            owner: owner.map(|owner| Text::stored(owner.to_owned())),
+            run: run.map(|run| Text::from_trusted(run.to_owned())),
+            owner: owner.map(|owner| Text::from_trusted(owner.to_owned())),
         })
     };
     let hostile = [

@@ -1,4 +1,4 @@
-//! Epochs: how replicas leave a cache server that is away or isn't what it was, and come back.
+//! Coordinator: how replicas leave a cache server that is away or isn't what it was, and come back.
 //!
 //! **State.** The database: the epoch's row, and which writes are committed; which are acknowledged.
 //! Two cache servers, each with the names that it goes by, and a tag for each active epoch. The
@@ -69,7 +69,7 @@ enum Protection {
 
 /// The model.
 #[derive(Debug, Clone)]
-struct Epochs {
+struct Coordinator {
     /// At most two.
     writes: usize,
     /// At most 3.
@@ -163,7 +163,7 @@ const fn last_active(epoch: u8) -> u8 {
     epoch / 2 * 2
 }
 
-impl Epochs {
+impl Coordinator {
     fn has(&self, protection: Protection) -> bool {
         self.without != Some(protection)
     }
@@ -419,7 +419,7 @@ impl State {
     }
 }
 
-impl Model for Epochs {
+impl Model for Coordinator {
     type State = State;
     type Action = Action;
 
@@ -505,8 +505,8 @@ impl Model for Epochs {
     }
 }
 
-fn epochs(writes: usize, loses_notes: bool) -> Epochs {
-    Epochs {
+fn epochs(writes: usize, loses_notes: bool) -> Coordinator {
+    Coordinator {
         writes,
         last_epoch: 2,
         loses_notes,
@@ -515,8 +515,8 @@ fn epochs(writes: usize, loses_notes: bool) -> Epochs {
 }
 
 /// The smallest model, without a protection.
-fn without(protection: Protection) -> Epochs {
-    Epochs {
+fn without(protection: Protection) -> Coordinator {
+    Coordinator {
         without: Some(protection),
         ..epochs(1, true)
     }
@@ -524,7 +524,7 @@ fn without(protection: Protection) -> Epochs {
 
 #[test]
 fn a_write_in_four_epochs() {
-    let model = Epochs {
+    let model = Coordinator {
         last_epoch: 3,
         ..epochs(1, true)
     };

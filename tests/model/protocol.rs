@@ -195,7 +195,7 @@ impl Protocol {
     }
 
     fn write(&self, state: &mut State, i: usize, action: Action) -> Option<()> {
-        let is_late = state.overdue & 1 << i != 0;
+        let is_timeout = state.overdue & 1 << i != 0;
         state.writers[i] = match (action, state.writers[i]) {
             (Action::Begin(_), Writer::Idle) => Writer::Began(self.touched(state, i)),
             (Action::Close(_), Writer::Began(touched)) => {
@@ -207,7 +207,7 @@ impl Protocol {
                 Writer::Over
             }
             (Action::Commit(_), Writer::Closed(_))
-                if is_late && self.has(Protection::WriteDeadline) =>
+                if is_timeout && self.has(Protection::WriteDeadline) =>
             {
                 Writer::Over
             }

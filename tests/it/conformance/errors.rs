@@ -51,11 +51,11 @@ impl Store for Down {
         down()
     }
 
-    async fn forget_former_image(&self, _: LocationId, _: Micros) -> Result<()> {
+    async fn delete_previous_image(&self, _: LocationId, _: Micros) -> Result<()> {
         down()
     }
 
-    async fn forget(&self, _: Micros) -> Result<()> {
+    async fn purge_expired(&self, _: Micros) -> Result<()> {
         down()
     }
 

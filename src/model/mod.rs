@@ -50,7 +50,7 @@ impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
     }
 
     /// Text that was parsed before it was stored.
-    pub fn stored(text: String) -> Self {
+    pub fn from_trusted(text: String) -> Self {
         Self(text)
     }
 
@@ -193,7 +193,7 @@ impl RegionCode {
     }
 
     /// A code that was parsed before it was stored.
-    pub fn stored(text: String) -> Self {
+    pub fn from_trusted(text: String) -> Self {
         Self(text)
     }
 
@@ -499,7 +499,7 @@ impl Etag {
     }
 
     /// One that was generated before it was stored.
-    pub fn stored(text: String) -> Self {
+    pub fn from_trusted(text: String) -> Self {
         Self(text)
     }
 

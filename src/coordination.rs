@@ -50,7 +50,7 @@ const FAILURES: u32 = 3;
 
 /// How replicas use the cache that they share. Dropping it ends its background work.
 #[derive(Debug)]
-pub struct Epochs {
+pub struct Coordinator {
     shared: Arc<Shared>,
     _tasks: JoinSet<()>,
 }
@@ -93,22 +93,22 @@ impl Seen {
     }
 }
 
-impl Epochs {
+impl Coordinator {
     /// Begins to follow the epochs, and tries once to put a cache to use that nobody has used.
     pub async fn follow(table: EpochTable, cache: Arc<RedisCache>) -> Result<Self> {
         let asked = Instant::now();
         let row = table.read().await?;
-        cache.renew(&row, asked.into_std());
+        cache.renew_lease(&row, asked.into_std());
         let shared = Arc::new(Shared {
             table,
             cache,
             seen: Mutex::new(Seen::new(row, asked)),
         });
         // What is wrong already was so while no replica was there to see it.
-        shared.tend(&mut (FAILURES - 1)).await;
+        shared.reconcile(&mut (FAILURES - 1)).await;
         let mut tasks = JoinSet::new();
-        tasks.spawn(keep_reading(Arc::clone(&shared)));
-        tasks.spawn(keep_tending(Arc::clone(&shared)));
+        tasks.spawn(poll_loop(Arc::clone(&shared)));
+        tasks.spawn(reconcile_loop(Arc::clone(&shared)));
         Ok(Self {
             shared,
             _tasks: tasks,
@@ -117,7 +117,7 @@ impl Epochs {
 
     /// Waits until nobody serves from an epoch before the one that is known, and answers that: a lease
     /// at most, or less than two if it changes meanwhile.
-    pub async fn settled(&self) -> Epoch {
+    pub async fn wait_for_old_leases(&self) -> Epoch {
         loop {
             let Seen { row, settled, .. } = self.shared.seen();
             if settled <= Instant::now() {
@@ -151,7 +151,7 @@ impl Shared {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         // Another read may have overtaken this one.
         if asked >= seen.asked {
-            self.cache.renew(&row, asked.into_std());
+            self.cache.renew_lease(&row, asked.into_std());
             if row.epoch == seen.row.epoch {
                 (seen.row, seen.asked) = (row, asked);
             } else {
@@ -172,7 +172,7 @@ impl Shared {
     }
 
     /// Checks the server, and does what the answer asks for.
-    async fn tend(&self, failures: &mut u32) {
+    async fn reconcile(&self, failures: &mut u32) {
         let Seen { row, settled, .. } = self.seen();
         let checked = self.cache.check().await;
         *failures = if checked.is_ok() { 0 } else { *failures + 1 };
@@ -194,7 +194,7 @@ impl Shared {
     }
 
     async fn activate(&self, from: Epoch) -> Result<()> {
-        let introduced = self.cache.introduce(Uuid::new_v4()).await;
+        let introduced = self.cache.install_scripts(Uuid::new_v4()).await;
         let server = introduced.map_err(|error| Error::CacheUnavailable(Arc::new(error)))?;
         self.table.activate(from, &server).await?;
         self.refresh().await
@@ -202,7 +202,7 @@ impl Shared {
 }
 
 /// Keeps the lease. While the database is away it runs out.
-async fn keep_reading(shared: Arc<Shared>) {
+async fn poll_loop(shared: Arc<Shared>) {
     let mut ticks = ticks();
     loop {
         ticks.tick().await;
@@ -210,12 +210,12 @@ async fn keep_reading(shared: Arc<Shared>) {
     }
 }
 
-async fn keep_tending(shared: Arc<Shared>) {
+async fn reconcile_loop(shared: Arc<Shared>) {
     let mut ticks = ticks();
     let mut failures = 0;
     loop {
         ticks.tick().await;
-        shared.tend(&mut failures).await;
+        shared.reconcile(&mut failures).await;
     }
 }
 

@@ -17,7 +17,9 @@ use sqlx::{
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use super::{Answer, MAX_PAGE_BYTES, REPLY_MARGIN, STATEMENT_TIMEOUT, Store, Transaction};
+use super::{
+    IdempotencyRecord, MAX_PAGE_BYTES, REPLY_MARGIN, STATEMENT_TIMEOUT, Store, Transaction,
+};
 use crate::{
     error::{Error, Result},
     model::{
@@ -62,7 +64,7 @@ pub(super) trait Dialect: Database + HasStatementCache {
 
     /// Says what an error of a commit means: `Error::OutcomeUnknown` unless it is sure that nothing
     /// was written.
-    fn explain_commit(error: sqlx::Error) -> Error;
+    fn map_commit_error(error: sqlx::Error) -> Error;
 
     /// A statement with its placeholders `$1`, `$2`, ... written as the database likes them.
     fn placeholders(sql: String) -> String {
@@ -318,15 +320,15 @@ where
             bytes += text.len();
             Ok(text)
         };
-        let display_name = Text::stored(text(2)?);
-        let production_run_id = Text::stored(text(3)?);
-        let owner = Text::stored(text(4)?);
-        let locality = Text::stored(text(6)?);
-        let administrative_area = Text::stored(text(7)?);
-        let postal_code = Text::stored(text(8)?);
-        let region_code = RegionCode::stored(text(9)?);
-        let description = Text::stored(text(14)?);
-        let etag = Etag::stored(text(18)?);
+        let display_name = Text::from_trusted(text(2)?);
+        let production_run_id = Text::from_trusted(text(3)?);
+        let owner = Text::from_trusted(text(4)?);
+        let locality = Text::from_trusted(text(6)?);
+        let administrative_area = Text::from_trusted(text(7)?);
+        let postal_code = Text::from_trusted(text(8)?);
+        let region_code = RegionCode::from_trusted(text(9)?);
+        let description = Text::from_trusted(text(14)?);
+        let etag = Etag::from_trusted(text(18)?);
         let (lines_json, labels_json): (&str, &str) =
             (row.try_get_unchecked(5)?, row.try_get_unchecked(15)?);
         // A label takes a few bytes more in an answer than in JSON.
@@ -353,7 +355,7 @@ where
                 display_name,
                 production_run_id,
                 address: Address {
-                    lines: lines.into_iter().map(Text::stored).collect(),
+                    lines: lines.into_iter().map(Text::from_trusted).collect(),
                     locality,
                     administrative_area,
                     postal_code,
@@ -395,7 +397,8 @@ impl<'de> Visitor<'de> for StoredLabels {
         mut labels: A,
     ) -> std::result::Result<Self, A::Error> {
         while let Some((key, value)) = labels.next_entry()? {
-            self.0.insert(Text::stored(key), Text::stored(value));
+            self.0
+                .insert(Text::from_trusted(key), Text::from_trusted(value));
         }
         Ok(self)
     }
@@ -463,7 +466,7 @@ impl TryFrom<ReportRow> for Report {
         Ok(Self {
             kind: LocationType::from_number(row.r#type)
                 .ok_or_else(|| Error::internal("a report's type is unknown"))?,
-            run: Text::stored(row.production_run_id),
+            run: Text::from_trusted(row.production_run_id),
             locations: row.locations,
             active: row.active,
             capacity: i64::try_from(capacity).unwrap_or(i64::MAX),
@@ -489,8 +492,8 @@ impl TryFrom<ImageRow> for Image {
             id: LocationId(row.id),
             kind: LocationType::from_number(row.r#type)
                 .ok_or_else(|| Error::internal("a former image's type is unknown"))?,
-            run: Text::stored(row.production_run_id),
-            owner: Text::stored(row.owner_id),
+            run: Text::from_trusted(row.production_run_id),
+            owner: Text::from_trusted(row.owner_id),
         })
     }
 }
@@ -507,25 +510,25 @@ struct AnswerRow {
 pub(super) struct SqlStore<DB: Database> {
     pub(super) readers: Pool<DB>,
     pub(super) writers: Pool<DB>,
-    /// One connection to ask whether the database answers, however busy the others are.
+    /// One connection to ask whether the database records, however busy the others are.
     pub(super) prober: Pool<DB>,
     /// A locked file to keep open for as long as the pools are.
     pub(super) lock: Option<File>,
 }
 
 impl<DB: Dialect> SqlStore<DB> {
-    async fn reader(&self) -> Result<Loan<DB>> {
-        Loan::from(&self.readers).await
+    async fn reader(&self) -> Result<ConnectionGuard<DB>> {
+        ConnectionGuard::from(&self.readers).await
     }
 
-    async fn writer(&self) -> Result<Loan<DB>> {
-        Loan::from(&self.writers).await
+    async fn writer(&self) -> Result<ConnectionGuard<DB>> {
+        ConnectionGuard::from(&self.writers).await
     }
 }
 
 /// A connection on loan from a pool. When it is dropped in the middle of something, its query is
 /// stopped, and it is closed, which undoes its transaction, rather than given back.
-struct Loan<DB: Dialect> {
+struct ConnectionGuard<DB: Dialect> {
     // Dropped before the connection, which waits for its query's end.
     _interrupt: DB::Interrupt,
     connection: PoolConnection<DB>,
@@ -533,7 +536,7 @@ struct Loan<DB: Dialect> {
     in_transaction: bool,
 }
 
-impl<DB: Dialect> Drop for Loan<DB> {
+impl<DB: Dialect> Drop for ConnectionGuard<DB> {
     fn drop(&mut self) {
         if self.busy || self.in_transaction {
             self.connection.close_on_drop();
@@ -541,7 +544,7 @@ impl<DB: Dialect> Drop for Loan<DB> {
     }
 }
 
-impl<DB: Dialect> Loan<DB> {
+impl<DB: Dialect> ConnectionGuard<DB> {
     async fn from(pool: &Pool<DB>) -> Result<Self> {
         let mut connection = pool.acquire().await.map_err(DB::explain)?;
         let interrupt = DB::interruptible(&mut connection)
@@ -556,7 +559,7 @@ impl<DB: Dialect> Loan<DB> {
     }
 }
 
-impl<DB: Dialect> Loan<DB>
+impl<DB: Dialect> ConnectionGuard<DB>
 where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
     DB::Arguments: IntoArguments<DB>,
@@ -718,8 +721,8 @@ where
         Ok(Box::new(SqlTransaction(writer)))
     }
 
-    async fn forget_former_image(&self, id: LocationId, noted: Micros) -> Result<()> {
-        let mut statement = Statement::new("DELETE FROM former_images WHERE id = ");
+    async fn delete_previous_image(&self, id: LocationId, noted: Micros) -> Result<()> {
+        let mut statement = Statement::new("DELETE FROM previous_images WHERE id = ");
         statement
             .bind(Value::Id(id.0))
             .push(" AND noted_time = ")
@@ -727,10 +730,10 @@ where
         self.writer().await?.execute(statement).await
     }
 
-    async fn forget(&self, before: Micros) -> Result<()> {
+    async fn purge_expired(&self, before: Micros) -> Result<()> {
         for (table, key, time) in [
             ("create_requests", "caller, request_id", "create_time"),
-            ("former_images", "id", "noted_time"),
+            ("previous_images", "id", "noted_time"),
         ] {
             loop {
                 // A few at a time, for others write too.
@@ -761,7 +764,7 @@ where
 
     async fn ping(&self) -> Result<()> {
         let statement = Statement::new("SELECT id FROM locations LIMIT 1");
-        let mut prober = Loan::from(&self.prober).await?;
+        let mut prober = ConnectionGuard::from(&self.prober).await?;
         let _: Vec<(Uuid,)> = prober.rows(statement).await?;
         Ok(())
     }
@@ -777,7 +780,7 @@ where
     }
 }
 
-struct SqlTransaction<DB: Dialect>(Loan<DB>);
+struct SqlTransaction<DB: Dialect>(ConnectionGuard<DB>);
 
 #[async_trait]
 impl<DB: Dialect> Transaction for SqlTransaction<DB>
@@ -847,8 +850,8 @@ where
         self.0.execute(statement).await
     }
 
-    async fn take_former_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
-        let mut statement = Statement::new("DELETE FROM former_images WHERE id IN (");
+    async fn take_previous_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
+        let mut statement = Statement::new("DELETE FROM previous_images WHERE id IN (");
         statement
             .list(ids.iter().map(|id| Value::Id(id.0)))
             .push(") RETURNING id, type, production_run_id, owner_id");
@@ -856,7 +859,7 @@ where
         rows.into_iter().map(Image::try_from).collect()
     }
 
-    async fn note_former_image(&mut self, former: &Image, now: Micros) -> Result<()> {
+    async fn record_previous_image(&mut self, former: &Image, now: Micros) -> Result<()> {
         let Image {
             id,
             kind,
@@ -864,7 +867,7 @@ where
             owner,
         } = former;
         let mut statement = Statement::new(
-            "INSERT INTO former_images (id, type, production_run_id, owner_id, noted_time) \
+            "INSERT INTO previous_images (id, type, production_run_id, owner_id, noted_time) \
              VALUES ",
         );
         statement
@@ -883,7 +886,11 @@ where
         self.0.execute(statement).await
     }
 
-    async fn answers(&mut self, caller: &OwnerId, ids: &[Uuid]) -> Result<Vec<Answer>> {
+    async fn find_idempotency_records(
+        &mut self,
+        caller: &OwnerId,
+        ids: &[Uuid],
+    ) -> Result<Vec<IdempotencyRecord>> {
         let mut statement = Statement::new(
             "SELECT request_id, fingerprint, answer FROM create_requests WHERE caller = ",
         );
@@ -895,7 +902,7 @@ where
         let rows = self.0.rows::<AnswerRow>(statement).await?;
         rows.into_iter()
             .map(|row| {
-                Ok(Answer {
+                Ok(IdempotencyRecord {
                     request_id: row.request_id,
                     fingerprint: row
                         .fingerprint
@@ -907,10 +914,10 @@ where
             .collect()
     }
 
-    async fn keep_answers(
+    async fn save_idempotency_records(
         &mut self,
         caller: &OwnerId,
-        answers: &[Answer],
+        records: &[IdempotencyRecord],
         now: Micros,
     ) -> Result<bool> {
         let mut statement = Statement::new(
@@ -918,7 +925,7 @@ where
              (caller, request_id, fingerprint, answer, create_time) VALUES ",
         );
         statement
-            .tuples(answers.iter().map(|answer| {
+            .tuples(records.iter().map(|answer| {
                 vec![
                     Value::Text(caller.as_str().to_owned()),
                     Value::Id(answer.request_id),
@@ -929,7 +936,7 @@ where
             }))
             .push(" ON CONFLICT (caller, request_id) DO NOTHING RETURNING request_id");
         let rows: Vec<(Uuid,)> = self.0.rows(statement).await?;
-        Ok(rows.len() == answers.len())
+        Ok(rows.len() == records.len())
     }
 
     async fn commit(mut self: Box<Self>, epoch: Option<Epoch>) -> Result<()> {
@@ -938,7 +945,7 @@ where
                 self.0.in_transaction = false;
                 Ok(())
             }
-            Ok(Err(error)) => Err(DB::explain_commit(error)),
+            Ok(Err(error)) => Err(DB::map_commit_error(error)),
             Err(Error::DatabaseUnavailable(late)) => Err(Error::OutcomeUnknown(late)),
             Err(error) => Err(error),
         }

@@ -27,7 +27,7 @@ use crate::{
     error::Error,
     model::Principal,
     proto::location::v1,
-    service::{FRAME_PREFIX_BYTES, Freshness, Served},
+    service::{CacheMode, CachedResponse, FRAME_PREFIX_BYTES},
 };
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -84,7 +84,7 @@ where
         &self,
         decode: Decode,
         request: Request<Body>,
-    ) -> Result<Response<Answer>, Request<Body>> {
+    ) -> Result<Response<ResponseBody>, Request<Body>> {
         let (head, body) = request.into_parts();
         let caller = match (self.admit)(&head.headers) {
             Ok(caller) => caller,
@@ -104,9 +104,9 @@ where
     async fn call(
         &self,
         caller: &Principal,
-        freshness: Freshness,
+        freshness: CacheMode,
         call: Call,
-    ) -> Result<Served, Error> {
+    ) -> Result<CachedResponse, Error> {
         match call {
             Call::List(request) => self.api.list(caller, freshness, request).await,
             Call::Get(request) => self.api.get(caller, freshness, &request).await,
@@ -115,15 +115,15 @@ where
     }
 }
 
-fn respond(Served { frame, origin }: Served) -> Response<Answer> {
-    let mut response = Response::new(Answer::Frame(frame));
+fn respond(CachedResponse { frame, origin }: CachedResponse) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Frame(frame));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, GRPC);
     headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status(origin)));
     response
 }
 
-fn refuse(error: Error) -> Response<Answer> {
+fn refuse(error: Error) -> Response<ResponseBody> {
     Status::from(error).into_http()
 }
 
@@ -177,7 +177,7 @@ fn again(
 
 /// The body of a response.
 #[derive(Default)]
-pub enum Answer {
+pub enum ResponseBody {
     /// A frame, and trailers that say it went well.
     Frame(Bytes),
     /// The trailers.
@@ -189,7 +189,7 @@ pub enum Answer {
     Tonic(Body),
 }
 
-impl http_body::Body for Answer {
+impl http_body::Body for ResponseBody {
     type Data = Bytes;
     type Error = Status;
 
@@ -246,9 +246,9 @@ where
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send,
 {
-    type Response = Response<Answer>;
+    type Response = Response<ResponseBody>;
     type Error = S::Error;
-    type Future = BoxFuture<'static, Result<Response<Answer>, S::Error>>;
+    type Future = BoxFuture<'static, Result<Response<ResponseBody>, S::Error>>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
         self.inner.poll_ready(context)
@@ -268,7 +268,7 @@ where
                 },
                 None => request,
             };
-            Ok(inner.call(request).await?.map(Answer::Tonic))
+            Ok(inner.call(request).await?.map(ResponseBody::Tonic))
         }
         .boxed()
     }

@@ -19,7 +19,7 @@ use crate::{
         Cache, CacheError, Counter, Explanation, Key, Lookup, NextFlight, Stats, Tag, Tier, WriteId,
     },
     controls::{Control, without},
-    epoch::Epochs,
+    coordination::Coordinator,
     error::{Error, Result},
     model::{
         Change, Cursor, Epoch, Etag, Image, ListQuery, Location, LocationId, LocationType, Micros,
@@ -28,11 +28,11 @@ use crate::{
     },
     page_token::{Binding, PageTokens},
     proto::location::v1,
-    store::{Answer, Store, Transaction},
+    store::{IdempotencyRecord, Store, Transaction},
 };
 
 /// The largest answer: clients refuse more.
-pub const MAX_ANSWER_BYTES: usize = 4 << 20;
+pub const MAX_RESPONSE_BYTES: usize = 4 << 20;
 
 /// What a frame has before its message: a zero, as it isn't compressed, and the length.
 pub const FRAME_PREFIX_BYTES: usize = 5;
@@ -52,24 +52,24 @@ const REPORTS: &str = "ListLocationReports";
 
 /// How fresh an answer the caller wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Freshness {
+pub enum CacheMode {
     /// A current one, from the cache or not.
-    Current,
+    Default,
     /// One that was read from the database for this call (RFC 9111 `no-cache`).
-    Reread,
+    NoCache,
 }
 
 /// An answer, and where it came from.
 #[derive(Debug, Clone)]
-pub struct Served {
+pub struct CachedResponse {
     /// The response message as gRPC sends it: a frame of [`FRAME_PREFIX_BYTES`] and the serialized
     /// message, not compressed.
     pub frame: Bytes,
     /// Where it came from.
-    pub origin: Origin,
+    pub origin: Source,
 }
 
-impl Served {
+impl CachedResponse {
     /// The serialized response message.
     pub fn message(&self) -> Bytes {
         let mut message = self.frame.clone();
@@ -80,13 +80,13 @@ impl Served {
 
 /// Where an answer came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
+pub enum Source {
     /// The cache.
     Cache(Tier),
     /// The database.
     Database {
         /// Why the cache didn't answer.
-        because: Because,
+        because: FwdReason,
         /// Whether the cache has it now.
         stored: bool,
         /// Whether another call's read brought it.
@@ -96,7 +96,7 @@ pub enum Origin {
 
 /// Why the cache didn't answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Because {
+pub enum FwdReason {
     /// It didn't have the answer.
     Miss,
     /// The caller asked for the database.
@@ -169,7 +169,7 @@ pub struct Creation {
 
 /// How reads have been answered since the start, each counted once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reads {
+pub struct ReadStats {
     /// From the process.
     pub local_hits: u64,
     /// From Redis.
@@ -181,7 +181,7 @@ pub struct Reads {
     pub bypasses: u64,
 }
 
-/// The running counts behind [`Reads`].
+/// The running counts behind [`ReadStats`].
 #[derive(Debug, Default)]
 struct ReadCounters {
     local_hits: Counter,
@@ -191,22 +191,22 @@ struct ReadCounters {
 }
 
 impl ReadCounters {
-    fn count(&self, read: &Result<Served>) {
+    fn count(&self, read: &Result<CachedResponse>) {
         let counter = match read.as_ref().map(|served| served.origin) {
-            Ok(Origin::Cache(Tier::Local)) => &self.local_hits,
-            Ok(Origin::Cache(Tier::Redis)) => &self.redis_hits,
+            Ok(Source::Cache(Tier::Local)) => &self.local_hits,
+            Ok(Source::Cache(Tier::Redis)) => &self.redis_hits,
             Err(_)
-            | Ok(Origin::Database {
-                because: Because::Miss,
+            | Ok(Source::Database {
+                because: FwdReason::Miss,
                 ..
             }) => &self.misses,
-            Ok(Origin::Database { .. }) => &self.bypasses,
+            Ok(Source::Database { .. }) => &self.bypasses,
         };
         counter.add(1);
     }
 
-    fn snapshot(&self) -> Reads {
-        Reads {
+    fn snapshot(&self) -> ReadStats {
+        ReadStats {
             local_hits: self.local_hits.get(),
             redis_hits: self.redis_hits.get(),
             misses: self.misses.get(),
@@ -224,9 +224,9 @@ pub struct Service {
     store: Arc<dyn Store>,
     cache: Arc<dyn Cache>,
     /// If the cache is shared.
-    epochs: Option<Arc<Epochs>>,
+    epochs: Option<Arc<Coordinator>>,
     page_tokens: PageTokens,
-    reads: Arc<NextFlight<(Key, Freshness), Result<Served>>>,
+    reads: Arc<NextFlight<(Key, CacheMode), Result<CachedResponse>>>,
     counters: Arc<ReadCounters>,
     writes: TaskTracker,
 }
@@ -236,7 +236,7 @@ impl Service {
     pub async fn new(
         store: Arc<dyn Store>,
         cache: Arc<dyn Cache>,
-        epochs: Option<Arc<Epochs>>,
+        epochs: Option<Arc<Coordinator>>,
     ) -> Result<Self> {
         let page_tokens = PageTokens::new(store.page_token_key().await?);
         Ok(Self {
@@ -262,8 +262,8 @@ impl Service {
         caller: &Principal,
         query: ListQuery,
         page_token: &str,
-        freshness: Freshness,
-    ) -> Result<Served> {
+        freshness: CacheMode,
+    ) -> Result<CachedResponse> {
         let plan = self.plan_list(caller, query, page_token)?;
         let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
         self.read_through(plan.key, plan.tag, freshness, async move {
@@ -327,8 +327,8 @@ impl Service {
         caller: &Principal,
         mut query: ReportQuery,
         page_token: &str,
-        freshness: Freshness,
-    ) -> Result<Served> {
+        freshness: CacheMode,
+    ) -> Result<CachedResponse> {
         apply_scope(caller, &mut query.predicate)?;
         let mut canonical = canonical_reports(&query);
         let unpaged = v1::ListLocationReportsRequest {
@@ -361,8 +361,8 @@ impl Service {
         &self,
         caller: &Principal,
         id: LocationId,
-        freshness: Freshness,
-    ) -> Result<Served> {
+        freshness: CacheMode,
+    ) -> Result<CachedResponse> {
         let canonical = v1::GetLocationRequest { id: id.to_string() };
         let key = Key::new(GET, caller.scope(), &canonical);
         let (store, owner) = (Arc::clone(&self.store), caller.scope().cloned());
@@ -402,12 +402,12 @@ impl Service {
             .iter()
             .map(|id| found[id].encoded_len() + ITEM_BYTES)
             .sum();
-        if bytes > MAX_ANSWER_BYTES {
+        if bytes > MAX_RESPONSE_BYTES {
             return Err(Error::invalid(
                 "ids",
                 format!(
                     "are of locations of {bytes} bytes together, over the limit of \
-                     {MAX_ANSWER_BYTES}: ask for fewer"
+                     {MAX_RESPONSE_BYTES}: ask for fewer"
                 ),
             ));
         }
@@ -419,9 +419,9 @@ impl Service {
         &self,
         key: Key,
         tag: Tag,
-        freshness: Freshness,
+        freshness: CacheMode,
         load: impl Future<Output = Result<Bytes>> + Send + 'static,
-    ) -> Result<Served> {
+    ) -> Result<CachedResponse> {
         let served = self.look_up_or_load(key, tag, freshness, load).await;
         self.counters.count(&served);
         served
@@ -431,16 +431,16 @@ impl Service {
         &self,
         key: Key,
         tag: Tag,
-        freshness: Freshness,
+        freshness: CacheMode,
         load: impl Future<Output = Result<Bytes>> + Send + 'static,
-    ) -> Result<Served> {
+    ) -> Result<CachedResponse> {
         let first = match freshness {
-            Freshness::Current => Some(self.cache.lookup(&tag, &key).await),
-            Freshness::Reread => None,
+            CacheMode::Default => Some(self.cache.lookup(&tag, &key).await),
+            CacheMode::NoCache => None,
         };
         if let Some(Ok(Lookup::Hit(frame, tier))) = first {
-            let origin = Origin::Cache(tier);
-            return Ok(Served { frame, origin });
+            let origin = Source::Cache(tier);
+            return Ok(CachedResponse { frame, origin });
         }
         let cache = Arc::clone(&self.cache);
         let read = move |at_once: bool| async move {
@@ -451,24 +451,24 @@ impl Service {
                 _ => cache.lookup(&tag, &key).await.ok(),
             };
             let (version, because) = match lookup {
-                Some(Lookup::Hit(frame, tier)) if freshness == Freshness::Current => {
-                    let origin = Origin::Cache(tier);
-                    return Ok(Served { frame, origin });
+                Some(Lookup::Hit(frame, tier)) if freshness == CacheMode::Default => {
+                    let origin = Source::Cache(tier);
+                    return Ok(CachedResponse { frame, origin });
                 }
                 Some(Lookup::Hit(..) | Lookup::Miss(None)) => match cache.open(&tag).await {
-                    Ok(None) => (None, Because::Closed),
-                    Ok(version) => (version, Because::Miss),
-                    Err(_) => (None, Because::Unavailable),
+                    Ok(None) => (None, FwdReason::Closed),
+                    Ok(version) => (version, FwdReason::Miss),
+                    Err(_) => (None, FwdReason::Unavailable),
                 },
-                Some(Lookup::Miss(version)) => (version, Because::Miss),
-                None => (None, Because::Unavailable),
+                Some(Lookup::Miss(version)) => (version, FwdReason::Miss),
+                None => (None, FwdReason::Unavailable),
             };
             // Another's read may have come and gone since the lookup.
-            if freshness == Freshness::Current
-                && let Some(frame) = version.and_then(|version| cache.held(&key, version))
+            if freshness == CacheMode::Default
+                && let Some(frame) = version.and_then(|version| cache.peek_local(&key, version))
             {
-                let origin = Origin::Cache(Tier::Local);
-                return Ok(Served { frame, origin });
+                let origin = Source::Cache(Tier::Local);
+                return Ok(CachedResponse { frame, origin });
             }
             let frame = load.await?;
             let version = if without(Control::FillWithoutVersionCheck) {
@@ -484,15 +484,15 @@ impl Service {
                 None => false,
             };
             let because = match freshness {
-                Freshness::Current => because,
-                Freshness::Reread => Because::Request,
+                CacheMode::Default => because,
+                CacheMode::NoCache => FwdReason::Request,
             };
-            let origin = Origin::Database {
+            let origin = Source::Database {
                 because,
                 stored,
                 collapsed: false,
             };
-            Ok(Served { frame, origin })
+            Ok(CachedResponse { frame, origin })
         };
         let landed = self
             .reads
@@ -500,7 +500,7 @@ impl Service {
             .await
             .map_err(Error::internal)?;
         let mut served = landed.value?;
-        if let Origin::Database { collapsed, .. } = &mut served.origin {
+        if let Source::Database { collapsed, .. } = &mut served.origin {
             *collapsed = landed.collapsed;
         }
         Ok(served)
@@ -574,7 +574,7 @@ impl CacheAdmin<'_> {
     }
 
     /// What the cache has done since the start, and how reads were answered.
-    pub fn stats(&self) -> (Stats, Reads) {
+    pub fn stats(&self) -> (Stats, ReadStats) {
         (self.0.cache.stats(), self.0.counters.snapshot())
     }
 }
@@ -583,7 +583,7 @@ impl CacheAdmin<'_> {
 struct Writer {
     store: Arc<dyn Store>,
     cache: Arc<dyn Cache>,
-    epochs: Option<Arc<Epochs>>,
+    epochs: Option<Arc<Coordinator>>,
     caller: Principal,
     write: Write,
     /// What the locations to create are called, whether it was chosen or not.
@@ -618,7 +618,7 @@ impl Writer {
         let until = Instant::now() + WRITE_TIMEOUT;
         let begin = async {
             let epoch = match &self.epochs {
-                Some(epochs) => Some(epochs.settled().await),
+                Some(epochs) => Some(epochs.wait_for_old_leases().await),
                 None => None,
             };
             Ok((epoch, self.store.begin().await?))
@@ -656,7 +656,7 @@ impl Writer {
             .await?;
         if let Some((id, noted)) = applied.noted {
             // A note that stays costs the next write's precision.
-            let _ = self.store.forget_former_image(id, noted).await;
+            let _ = self.store.delete_previous_image(id, noted).await;
         }
         Ok(applied.answer)
     }
@@ -755,7 +755,7 @@ impl Writer {
             .suspend(epoch)
             .await
             .map_err(|error| Error::OutcomeUnknown(Arc::new(error)))?;
-        epochs.settled().await;
+        epochs.wait_for_old_leases().await;
         Ok(())
     }
 
@@ -773,12 +773,14 @@ impl Writer {
                 after.update_time = Micros::now().max(Micros(before.update_time.0 + 1));
                 after.etag = Etag::generate();
                 transaction.update(&after).await?;
-                let mut images = transaction.take_former_images(&[*id]).await?;
+                let mut images = transaction.take_previous_images(&[*id]).await?;
                 images.extend([before.image(), after.image()]);
                 let mut noted = None;
                 if before.image() != after.image() {
                     let now = after.update_time;
-                    transaction.note_former_image(&before.image(), now).await?;
+                    transaction
+                        .record_previous_image(&before.image(), now)
+                        .await?;
                     noted = Some((*id, now));
                 }
                 Ok(Applied {
@@ -794,9 +796,11 @@ impl Writer {
             } => match self.locked(transaction, *id, etag.as_ref()).await {
                 Ok(before) => {
                     transaction.delete(*id).await?;
-                    let mut images = transaction.take_former_images(&[*id]).await?;
+                    let mut images = transaction.take_previous_images(&[*id]).await?;
                     let image = before.image();
-                    transaction.note_former_image(&image, Micros::now()).await?;
+                    transaction
+                        .record_previous_image(&image, Micros::now())
+                        .await?;
                     images.push(image);
                     Ok(Applied {
                         answer: Vec::new(),
@@ -807,7 +811,7 @@ impl Writer {
                 }
                 Err(Error::NotFound(_)) if *allow_missing => Ok(Applied {
                     answer: Vec::new(),
-                    images: transaction.take_former_images(&[*id]).await?,
+                    images: transaction.take_previous_images(&[*id]).await?,
                     noted: None,
                 }),
                 Err(error) => Err(error),
@@ -847,7 +851,10 @@ impl Writer {
         // What was asked and answered under each request id, in earlier calls and in this one.
         let mut answered: HashMap<Uuid, ([u8; 32], v1::Location)> = HashMap::new();
         if !request_ids.is_empty() {
-            for answer in transaction.answers(caller, &request_ids).await? {
+            for answer in transaction
+                .find_idempotency_records(caller, &request_ids)
+                .await?
+            {
                 let location =
                     v1::Location::decode(answer.location.as_slice()).map_err(Error::internal)?;
                 answered.insert(answer.request_id, (answer.fingerprint, location));
@@ -857,7 +864,7 @@ impl Writer {
         let now = Micros::now();
         let mut locations = Vec::new();
         let mut indexes = Vec::new();
-        let mut answers = Vec::new();
+        let mut records = Vec::new();
         let mut applied = Applied {
             answer: Vec::new(),
             images: Vec::new(),
@@ -890,7 +897,7 @@ impl Writer {
             locations.push(location);
             indexes.push(index);
             if let Some(request_id) = creation.request_id {
-                answers.push(Answer {
+                records.push(IdempotencyRecord {
                     request_id,
                     fingerprint: creation.fingerprint,
                     location: answer.encode_to_vec(),
@@ -906,7 +913,11 @@ impl Writer {
             // are there now.
             if !request_ids.is_empty()
                 && matches!(error, Error::AlreadyExists { .. })
-                && transaction.answers(caller, &request_ids).await?.len() > known
+                && transaction
+                    .find_idempotency_records(caller, &request_ids)
+                    .await?
+                    .len()
+                    > known
             {
                 return Err(Error::conflict("a request_id is used by two calls at once"));
             }
@@ -916,9 +927,13 @@ impl Writer {
         if !chosen.is_empty() {
             applied
                 .images
-                .extend(transaction.take_former_images(&chosen).await?);
+                .extend(transaction.take_previous_images(&chosen).await?);
         }
-        if !answers.is_empty() && !transaction.keep_answers(caller, &answers, now).await? {
+        if !records.is_empty()
+            && !transaction
+                .save_idempotency_records(caller, &records, now)
+                .await?
+        {
             return Err(Error::conflict("a request_id is used by two calls at once"));
         }
         Ok(applied)
@@ -996,8 +1011,8 @@ fn image_of(location: &v1::Location) -> Result<Image> {
     Ok(Image {
         id: LocationId::parse(&location.id).map_err(|_| corrupt())?,
         kind: LocationType::from_number(location.r#type.into()).ok_or_else(corrupt)?,
-        run: Text::stored(location.production_run_id.clone()),
-        owner: Text::stored(location.owner_id.clone()),
+        run: Text::from_trusted(location.production_run_id.clone()),
+        owner: Text::from_trusted(location.owner_id.clone()),
     })
 }
 

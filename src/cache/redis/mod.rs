@@ -14,7 +14,7 @@
 //! Each step is a script that carries the name which the epoch gave to the server's processes, so that
 //! only a process that was told the name knows it: Redis 7 keeps scripts in memory alone, and doesn't
 //! replicate them. A replica refuses them all, because none declares that it doesn't write. See
-//! [`epoch`](crate::epoch).
+//! [`epoch`](crate::coordination).
 //!
 //! Every key has a time to live, which a fill renews for all that leads to its entry; reading
 //! renews nothing, because an entry that is read often is read from the process. The server may
@@ -76,7 +76,7 @@ use tokio_util::task::AbortOnDropHandle;
 use uuid::Uuid;
 
 use super::{
-    Cache, CacheError, Explanation, Held, Key, LEASE, Lookup, Stats, Tag, Tier, Version,
+    Cache, CacheError, EntryInfo, Explanation, Key, LEASE, Lookup, Stats, Tag, Tier, Version,
     WRITE_DEADLINE, WriteId,
     local::{Entries, Entry},
     stats::Counters,
@@ -239,7 +239,7 @@ struct Found {
 
 /// A detached index whose entries are to be dropped.
 struct Reclaim {
-    period: Arc<Period>,
+    period: Arc<EpochState>,
     tag: Tag,
     dropped: RedisKey,
 }
@@ -270,12 +270,12 @@ impl RedisCache {
 
     /// Takes what the database said of the cache when it was asked at this time. Nothing is served
     /// before the first, nor later than [`LEASE`] after the last.
-    pub fn renew(&self, row: &CacheEpoch, asked: Instant) {
+    pub fn renew_lease(&self, row: &CacheEpoch, asked: Instant) {
         let mut lease = self.redis.lease();
         let same = lease.as_ref().filter(|lease| lease.period.is(row));
         let period = match same {
             Some(lease) => Arc::clone(&lease.period),
-            None => Arc::new(Period::new(&self.redis.prefix, row)),
+            None => Arc::new(EpochState::new(&self.redis.prefix, row)),
         };
         *lease = Some(Lease {
             period,
@@ -305,7 +305,7 @@ impl RedisCache {
     }
 
     /// Gives every master a name: loads the scripts that carry it.
-    pub async fn introduce(&self, name: Uuid) -> Result<CacheServer, CacheError> {
+    pub async fn install_scripts(&self, name: Uuid) -> Result<CacheServer, CacheError> {
         self.redis.connected()?;
         let client = self.redis.client();
         if client.is_clustered() {
@@ -367,7 +367,7 @@ impl RedisCache {
     /// Closes tags, for a write or for good, and returns how many entries their indexes held.
     async fn drop_tags(
         &self,
-        period: &Arc<Period>,
+        period: &Arc<EpochState>,
         tags: &[&Tag],
         write: Option<WriteId>,
     ) -> Result<u64, CacheError> {
@@ -409,7 +409,7 @@ impl Cache for RedisCache {
         self.counted(self.look_up(tag, key).await)
     }
 
-    fn held(&self, key: &Key, version: Version) -> Option<Bytes> {
+    fn peek_local(&self, key: &Key, version: Version) -> Option<Bytes> {
         self.local.get(key.digest(), version)
     }
 
@@ -474,10 +474,10 @@ impl Cache for RedisCache {
 
     async fn invalidate_all(&self) -> Result<u64, CacheError> {
         let period = self.redis.leased()?;
-        let mut keys = self.redis.scan(&Names::all("version", &period.base));
+        let mut keys = self.redis.scan(&TagKeys::all("version", &period.base));
         let mut tags = BTreeSet::new();
         while let Some(key) = self.counted(next_key(&mut keys).await)? {
-            if let Some(tag) = Names::tag_of(&key, &period.base) {
+            if let Some(tag) = TagKeys::tag_of(&key, &period.base) {
                 tags.insert(tag);
             }
         }
@@ -524,13 +524,13 @@ struct Redis {
 /// For how long the cache is known to be used, or not used, as it is now.
 #[derive(Debug)]
 struct Lease {
-    period: Arc<Period>,
+    period: Arc<EpochState>,
     until: Instant,
 }
 
 /// An epoch, as this engine works in it.
 #[derive(Debug)]
-struct Period {
+struct EpochState {
     epoch: Epoch,
     server: Option<CacheServer>,
     /// What every key begins with.
@@ -539,7 +539,7 @@ struct Period {
     scripts: Option<Scripts>,
 }
 
-impl Period {
+impl EpochState {
     fn new(prefix: &str, row: &CacheEpoch) -> Self {
         // Without epochs all share one name space.
         let number = if without(Control::NoEpoch) {
@@ -565,8 +565,8 @@ impl Period {
     }
 
     /// The names of a tag's keys.
-    fn names(&self, tag: &Tag) -> Names {
-        Names(format!("{}{{{tag}}}:", self.base))
+    fn names(&self, tag: &Tag) -> TagKeys {
+        TagKeys(format!("{}{{{tag}}}:", self.base))
     }
 }
 
@@ -587,13 +587,13 @@ impl Scripts {
     fn new(server: Uuid) -> Self {
         let named = |lua: &str| Script::from_lua(format!("{lua}-- {server}\n"));
         Self {
-            lookup: named(include_str!("redis/lookup.lua")),
-            open: named(include_str!("redis/open.lua")),
-            fill: named(include_str!("redis/fill.lua")),
-            close: named(include_str!("redis/close.lua")),
-            reopen: named(include_str!("redis/reopen.lua")),
-            reclaim: named(include_str!("redis/reclaim.lua")),
-            explain: named(include_str!("redis/explain.lua")),
+            lookup: named(include_str!("lua/lookup.lua")),
+            open: named(include_str!("lua/open.lua")),
+            fill: named(include_str!("lua/fill.lua")),
+            close: named(include_str!("lua/close.lua")),
+            reopen: named(include_str!("lua/reopen.lua")),
+            reclaim: named(include_str!("lua/reclaim.lua")),
+            explain: named(include_str!("lua/explain.lua")),
         }
     }
 
@@ -687,14 +687,14 @@ impl Redis {
     }
 
     /// The epoch that is known, current or not.
-    fn period(&self) -> Result<Arc<Period>, CacheError> {
+    fn period(&self) -> Result<Arc<EpochState>, CacheError> {
         let lease = self.lease();
         let lease = lease.as_ref().ok_or_else(never_leased)?;
         Ok(Arc::clone(&lease.period))
     }
 
     /// The epoch that is known, if it is still this one.
-    fn period_of(&self, epoch: Option<Epoch>) -> Result<Arc<Period>, CacheError> {
+    fn period_of(&self, epoch: Option<Epoch>) -> Result<Arc<EpochState>, CacheError> {
         let period = self.period()?;
         if epoch == Some(period.epoch) {
             Ok(period)
@@ -704,7 +704,7 @@ impl Redis {
     }
 
     /// The epoch in which the cache may be used now.
-    fn leased(&self) -> Result<Arc<Period>, CacheError> {
+    fn leased(&self) -> Result<Arc<EpochState>, CacheError> {
         let lease = self.lease();
         let lease = lease.as_ref().ok_or_else(never_leased)?;
         if lease.until <= Instant::now() {
@@ -822,7 +822,7 @@ impl Redis {
     /// they were detached, under a name that ends with `dropped`.
     async fn close(
         &self,
-        period: &Period,
+        period: &EpochState,
         tags: &[&Tag],
         write: Option<WriteId>,
         dropped: &str,
@@ -845,7 +845,7 @@ impl Redis {
 
     async fn reopen(
         &self,
-        period: &Period,
+        period: &EpochState,
         tags: &BTreeSet<Tag>,
         WriteId(write): WriteId,
     ) -> Result<(), CacheError> {
@@ -862,7 +862,13 @@ impl Redis {
 
     /// The calls of a script that works on these keys of tags: in a Cluster one for each tag, because
     /// their keys lie on different slots, otherwise one for all.
-    fn calls(&self, period: &Period, tags: &[&Tag], kinds: &[&str], args: &[Value]) -> Vec<Call> {
+    fn calls(
+        &self,
+        period: &EpochState,
+        tags: &[&Tag],
+        kinds: &[&str],
+        args: &[Value],
+    ) -> Vec<Call> {
         let at_once = if self.client().is_clustered() {
             1
         } else {
@@ -902,7 +908,7 @@ impl Redis {
         &self,
         tag: &Tag,
         key: &Key,
-    ) -> Result<(Option<Version>, u64, Option<Held>), CacheError> {
+    ) -> Result<(Option<Version>, u64, Option<EntryInfo>), CacheError> {
         let period = self.leased()?;
         let names = period.names(tag);
         let call = Call {
@@ -915,7 +921,7 @@ impl Redis {
         };
         let (version, writers, header, length): (Option<Bytes>, u64, Bytes, u64) =
             self.run(&period.scripts()?.explain, call).await?;
-        let held = parse_entry(&header).map(|(version, filled_ms, _)| Held {
+        let held = parse_entry(&header).map(|(version, filled_ms, _)| EntryInfo {
             version,
             bytes: length.saturating_sub(u64::from(HEADER_BYTES)),
             age: Duration::from_millis(now_ms().saturating_sub(filled_ms)),
@@ -1014,7 +1020,7 @@ impl Redis {
                 let replies = &replies;
                 async move {
                     let reply: Result<T, FredError> = command.await;
-                    if !is_late(&reply) {
+                    if !is_timeout(&reply) {
                         replies.fetch_add(1, Ordering::Relaxed);
                     }
                     reply
@@ -1022,7 +1028,7 @@ impl Redis {
             });
             let answers = join_all(commands).await;
             // One node of a Cluster may hang while the others reply.
-            if answers.iter().any(is_late)
+            if answers.iter().any(is_timeout)
                 && (client.is_clustered() || replies.load(Ordering::Relaxed) == before)
             {
                 stuck.notify_one();
@@ -1066,9 +1072,9 @@ impl<T: Send + 'static> Drop for Finished<T> {
 }
 
 /// The names of a tag's keys.
-struct Names(String);
+struct TagKeys(String);
 
-impl Names {
+impl TagKeys {
     fn of(&self, what: &str) -> RedisKey {
         let mut name = String::with_capacity(self.0.len() + what.len());
         name.push_str(&self.0);
@@ -1329,7 +1335,7 @@ fn at(node: Option<Server>) -> Options {
     }
 }
 
-fn is_late<T>(reply: &Result<T, FredError>) -> bool {
+fn is_timeout<T>(reply: &Result<T, FredError>) -> bool {
     matches!(reply, Err(error) if *error.kind() == ErrorKind::Timeout)
 }
 
@@ -1409,9 +1415,9 @@ mod tests {
 
     #[test]
     fn a_pattern_matches_a_prefix_literally() {
-        assert_eq!(Names::all("version", "a*[b]"), "a\\*\\[b\\]{*}:version");
+        assert_eq!(TagKeys::all("version", "a*[b]"), "a\\*\\[b\\]{*}:version");
         let key = RedisKey::from("a*{*,run%7D,*}:version");
-        let tag = Names::tag_of(&key, "a*").expect("a tag's key");
+        let tag = TagKeys::tag_of(&key, "a*").expect("a tag's key");
         assert_eq!(tag.as_str(), "*,run%7D,*");
     }
 }

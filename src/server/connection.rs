@@ -26,7 +26,7 @@ use tonic::transport::server::{Connected, TcpConnectInfo};
 const MAX_CONNECTIONS: usize = 960;
 
 /// How long a connection may take to send its first byte. HTTP/2's own keep-alive comes after it.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
+const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How many bytes are gathered at most before they are written.
 const MAX_GATHERED: usize = 256 << 10;
@@ -72,38 +72,38 @@ pub struct Connection {
 /// It is the waker of its own turn, so that HTTP/2 needn't run again for it, unless the socket is
 /// full.
 struct Outgoing {
-    gathered: Mutex<Gathered>,
+    gathered: Mutex<WriteBuffer>,
     connection: AtomicWaker,
 }
 
-struct Gathered {
+struct WriteBuffer {
     socket: OwnedWriteHalf,
     bytes: Vec<u8>,
     /// How much of it is written.
     sent: usize,
-    turn: Turn,
+    turn: Flush,
 }
 
 /// When what was gathered is written.
 #[derive(PartialEq, Eq)]
-enum Turn {
-    /// Nobody has asked.
-    Open,
+enum Flush {
+    /// Nothing to write.
+    Idle,
     /// When the tasks that are ready have run.
-    Asked,
+    Scheduled,
     /// As soon as the socket takes it.
-    Come,
+    Due,
 }
 
 impl Outgoing {
-    fn gathered(&self) -> MutexGuard<'_, Gathered> {
+    fn gathered(&self) -> MutexGuard<'_, WriteBuffer> {
         self.gathered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes what was gathered if its turn has come.
     fn poll_turn(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut gathered = self.gathered();
-        if gathered.turn == Turn::Come {
+        if gathered.turn == Flush::Due {
             gathered.poll_send(context)
         } else {
             Poll::Ready(Ok(()))
@@ -115,13 +115,13 @@ impl Wake for Outgoing {
     fn wake(self: Arc<Self>) {
         let mut gathered = self.gathered();
         if gathered.send().is_err() {
-            gathered.turn = Turn::Come;
+            gathered.turn = Flush::Due;
             self.connection.wake();
         }
     }
 }
 
-impl Gathered {
+impl WriteBuffer {
     /// Waits for room.
     fn poll_room(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.bytes.len() < MAX_GATHERED {
@@ -139,9 +139,9 @@ impl Gathered {
 
     /// Whether a turn is to be asked for now.
     fn asks(&mut self) -> bool {
-        let asks = self.turn == Turn::Open && !self.bytes.is_empty();
+        let asks = self.turn == Flush::Idle && !self.bytes.is_empty();
         if asks {
-            self.turn = Turn::Asked;
+            self.turn = Flush::Scheduled;
         }
         asks
     }
@@ -181,7 +181,7 @@ impl Gathered {
         }
         self.bytes.clear();
         self.sent = 0;
-        self.turn = Turn::Open;
+        self.turn = Flush::Idle;
     }
 }
 
@@ -189,11 +189,11 @@ impl Connection {
     fn new(stream: TcpStream, place: OwnedSemaphorePermit) -> Self {
         let info = stream.connect_info();
         let (incoming, socket) = stream.into_split();
-        let gathered = Gathered {
+        let gathered = WriteBuffer {
             socket,
             bytes: Vec::new(),
             sent: 0,
-            turn: Turn::Open,
+            turn: Flush::Idle,
         };
         Self {
             incoming,
@@ -202,7 +202,7 @@ impl Connection {
                 connection: AtomicWaker::new(),
             }),
             info,
-            greeting: Some(Box::pin(sleep(GREETING_TIMEOUT))),
+            greeting: Some(Box::pin(sleep(FIRST_BYTE_TIMEOUT))),
             _place: place,
         }
     }
