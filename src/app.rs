@@ -163,8 +163,9 @@ impl App {
                 };
                 let store = postgres::open(url, options).await?;
                 let cache = Arc::new(RedisCache::connect(&redis).await?);
-                let epochs =
-                    Coordinator::follow(postgres::epochs(url)?, Arc::clone(&cache)).await?;
+                let epochs = Coordinator::follow(postgres::epochs(url)?, Arc::clone(&cache))
+                    .await
+                    .map_err(Error::from)?;
                 Ok(Engines {
                     store,
                     cache,

@@ -24,6 +24,7 @@
 //!   another's data meanwhile, by the replication id of its data.
 
 use std::{
+    error::Error,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -36,9 +37,8 @@ use uuid::Uuid;
 
 use crate::{
     cache::{LEASE, RedisCache},
-    error::{Error, Result},
     model::{CacheEpoch, Epoch},
-    store::EpochTable,
+    store::{EpochTable, StoreResult},
 };
 
 /// How often the row is read and the server is checked. A few reads may fail within a lease.
@@ -95,7 +95,7 @@ impl Seen {
 
 impl Coordinator {
     /// Begins to follow the epochs, and tries once to put a cache to use that nobody has used.
-    pub async fn follow(table: EpochTable, cache: Arc<RedisCache>) -> Result<Self> {
+    pub async fn follow(table: EpochTable, cache: Arc<RedisCache>) -> StoreResult<Self> {
         let asked = Instant::now();
         let row = table.read().await?;
         cache.renew_lease(&row, asked.into_std());
@@ -129,12 +129,12 @@ impl Coordinator {
 
     /// Suspends the cache, if it is still used as it was when the server didn't confirm a step.
     /// Afterwards the current epoch is known.
-    pub async fn suspend(&self, epoch: Epoch) -> Result<()> {
+    pub async fn suspend(&self, epoch: Epoch) -> StoreResult<()> {
         self.shared.suspend(epoch).await
     }
 
     /// Reads the row. Afterwards the current epoch is known.
-    pub async fn refresh(&self) -> Result<()> {
+    pub async fn refresh(&self) -> StoreResult<()> {
         self.shared.refresh().await
     }
 }
@@ -145,7 +145,7 @@ impl Shared {
         seen.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    async fn refresh(&self) -> Result<()> {
+    async fn refresh(&self) -> StoreResult<()> {
         let asked = Instant::now();
         let row = self.table.read().await?;
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
@@ -166,7 +166,7 @@ impl Shared {
         Ok(())
     }
 
-    async fn suspend(&self, epoch: Epoch) -> Result<()> {
+    async fn suspend(&self, epoch: Epoch) -> StoreResult<()> {
         self.table.suspend(epoch).await?;
         self.refresh().await
     }
@@ -176,13 +176,13 @@ impl Shared {
         let Seen { row, settled, .. } = self.seen();
         let checked = self.cache.check().await;
         *failures = if checked.is_ok() { 0 } else { *failures + 1 };
-        let done = match (row.server, checked) {
+        let done: Result<(), Box<dyn Error + Send + Sync>> = match (row.server, checked) {
             (Some(_), Err(_)) if *failures < FAILURES => Ok(()),
             (Some(_), Err(error)) => {
                 tracing::warn!(%error, "the cache server isn't what it was: suspending the cache");
-                self.suspend(row.epoch).await
+                self.suspend(row.epoch).await.map_err(Into::into)
             }
-            (None, Err(_)) => self.table.report_away().await,
+            (None, Err(_)) => self.table.report_away().await.map_err(Into::into),
             (None, Ok(())) if row.may_activate && settled <= Instant::now() => {
                 self.activate(row.epoch).await
             }
@@ -193,11 +193,10 @@ impl Shared {
         }
     }
 
-    async fn activate(&self, from: Epoch) -> Result<()> {
-        let introduced = self.cache.install_scripts(Uuid::new_v4()).await;
-        let server = introduced.map_err(|error| Error::CacheUnavailable(Arc::new(error)))?;
+    async fn activate(&self, from: Epoch) -> Result<(), Box<dyn Error + Send + Sync>> {
+        let server = self.cache.install_scripts(Uuid::new_v4()).await?;
         self.table.activate(from, &server).await?;
-        self.refresh().await
+        Ok(self.refresh().await?)
     }
 }
 

@@ -1,5 +1,7 @@
 //! The use cases: who may do what, reading through the cache, and close-commit-reopen.
 
+mod error;
+
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,
@@ -28,7 +30,7 @@ use crate::{
     },
     page_token::{Binding, PageTokens},
     proto::location::v1,
-    store::{IdempotencyRecord, Store, Transaction},
+    store::{IdempotencyRecord, Store, StoreError, Transaction},
 };
 
 /// The largest answer: clients refuse more.
@@ -728,20 +730,20 @@ impl Writer {
             return Err(Error::conflict(error));
         }
         let committed = transaction.commit(epoch).await;
-        if let Err(Error::OutcomeUnknown(_)) = committed {
+        if let Err(StoreError::OutcomeUnknown(_)) = committed {
             // The tags stay closed until the deadline, by when it is settled.
-            return committed;
+            return Ok(committed?);
         }
         let reopened = self.cache.reopen(tags, write, epoch).await;
         match (committed, reopened) {
             (Ok(()), Ok(())) => Ok(()),
             (Ok(()), Err(error)) => self.leave_cache(epoch, error).await,
             (Err(error), _) => {
-                if let (Error::Conflict(_), Some(epochs)) = (&error, &self.epochs) {
+                if let (StoreError::Conflict(_), Some(epochs)) = (&error, &self.epochs) {
                     // It may be the epoch that has changed.
                     epochs.refresh().await?;
                 }
-                Err(error)
+                Err(error.into())
             }
         }
     }
@@ -912,7 +914,7 @@ impl Writer {
             // Who used the ids may have been another call with the same request ids, whose answers
             // are there now.
             if !request_ids.is_empty()
-                && matches!(error, Error::AlreadyExists { .. })
+                && matches!(error, StoreError::AlreadyExists { .. })
                 && transaction
                     .find_idempotency_records(caller, &request_ids)
                     .await?
@@ -921,7 +923,7 @@ impl Writer {
             {
                 return Err(Error::conflict("a request_id is used by two calls at once"));
             }
-            return Err(in_batch(error, &indexes));
+            return Err(in_batch(error, &indexes).into());
         }
         let chosen: Vec<_> = creations.iter().filter_map(|new| new.location.id).collect();
         if !chosen.is_empty() {
@@ -1017,9 +1019,9 @@ fn image_of(location: &v1::Location) -> Result<Image> {
 }
 
 /// An error about the locations that were inserted, as one about the requests for them.
-fn in_batch(error: Error, requests: &[usize]) -> Error {
+fn in_batch(error: StoreError, requests: &[usize]) -> StoreError {
     match error {
-        Error::AlreadyExists { id, indexes } => Error::AlreadyExists {
+        StoreError::AlreadyExists { id, indexes } => StoreError::AlreadyExists {
             id,
             indexes: indexes.into_iter().map(|index| requests[index]).collect(),
         },

@@ -5,16 +5,14 @@
 //! write is either seen by all that happens in the next epoch, or is refused. The lock is an advisory
 //! one, because a lock on the row itself would have every commit write to the one row.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, FromRow, PgPool};
 use tokio::time::timeout;
 use uuid::Uuid;
 
-use crate::{
-    error::{Error, Result},
-    model::{CacheEpoch, CacheServer, Epoch},
-};
+use super::{StoreError, StoreResult};
+use crate::model::{CacheEpoch, CacheServer, Epoch};
 
 /// `location`, in ASCII: a number that nothing else on the database locks.
 pub(super) const LOCK: i64 = 0x6c6f_6361_7469_6f6e;
@@ -54,22 +52,22 @@ impl EpochTable {
 
     /// Reads the row.
     ///
-    /// Fails, as all methods do, with `Error::DatabaseUnavailable` when the database doesn't answer
+    /// Fails, as all methods do, with [`StoreError::Unavailable`] when the database doesn't answer
     /// within a second.
-    pub async fn read(&self) -> Result<CacheEpoch> {
+    pub async fn read(&self) -> StoreResult<CacheEpoch> {
         let sql = format!(
             "SELECT epoch, server, histories, server IS NULL
                     AND clock_timestamp() > changed_at + pause
                     AND clock_timestamp() > away_at + interval '{REACHED_FOR}' AS may_activate
              FROM cache_epoch"
         );
-        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+        let mut connection = self.pool.acquire().await.map_err(StoreError::unavailable)?;
         let row = sqlx::query_as(AssertSqlSafe(sql)).fetch_one(&mut *connection);
         let row: Row = match timeout(TIMEOUT, row).await {
-            Ok(row) => row.map_err(unavailable)?,
+            Ok(row) => row.map_err(StoreError::unavailable)?,
             Err(late) => {
                 connection.close_on_drop();
-                return Err(Error::DatabaseUnavailable(Arc::new(late)));
+                return Err(StoreError::unavailable(late));
             }
         };
         Ok(CacheEpoch {
@@ -83,7 +81,7 @@ impl EpochTable {
     }
 
     /// Suspends the cache, in a new epoch, if it is in use in this one.
-    pub async fn suspend(&self, Epoch(from): Epoch) -> Result<()> {
+    pub async fn suspend(&self, Epoch(from): Epoch) -> StoreResult<()> {
         let (shortest, longest) = PAUSE;
         self.run(format!(
             "SELECT pg_advisory_xact_lock({LOCK});
@@ -99,7 +97,7 @@ impl EpochTable {
     }
 
     /// Notes that a replica can't reach the server, while the cache is suspended.
-    pub async fn report_away(&self) -> Result<()> {
+    pub async fn report_away(&self) -> StoreResult<()> {
         self.run(format!(
             "UPDATE cache_epoch SET away_at = clock_timestamp()
              WHERE state = 'suspended'
@@ -110,7 +108,7 @@ impl EpochTable {
 
     /// Puts the cache to use, in a new epoch, if it is suspended in this one. All processes of the
     /// server have to know its name by now.
-    pub async fn activate(&self, Epoch(from): Epoch, server: &CacheServer) -> Result<()> {
+    pub async fn activate(&self, Epoch(from): Epoch, server: &CacheServer) -> StoreResult<()> {
         let CacheServer { name, histories } = server;
         // It goes into the text of a statement. Redis makes it of hexadecimal digits.
         let histories: String = histories
@@ -128,19 +126,15 @@ impl EpochTable {
     }
 
     /// Runs statements in one message, which makes them one transaction.
-    async fn run(&self, sql: String) -> Result<()> {
-        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+    async fn run(&self, sql: String) -> StoreResult<()> {
+        let mut connection = self.pool.acquire().await.map_err(StoreError::unavailable)?;
         let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection);
         match timeout(TIMEOUT, done).await {
-            Ok(done) => done.map(|_| ()).map_err(unavailable),
+            Ok(done) => done.map(|_| ()).map_err(StoreError::unavailable),
             Err(late) => {
                 connection.close_on_drop();
-                Err(Error::DatabaseUnavailable(Arc::new(late)))
+                Err(StoreError::unavailable(late))
             }
         }
     }
-}
-
-fn unavailable(error: sqlx::Error) -> Error {
-    Error::DatabaseUnavailable(Arc::new(error))
 }

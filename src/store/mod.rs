@@ -1,24 +1,25 @@
 //! The system of record, and the traits that a database engine implements.
 
 mod epoch;
+mod error;
 pub mod postgres;
 mod schema;
 mod sql;
 pub mod sqlite;
 
-pub use self::epoch::EpochTable;
+pub use self::{
+    epoch::EpochTable,
+    error::{OpenError, StoreError, StoreResult},
+};
 
-use std::{path::PathBuf, time::Duration};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use uuid::Uuid;
 
-use crate::{
-    error::Result,
-    model::{
-        Cursor, Epoch, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
-        ReportCursor, ReportQuery,
-    },
+use crate::model::{
+    Cursor, Epoch, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
+    ReportCursor, ReportQuery,
 };
 
 /// How much text a page of locations holds before it is cut short: clients refuse answers of more
@@ -49,62 +50,9 @@ pub enum Migrate {
     Never,
 }
 
-/// Why a database couldn't be opened. Nothing in it was changed, unless a migration failed: then
-/// the ones before it have been done.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// The database file or its folder can't be written.
-    #[error("can't open the database {path}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Two processes on one file would serve each other's old lists.
-    #[error("the database {0} is in use by another location-service: stop it, or use another file")]
-    InUse(PathBuf),
-    /// It is something else.
-    #[error("{0} isn't an SQLite database: name another file")]
-    NotADatabase(PathBuf),
-    /// The URL can't be read. It isn't shown: it may hold a password.
-    #[error("the database's URL isn't like postgres://user:password@host:5432/database")]
-    Url(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A later release has migrated it.
-    #[error(
-        "the database {database} has schema {version}, which is newer than this release: \
-         run the release that made it, or a later one"
-    )]
-    Newer {
-        /// The file, or the server and its database.
-        database: String,
-        /// The version of the migration that this release doesn't know.
-        version: i64,
-    },
-    /// It isn't migrated, and [`Migrate::Never`] says that it shall not be.
-    #[error(
-        "the database {database} lacks schema {version} of this release: migrate it first, \
-         or let it be migrated at start"
-    )]
-    Older {
-        /// The file, or the server and its database.
-        database: String,
-        /// The version of the first migration that is missing.
-        version: i64,
-    },
-    /// The database refused.
-    #[error("can't open the database {database}")]
-    Refused {
-        /// The file, or the server and its database.
-        database: String,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-}
-
 /// A database of locations.
 ///
-/// Every method fails with `Error::DatabaseUnavailable` when the database doesn't answer. Dropping
+/// Every method fails with [`StoreError::Unavailable`] when the database doesn't answer. Dropping
 /// a future cancels its query.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -113,34 +61,34 @@ pub trait Store: Send + Sync + 'static {
         &self,
         query: &ListQuery,
         after: Option<&Cursor>,
-    ) -> Result<Page<Location, Cursor>>;
+    ) -> StoreResult<Page<Location, Cursor>>;
 
     /// Those of the locations that exist and belong to `owner` (`None`: to anyone), in any order.
-    async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> Result<Vec<Location>>;
+    async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> StoreResult<Vec<Location>>;
 
     /// The page of the query's reports that follows `after`.
     async fn reports(
         &self,
         query: &ReportQuery,
         after: Option<&ReportCursor>,
-    ) -> Result<Page<Report, ReportCursor>>;
+    ) -> StoreResult<Page<Report, ReportCursor>>;
 
     /// Begins to write. Nothing is seen by others before the commit; dropping it undoes it.
     ///
     /// [`MAX_WRITE`] counts from here: what has to outlast the write starts afterwards.
-    async fn begin(&self) -> Result<Box<dyn Transaction>>;
+    async fn begin(&self) -> StoreResult<Box<dyn Transaction>>;
 
     /// Forgets the former image that a write noted at this time, unless another has noted one since.
-    async fn delete_previous_image(&self, id: LocationId, noted: Micros) -> Result<()>;
+    async fn delete_previous_image(&self, id: LocationId, noted: Micros) -> StoreResult<()>;
 
     /// Forgets the answers to creations, and the former images, from before this time.
-    async fn purge_expired(&self, before: Micros) -> Result<()>;
+    async fn purge_expired(&self, before: Micros) -> StoreResult<()>;
 
     /// The secret that page tokens are signed with, the same for all who share the database.
-    async fn page_token_key(&self) -> Result<[u8; 32]>;
+    async fn page_token_key(&self) -> StoreResult<[u8; 32]>;
 
     /// Whether the database records.
-    async fn ping(&self) -> Result<()>;
+    async fn ping(&self) -> StoreResult<()>;
 
     /// Finishes what is under way and closes the database.
     async fn close(&self);
@@ -148,36 +96,36 @@ pub trait Store: Send + Sync + 'static {
 
 /// A write under way. Rows that it has read or written are locked until it ends.
 ///
-/// Every method but `rollback` may fail with `Error::Conflict`: then the write is to be undone, and
+/// Every method but `rollback` may fail with [`StoreError::Conflict`]: then the write is to be undone, and
 /// may be tried again from its beginning.
 #[async_trait]
 pub trait Transaction: Send {
     /// Reads a location and locks it.
-    async fn lock(&mut self, id: LocationId) -> Result<Option<Location>>;
+    async fn lock(&mut self, id: LocationId) -> StoreResult<Option<Location>>;
 
-    /// Adds locations. `Error::AlreadyExists` tells which of them exist; nothing is to be
+    /// Adds locations. [`StoreError::AlreadyExists`] tells which of them exist; nothing is to be
     /// committed then.
-    async fn insert(&mut self, locations: &[Location]) -> Result<()>;
+    async fn insert(&mut self, locations: &[Location]) -> StoreResult<()>;
 
     /// Replaces a location that is locked.
-    async fn update(&mut self, location: &Location) -> Result<()>;
+    async fn update(&mut self, location: &Location) -> StoreResult<()>;
 
     /// Deletes a location that is locked.
-    async fn delete(&mut self, id: LocationId) -> Result<()>;
+    async fn delete(&mut self, id: LocationId) -> StoreResult<()>;
 
     /// The images that were noted for these locations and not forgotten yet. This write, which closes
     /// their tags, forgets them.
-    async fn take_previous_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>>;
+    async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>>;
 
     /// Notes the image that a location has before it is moved or deleted.
-    async fn record_previous_image(&mut self, former: &Image, now: Micros) -> Result<()>;
+    async fn record_previous_image(&mut self, former: &Image, now: Micros) -> StoreResult<()>;
 
     /// The answers that this caller's creations with these request ids had.
     async fn find_idempotency_records(
         &mut self,
         caller: &OwnerId,
         ids: &[Uuid],
-    ) -> Result<Vec<IdempotencyRecord>>;
+    ) -> StoreResult<Vec<IdempotencyRecord>>;
 
     /// Keeps records. False if another write has kept one under one of the ids meanwhile; nothing
     /// is to be committed then.
@@ -186,13 +134,13 @@ pub trait Transaction: Send {
         caller: &OwnerId,
         records: &[IdempotencyRecord],
         now: Micros,
-    ) -> Result<bool>;
+    ) -> StoreResult<bool>;
 
     /// Makes the write last, if this is the cache's epoch then (`None`: the cache has no epochs);
-    /// `Error::Conflict` if it isn't. `Error::OutcomeUnknown` if it can't tell whether the write
+    /// [`StoreError::Conflict`] if it isn't. [`StoreError::OutcomeUnknown`] if it can't tell whether the write
     /// lasts: then it may still come to last until [`MAX_WRITE`] is over. After any other error
     /// nothing was written.
-    async fn commit(self: Box<Self>, epoch: Option<Epoch>) -> Result<()>;
+    async fn commit(self: Box<Self>, epoch: Option<Epoch>) -> StoreResult<()>;
 
     /// Undoes it.
     async fn rollback(self: Box<Self>);

@@ -26,10 +26,10 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    EpochTable, MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, Store, epoch, schema,
+    EpochTable, MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, Store, StoreError, epoch, schema,
     sql::{Dialect, SqlStore, Value, bind},
 };
-use crate::{error::Error, model::Epoch};
+use crate::model::Epoch;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
@@ -222,19 +222,19 @@ impl Dialect for Postgres {
         Ok(())
     }
 
-    fn explain(error: sqlx::Error) -> Error {
+    fn map_error(error: sqlx::Error) -> StoreError {
         let state = sqlstate(&error);
         match state.as_deref() {
-            Some(DISK_FULL) => Error::StorageFull(Arc::new(error)),
-            Some(SERIALIZATION_FAILURE | DEADLOCK) => Error::Conflict(Arc::new(error)),
+            Some(DISK_FULL) => StoreError::Full(Arc::new(error)),
+            Some(SERIALIZATION_FAILURE | DEADLOCK) => StoreError::Conflict(Arc::new(error)),
             Some(LOCK_NOT_AVAILABLE | IDLE_IN_TRANSACTION | READ_ONLY) => {
-                Error::DatabaseUnavailable(Arc::new(error))
+                StoreError::Unavailable(Arc::new(error))
             }
             Some(state) => match state.get(..2) {
                 Some(CONNECTION_EXCEPTION | INSUFFICIENT_RESOURCES | OPERATOR_INTERVENTION) => {
-                    Error::DatabaseUnavailable(Arc::new(error))
+                    StoreError::Unavailable(Arc::new(error))
                 }
-                _ => Error::internal(error),
+                _ => StoreError::Unexpected(Arc::new(error)),
             },
             None => match error {
                 sqlx::Error::Io(_)
@@ -242,19 +242,22 @@ impl Dialect for Postgres {
                 // A proxy whose server is gone ends the connection in the middle of a message.
                 | sqlx::Error::Protocol(_)
                 | sqlx::Error::PoolTimedOut
-                | sqlx::Error::PoolClosed => Error::DatabaseUnavailable(Arc::new(error)),
-                error => Error::internal(error),
+                | sqlx::Error::PoolClosed => StoreError::Unavailable(Arc::new(error)),
+                sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => {
+                    StoreError::corrupt(error)
+                }
+                error => StoreError::Unexpected(Arc::new(error)),
             },
         }
     }
 
     /// A server that answers with an error hasn't committed. A proxy in front of it may not know.
-    fn map_commit_error(error: sqlx::Error) -> Error {
+    fn map_commit_error(error: sqlx::Error) -> StoreError {
         match sqlstate(&error).as_deref() {
             Some(state) if state != OUTCOME_UNKNOWN && !state.starts_with(CONNECTION_EXCEPTION) => {
-                Self::explain(error)
+                Self::map_error(error)
             }
-            _ => Error::OutcomeUnknown(Arc::new(error)),
+            _ => StoreError::OutcomeUnknown(Arc::new(error)),
         }
     }
 

@@ -21,10 +21,10 @@ use sqlx::{
 };
 
 use super::{
-    Migrate, OpenError, Store, WAIT_SECS, schema,
+    Migrate, OpenError, Store, StoreError, WAIT_SECS, schema,
     sql::{Dialect, SqlStore, Value, bind},
 };
-use crate::{error::Error, model::Epoch};
+use crate::model::Epoch;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -139,26 +139,29 @@ impl Dialect for Sqlite {
         Ok(interrupt)
     }
 
-    fn explain(error: sqlx::Error) -> Error {
+    fn map_error(error: sqlx::Error) -> StoreError {
         match code(&error) {
-            Some(FULL) => Error::StorageFull(Arc::new(error)),
+            Some(FULL) => StoreError::Full(Arc::new(error)),
             Some(BUSY | LOCKED | INTERRUPT | IOERR | CANTOPEN) => {
-                Error::DatabaseUnavailable(Arc::new(error))
+                StoreError::Unavailable(Arc::new(error))
             }
             _ => match error {
                 sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) => {
-                    Error::DatabaseUnavailable(Arc::new(error))
+                    StoreError::Unavailable(Arc::new(error))
                 }
-                error => Error::internal(error),
+                sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => {
+                    StoreError::corrupt(error)
+                }
+                error => StoreError::Unexpected(Arc::new(error)),
             },
         }
     }
 
     /// A commit that fails for want of room or of a lock has written nothing.
-    fn map_commit_error(error: sqlx::Error) -> Error {
+    fn map_commit_error(error: sqlx::Error) -> StoreError {
         match code(&error) {
-            Some(FULL | BUSY) => Self::explain(error),
-            _ => Error::OutcomeUnknown(Arc::new(error)),
+            Some(FULL | BUSY) => Self::map_error(error),
+            _ => StoreError::OutcomeUnknown(Arc::new(error)),
         }
     }
 

@@ -12,12 +12,11 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use location_service::{
     cache::{Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Version, WriteId},
-    error::{Error, Result},
     model::{
         Cursor, Epoch, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
         ReportCursor, ReportQuery,
     },
-    store::{IdempotencyRecord, Store, Transaction},
+    store::{IdempotencyRecord, Store, StoreError, StoreResult, Transaction},
 };
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -128,7 +127,7 @@ impl Store for GatedStore {
         &self,
         query: &ListQuery,
         after: Option<&Cursor>,
-    ) -> Result<Page<Location, Cursor>> {
+    ) -> StoreResult<Page<Location, Cursor>> {
         let now = self.gates.lists_now.fetch_add(1, Ordering::SeqCst) + 1;
         self.gates.lists_at_once.fetch_max(now, Ordering::SeqCst);
         let page = self.inner.list(query, after).await;
@@ -137,7 +136,7 @@ impl Store for GatedStore {
         page
     }
 
-    async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> Result<Vec<Location>> {
+    async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> StoreResult<Vec<Location>> {
         self.inner.get(ids, owner).await
     }
 
@@ -145,30 +144,30 @@ impl Store for GatedStore {
         &self,
         query: &ReportQuery,
         after: Option<&ReportCursor>,
-    ) -> Result<Page<Report, ReportCursor>> {
+    ) -> StoreResult<Page<Report, ReportCursor>> {
         self.inner.reports(query, after).await
     }
 
-    async fn begin(&self) -> Result<Box<dyn Transaction>> {
+    async fn begin(&self) -> StoreResult<Box<dyn Transaction>> {
         Ok(Box::new(GatedTransaction {
             inner: self.inner.begin().await?,
             gates: Arc::clone(&self.gates),
         }))
     }
 
-    async fn delete_previous_image(&self, id: LocationId, noted: Micros) -> Result<()> {
+    async fn delete_previous_image(&self, id: LocationId, noted: Micros) -> StoreResult<()> {
         self.inner.delete_previous_image(id, noted).await
     }
 
-    async fn purge_expired(&self, before: Micros) -> Result<()> {
+    async fn purge_expired(&self, before: Micros) -> StoreResult<()> {
         self.inner.purge_expired(before).await
     }
 
-    async fn page_token_key(&self) -> Result<[u8; 32]> {
+    async fn page_token_key(&self) -> StoreResult<[u8; 32]> {
         self.inner.page_token_key().await
     }
 
-    async fn ping(&self) -> Result<()> {
+    async fn ping(&self) -> StoreResult<()> {
         self.inner.ping().await
     }
 
@@ -184,28 +183,28 @@ struct GatedTransaction {
 
 #[async_trait]
 impl Transaction for GatedTransaction {
-    async fn lock(&mut self, id: LocationId) -> Result<Option<Location>> {
+    async fn lock(&mut self, id: LocationId) -> StoreResult<Option<Location>> {
         self.inner.lock(id).await
     }
 
-    async fn insert(&mut self, locations: &[Location]) -> Result<()> {
+    async fn insert(&mut self, locations: &[Location]) -> StoreResult<()> {
         self.gates.begun.pass().await;
         self.inner.insert(locations).await
     }
 
-    async fn update(&mut self, location: &Location) -> Result<()> {
+    async fn update(&mut self, location: &Location) -> StoreResult<()> {
         self.inner.update(location).await
     }
 
-    async fn delete(&mut self, id: LocationId) -> Result<()> {
+    async fn delete(&mut self, id: LocationId) -> StoreResult<()> {
         self.inner.delete(id).await
     }
 
-    async fn take_previous_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
+    async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>> {
         self.inner.take_previous_images(ids).await
     }
 
-    async fn record_previous_image(&mut self, former: &Image, now: Micros) -> Result<()> {
+    async fn record_previous_image(&mut self, former: &Image, now: Micros) -> StoreResult<()> {
         self.inner.record_previous_image(former, now).await
     }
 
@@ -213,7 +212,7 @@ impl Transaction for GatedTransaction {
         &mut self,
         caller: &OwnerId,
         ids: &[Uuid],
-    ) -> Result<Vec<IdempotencyRecord>> {
+    ) -> StoreResult<Vec<IdempotencyRecord>> {
         self.inner.find_idempotency_records(caller, ids).await
     }
 
@@ -222,13 +221,13 @@ impl Transaction for GatedTransaction {
         caller: &OwnerId,
         records: &[IdempotencyRecord],
         now: Micros,
-    ) -> Result<bool> {
+    ) -> StoreResult<bool> {
         self.inner
             .save_idempotency_records(caller, records, now)
             .await
     }
 
-    async fn commit(self: Box<Self>, epoch: Option<Epoch>) -> Result<()> {
+    async fn commit(self: Box<Self>, epoch: Option<Epoch>) -> StoreResult<()> {
         let Self { inner, gates } = *self;
         gates.closed.pass().await;
         assert!(
@@ -237,7 +236,7 @@ impl Transaction for GatedTransaction {
         );
         if gates.fail_commit.swap(false, Ordering::SeqCst) {
             inner.rollback().await;
-            return Err(Error::DatabaseUnavailable(Arc::new(std::fmt::Error)));
+            return Err(StoreError::unavailable(std::fmt::Error));
         }
         let unguarded = gates.unguarded.load(Ordering::SeqCst);
         inner.commit(epoch.filter(|_| !unguarded)).await?;

@@ -10,14 +10,13 @@ use std::{
 };
 
 use location_service::{
-    error::Error,
     model::{
         Address, CacheServer, Capacity, Cursor, Details, Epoch, Etag, ListQuery, Location,
         LocationId, LocationState, LocationType, Micros, Order, OrderField, OwnerId, Predicate,
         RegionCode, ReportQuery, SortValue, Text,
     },
     store::{
-        Migrate, OpenError, Store,
+        Migrate, OpenError, Store, StoreError, StoreResult,
         postgres::{self, Options},
         sqlite,
     },
@@ -232,7 +231,7 @@ async fn writes_what_it_is_given(store: &dyn Store) {
         large.clone(),
         location("y", "", "o", 1),
     ];
-    let Err(Error::AlreadyExists { id, indexes }) = write.insert(&twice).await else {
+    let Err(StoreError::AlreadyExists { id, indexes }) = write.insert(&twice).await else {
         panic!("the id is used");
     };
     assert_eq!((id, indexes), (large.id, vec![1]));
@@ -249,7 +248,7 @@ async fn writes_what_it_is_given(store: &dyn Store) {
     store.purge_expired(Micros(1)).await.unwrap();
     store.close().await;
     let closed = store.ping().await;
-    assert!(matches!(closed, Err(Error::DatabaseUnavailable(_))));
+    assert!(matches!(closed, Err(StoreError::Unavailable(_))));
 }
 
 #[tokio::test]
@@ -411,7 +410,7 @@ async fn a_second_writer_waits_for_the_first_but_not_for_ever() {
         .await;
     });
     assert!(
-        matches!(late.0, Err(Error::DatabaseUnavailable(_))),
+        matches!(late.0, Err(StoreError::Unavailable(_))),
         "{:?}",
         late.0
     );
@@ -431,7 +430,7 @@ async fn a_deadlock_is_a_conflict_that_a_retry_settles() {
         async {
             let outcome = one.insert(&places[1..]).await;
             match &outcome {
-                Err(Error::Conflict(_)) => one.rollback().await,
+                Err(StoreError::Conflict(_)) => one.rollback().await,
                 _ => one.commit(None).await.unwrap(),
             }
             outcome
@@ -439,7 +438,7 @@ async fn a_deadlock_is_a_conflict_that_a_retry_settles() {
         async {
             let outcome = other.insert(&places[..1]).await;
             match &outcome {
-                Err(Error::Conflict(_)) => other.rollback().await,
+                Err(StoreError::Conflict(_)) => other.rollback().await,
                 _ => other.commit(None).await.unwrap(),
             }
             outcome
@@ -447,13 +446,13 @@ async fn a_deadlock_is_a_conflict_that_a_retry_settles() {
     );
     let conflicts = [&outcome_one, &outcome_other]
         .into_iter()
-        .filter(|outcome| matches!(outcome, Err(Error::Conflict(_))))
+        .filter(|outcome| matches!(outcome, Err(StoreError::Conflict(_))))
         .count();
     assert_eq!(conflicts, 1, "{outcome_one:?} {outcome_other:?}");
     let mut again = store.begin().await.unwrap();
     let taken = again.insert(&places).await;
     assert!(
-        matches!(taken, Err(Error::AlreadyExists { .. })),
+        matches!(taken, Err(StoreError::AlreadyExists { .. })),
         "{taken:?}"
     );
 }
@@ -478,12 +477,12 @@ async fn fail_writes(url: &str, state: &str, at_commit: bool) {
 async fn errors_of_the_server_say_what_they_mean() {
     let url = Postgres::shared().database().await;
     let store = open(&url).await;
-    let kind = |error: &Error| match error {
-        Error::Conflict(_) => "conflict",
-        Error::DatabaseUnavailable(_) => "unavailable",
-        Error::StorageFull(_) => "full",
-        Error::Internal(_) => "internal",
-        Error::OutcomeUnknown(_) => "unknown",
+    let kind = |error: &StoreError| match error {
+        StoreError::Conflict(_) => "conflict",
+        StoreError::Unavailable(_) => "unavailable",
+        StoreError::Full(_) => "full",
+        StoreError::Unexpected(_) => "internal",
+        StoreError::OutcomeUnknown(_) => "unknown",
         _ => "other",
     };
     for (state, expected) in [
@@ -570,7 +569,7 @@ async fn a_late_commit_is_refused() {
     execute(&url, "UPDATE clock.ahead SET by = '16 s'").await;
     let refused = write.commit(None).await;
     assert!(
-        matches!(refused, Err(Error::DatabaseUnavailable(_))),
+        matches!(refused, Err(StoreError::Unavailable(_))),
         "{refused:?}"
     );
     assert!(exists(&*store, places[0].id).await);
@@ -592,7 +591,7 @@ async fn a_write_that_stands_still_is_ended() {
     .await;
     let refused = write.commit(None).await;
     assert!(
-        matches!(refused, Err(Error::DatabaseUnavailable(_))),
+        matches!(refused, Err(StoreError::Unavailable(_))),
         "{refused:?}"
     );
     insert(&*store, &[place]).await;
@@ -625,8 +624,8 @@ async fn only_a_connection_lost_in_the_commit_leaves_the_outcome_unknown() {
             kill(signal, [number(&url, in_commit).await.to_string().as_str()]);
         });
         match outcome {
-            Err(Error::DatabaseUnavailable(_)) if known => {}
-            Err(Error::OutcomeUnknown(_)) if !known => {}
+            Err(StoreError::Unavailable(_)) if known => {}
+            Err(StoreError::OutcomeUnknown(_)) if !known => {}
             outcome => panic!("{signal}: {outcome:?}"),
         }
         // The server ends all connections after the second signal, in its own time.
@@ -659,10 +658,7 @@ async fn a_statement_that_takes_too_long_is_ended() {
     slow_down(&url).await;
     let start = Instant::now();
     let late = store.list(&all(), None).await;
-    assert!(
-        matches!(late, Err(Error::DatabaseUnavailable(_))),
-        "{late:?}"
-    );
+    assert!(matches!(late, Err(StoreError::Unavailable(_))), "{late:?}");
     assert!(
         start.elapsed() < Duration::from_millis(11_500),
         "{:?}",
@@ -709,11 +705,11 @@ async fn a_database_that_is_away_fails_fast_and_comes_back() {
             let start = Instant::now();
             let (read, write) = tokio::join!(store.list(&query, None), store.begin());
             assert!(
-                matches!(read, Err(Error::DatabaseUnavailable(_))),
+                matches!(read, Err(StoreError::Unavailable(_))),
                 "{how}: {read:?}"
             );
             assert!(
-                matches!(write.err(), Some(Error::DatabaseUnavailable(_))),
+                matches!(write.err(), Some(StoreError::Unavailable(_))),
                 "{how}"
             );
             assert!(
@@ -743,10 +739,7 @@ async fn a_database_that_is_away_fails_fast_and_comes_back() {
     write.lock(place.id).await.unwrap();
     server.stop();
     let lost = write.delete(place.id).await;
-    assert!(
-        matches!(lost, Err(Error::DatabaseUnavailable(_))),
-        "{lost:?}"
-    );
+    assert!(matches!(lost, Err(StoreError::Unavailable(_))), "{lost:?}");
     server.start_again();
     assert_back().await;
 }
@@ -903,7 +896,7 @@ fn some_server() -> CacheServer {
     }
 }
 
-async fn write_in(store: &dyn Store, epoch: Epoch) -> Result<(), Error> {
+async fn write_in(store: &dyn Store, epoch: Epoch) -> StoreResult<()> {
     let mut write = store.begin().await?;
     write.insert(&[location("a", "", "owner", 1)]).await?;
     write.commit(Some(epoch)).await
@@ -937,7 +930,10 @@ async fn epochs_follow_each_other() {
     assert_eq!((suspended.epoch, suspended.server), (Epoch(2), None));
     for old in [0, 1, 3] {
         let outcome = write_in(&*store, Epoch(old)).await;
-        assert!(matches!(outcome, Err(Error::Conflict(_))), "{outcome:?}");
+        assert!(
+            matches!(outcome, Err(StoreError::Conflict(_))),
+            "{outcome:?}"
+        );
     }
     write_in(&*store, Epoch(2)).await.unwrap();
     assert_eq!(number(&url, "SELECT count(*) FROM locations").await, 2);
@@ -989,7 +985,10 @@ async fn a_commit_sees_an_epoch_that_began_while_it_waited() {
     )
     .await;
     let outcome = write_in(&*store, Epoch(1)).await;
-    assert!(matches!(outcome, Err(Error::Conflict(_))), "{outcome:?}");
+    assert!(
+        matches!(outcome, Err(StoreError::Conflict(_))),
+        "{outcome:?}"
+    );
     suspending.await.unwrap().unwrap();
     assert_eq!(number(&url, "SELECT count(*) FROM locations").await, 0);
 }

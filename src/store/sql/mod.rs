@@ -4,7 +4,6 @@ use std::{
     collections::{BTreeMap, HashSet},
     fmt::{self, Write as _},
     fs::File,
-    sync::Arc,
 };
 
 use async_trait::async_trait;
@@ -18,16 +17,14 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
-    IdempotencyRecord, MAX_PAGE_BYTES, REPLY_MARGIN, STATEMENT_TIMEOUT, Store, Transaction,
+    IdempotencyRecord, MAX_PAGE_BYTES, REPLY_MARGIN, STATEMENT_TIMEOUT, Store, StoreError,
+    StoreResult, Transaction,
 };
-use crate::{
-    error::{Error, Result},
-    model::{
-        Address, Capacity, Coordinates, Cursor, Details, Epoch, Etag, Image, LabelKey, LabelValue,
-        ListQuery, Location, LocationId, LocationState, LocationType, Micros, Order, OrderField,
-        OwnerId, Page, Predicate, RegionCode, Report, ReportCursor, ReportQuery, SortValue, Text,
-        fold_case,
-    },
+use crate::model::{
+    Address, Capacity, Coordinates, Cursor, Details, Epoch, Etag, Image, LabelKey, LabelValue,
+    ListQuery, Location, LocationId, LocationState, LocationType, Micros, Order, OrderField,
+    OwnerId, Page, Predicate, RegionCode, Report, ReportCursor, ReportQuery, SortValue, Text,
+    fold_case,
 };
 
 /// The columns that are read.
@@ -60,11 +57,11 @@ pub(super) trait Dialect: Database + HasStatementCache {
     async fn interruptible(connection: &mut Self::Connection) -> sqlx::Result<Self::Interrupt>;
 
     /// Says what an error of the driver means.
-    fn explain(error: sqlx::Error) -> Error;
+    fn map_error(error: sqlx::Error) -> StoreError;
 
-    /// Says what an error of a commit means: `Error::OutcomeUnknown` unless it is sure that nothing
+    /// Says what an error of a commit means: `StoreError::OutcomeUnknown` unless it is sure that nothing
     /// was written.
-    fn map_commit_error(error: sqlx::Error) -> Error;
+    fn map_commit_error(error: sqlx::Error) -> StoreError;
 
     /// A statement with its placeholders `$1`, `$2`, ... written as the database likes them.
     fn placeholders(sql: String) -> String {
@@ -380,7 +377,7 @@ where
 struct StoredLabels(BTreeMap<LabelKey, LabelValue>);
 
 impl<'de> Deserialize<'de> for StoredLabels {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> std::result::Result<Self, D::Error> {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
         json.deserialize_map(Self::default())
     }
 }
@@ -392,10 +389,7 @@ impl<'de> Visitor<'de> for StoredLabels {
         formatter.write_str("an object of texts")
     }
 
-    fn visit_map<A: MapAccess<'de>>(
-        mut self,
-        mut labels: A,
-    ) -> std::result::Result<Self, A::Error> {
+    fn visit_map<A: MapAccess<'de>>(mut self, mut labels: A) -> Result<Self, A::Error> {
         while let Some((key, value)) = labels.next_entry()? {
             self.0
                 .insert(Text::from_trusted(key), Text::from_trusted(value));
@@ -459,13 +453,13 @@ struct ReportRow {
 }
 
 impl TryFrom<ReportRow> for Report {
-    type Error = Error;
+    type Error = StoreError;
 
-    fn try_from(row: ReportRow) -> Result<Self> {
+    fn try_from(row: ReportRow) -> StoreResult<Self> {
         let capacity = (i128::from(row.capacity_high) << 32) + i128::from(row.capacity_low);
         Ok(Self {
             kind: LocationType::from_number(row.r#type)
-                .ok_or_else(|| Error::internal("a report's type is unknown"))?,
+                .ok_or_else(|| StoreError::corrupt("a report's type is unknown"))?,
             run: Text::from_trusted(row.production_run_id),
             locations: row.locations,
             active: row.active,
@@ -485,13 +479,13 @@ struct ImageRow {
 }
 
 impl TryFrom<ImageRow> for Image {
-    type Error = Error;
+    type Error = StoreError;
 
-    fn try_from(row: ImageRow) -> Result<Self> {
+    fn try_from(row: ImageRow) -> StoreResult<Self> {
         Ok(Self {
             id: LocationId(row.id),
             kind: LocationType::from_number(row.r#type)
-                .ok_or_else(|| Error::internal("a former image's type is unknown"))?,
+                .ok_or_else(|| StoreError::corrupt("a former image's type is unknown"))?,
             run: Text::from_trusted(row.production_run_id),
             owner: Text::from_trusted(row.owner_id),
         })
@@ -517,11 +511,11 @@ pub(super) struct SqlStore<DB: Database> {
 }
 
 impl<DB: Dialect> SqlStore<DB> {
-    async fn reader(&self) -> Result<ConnectionGuard<DB>> {
+    async fn reader(&self) -> StoreResult<ConnectionGuard<DB>> {
         ConnectionGuard::from(&self.readers).await
     }
 
-    async fn writer(&self) -> Result<ConnectionGuard<DB>> {
+    async fn writer(&self) -> StoreResult<ConnectionGuard<DB>> {
         ConnectionGuard::from(&self.writers).await
     }
 }
@@ -545,11 +539,11 @@ impl<DB: Dialect> Drop for ConnectionGuard<DB> {
 }
 
 impl<DB: Dialect> ConnectionGuard<DB> {
-    async fn from(pool: &Pool<DB>) -> Result<Self> {
-        let mut connection = pool.acquire().await.map_err(DB::explain)?;
+    async fn from(pool: &Pool<DB>) -> StoreResult<Self> {
+        let mut connection = pool.acquire().await.map_err(DB::map_error)?;
         let interrupt = DB::interruptible(&mut connection)
             .await
-            .map_err(DB::explain)?;
+            .map_err(DB::map_error)?;
         Ok(Self {
             _interrupt: interrupt,
             connection,
@@ -564,16 +558,16 @@ where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
     DB::Arguments: IntoArguments<DB>,
 {
-    async fn rows<T>(&mut self, statement: Statement) -> Result<Vec<T>>
+    async fn rows<T>(&mut self, statement: Statement) -> StoreResult<Vec<T>>
     where
         T: for<'r> FromRow<'r, DB::Row> + Send + Unpin,
     {
         let rows = statement.query::<DB, T>().fetch_all(&mut *self.connection);
-        in_time(&mut self.busy, rows).await?.map_err(DB::explain)
+        in_time(&mut self.busy, rows).await?.map_err(DB::map_error)
     }
 
     /// The rows as locations, until `MAX_PAGE_BYTES`, and whether that cut them short.
-    async fn locations(&mut self, statement: Statement) -> Result<(Vec<Location>, bool)>
+    async fn locations(&mut self, statement: Statement) -> StoreResult<(Vec<Location>, bool)>
     where
         LocationRow: for<'r> FromRow<'r, DB::Row>,
     {
@@ -593,21 +587,23 @@ where
             Ok((kept, false))
         })
         .await?
-        .map_err(DB::explain)
+        .map_err(DB::map_error)
     }
 
-    async fn execute(&mut self, statement: Statement) -> Result<()> {
+    async fn execute(&mut self, statement: Statement) -> StoreResult<()> {
         let keep_prepared = statement.keep_prepared();
         let Statement { sql, values } = statement;
         let done = sqlx::query_with(AssertSqlSafe(DB::placeholders(sql)), DB::arguments(values))
             .persistent(keep_prepared)
             .execute(&mut *self.connection);
-        in_time(&mut self.busy, done).await?.map_err(DB::explain)?;
+        in_time(&mut self.busy, done)
+            .await?
+            .map_err(DB::map_error)?;
         Ok(())
     }
 
     /// Runs a command that has no values.
-    async fn command(&mut self, sql: String) -> Result<sqlx::Result<()>> {
+    async fn command(&mut self, sql: String) -> StoreResult<sqlx::Result<()>> {
         let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *self.connection);
         Ok(in_time(&mut self.busy, done).await?.map(|_| ()))
     }
@@ -617,11 +613,11 @@ where
 async fn in_time<T>(
     busy: &mut bool,
     statement: impl Future<Output = sqlx::Result<T>>,
-) -> Result<sqlx::Result<T>> {
+) -> StoreResult<sqlx::Result<T>> {
     *busy = true;
     let outcome = timeout(STATEMENT_TIMEOUT + REPLY_MARGIN, statement)
         .await
-        .map_err(|elapsed| Error::DatabaseUnavailable(Arc::new(elapsed)))?;
+        .map_err(StoreError::unavailable)?;
     *busy = false;
     Ok(outcome)
 }
@@ -643,7 +639,7 @@ where
         &self,
         query: &ListQuery,
         after: Option<&Cursor>,
-    ) -> Result<Page<Location, Cursor>> {
+    ) -> StoreResult<Page<Location, Cursor>> {
         let mut reader = self.reader().await?;
         let (mut items, cut) = reader.locations(list_statement(query, after)).await?;
         let total = if query.count {
@@ -670,7 +666,7 @@ where
         Ok(Page { items, next, total })
     }
 
-    async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> Result<Vec<Location>> {
+    async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> StoreResult<Vec<Location>> {
         let mut statement = Statement::new("SELECT ");
         statement
             .push(COLUMNS)
@@ -690,7 +686,7 @@ where
         &self,
         query: &ReportQuery,
         after: Option<&ReportCursor>,
-    ) -> Result<Page<Report, ReportCursor>> {
+    ) -> StoreResult<Page<Report, ReportCursor>> {
         let statement = report_statement(query, after);
         let rows = self.reader().await?.rows::<ReportRow>(statement).await?;
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
@@ -699,7 +695,7 @@ where
             .into_iter()
             .take(limit)
             .map(Report::try_from)
-            .collect::<Result<_>>()?;
+            .collect::<StoreResult<_>>()?;
         let next = items
             .last()
             .filter(|_| more)
@@ -711,18 +707,18 @@ where
         })
     }
 
-    async fn begin(&self) -> Result<Box<dyn Transaction>> {
+    async fn begin(&self) -> StoreResult<Box<dyn Transaction>> {
         let mut writer = self.writer().await?;
         writer.in_transaction = true;
         writer
             .command(DB::BEGIN.to_owned())
             .await?
-            .map_err(DB::explain)?;
+            .map_err(DB::map_error)?;
         Ok(Box::new(SqlTransaction(writer)))
     }
 
-    async fn delete_previous_image(&self, id: LocationId, noted: Micros) -> Result<()> {
-        let mut statement = Statement::new("DELETE FROM previous_images WHERE id = ");
+    async fn delete_previous_image(&self, id: LocationId, noted: Micros) -> StoreResult<()> {
+        let mut statement = Statement::new("DELETE FROM former_images WHERE id = ");
         statement
             .bind(Value::Id(id.0))
             .push(" AND noted_time = ")
@@ -730,10 +726,10 @@ where
         self.writer().await?.execute(statement).await
     }
 
-    async fn purge_expired(&self, before: Micros) -> Result<()> {
+    async fn purge_expired(&self, before: Micros) -> StoreResult<()> {
         for (table, key, time) in [
             ("create_requests", "caller, request_id", "create_time"),
-            ("previous_images", "id", "noted_time"),
+            ("former_images", "id", "noted_time"),
         ] {
             loop {
                 // A few at a time, for others write too.
@@ -753,16 +749,16 @@ where
         Ok(())
     }
 
-    async fn page_token_key(&self) -> Result<[u8; 32]> {
+    async fn page_token_key(&self) -> StoreResult<[u8; 32]> {
         let statement = Statement::new("SELECT value FROM secrets WHERE name = 'page_token_key'");
         let rows: Vec<(Vec<u8>,)> = self.reader().await?.rows(statement).await?;
         rows.into_iter()
             .next()
             .and_then(|(key,)| key.try_into().ok())
-            .ok_or_else(|| Error::internal("the database has no page_token_key of 32 bytes"))
+            .ok_or_else(|| StoreError::corrupt("the database has no page_token_key of 32 bytes"))
     }
 
-    async fn ping(&self) -> Result<()> {
+    async fn ping(&self) -> StoreResult<()> {
         let statement = Statement::new("SELECT id FROM locations LIMIT 1");
         let mut prober = ConnectionGuard::from(&self.prober).await?;
         let _: Vec<(Uuid,)> = prober.rows(statement).await?;
@@ -792,7 +788,7 @@ where
     ImageRow: for<'r> FromRow<'r, DB::Row>,
     (Uuid,): for<'r> FromRow<'r, DB::Row>,
 {
-    async fn lock(&mut self, id: LocationId) -> Result<Option<Location>> {
+    async fn lock(&mut self, id: LocationId) -> StoreResult<Option<Location>> {
         let mut statement = Statement::new("SELECT ");
         statement
             .push(COLUMNS)
@@ -803,7 +799,7 @@ where
         Ok(rows.into_iter().next().map(|row| row.location))
     }
 
-    async fn insert(&mut self, locations: &[Location]) -> Result<()> {
+    async fn insert(&mut self, locations: &[Location]) -> StoreResult<()> {
         let mut statement = Statement::new("INSERT INTO locations (");
         statement
             .push(COLUMNS)
@@ -821,13 +817,13 @@ where
             .filter(|index| !inserted.remove(&locations[*index].id.0))
             .collect();
         let first = *indexes.first().unwrap_or(&0);
-        Err(Error::AlreadyExists {
+        Err(StoreError::AlreadyExists {
             id: locations[first].id,
             indexes,
         })
     }
 
-    async fn update(&mut self, location: &Location) -> Result<()> {
+    async fn update(&mut self, location: &Location) -> StoreResult<()> {
         let mut statement = Statement::new("UPDATE locations SET ");
         let id = Value::Id(location.id.0);
         for (index, (column, value)) in [COLUMNS, LOOKED_IN]
@@ -844,14 +840,14 @@ where
         self.0.execute(statement).await
     }
 
-    async fn delete(&mut self, id: LocationId) -> Result<()> {
+    async fn delete(&mut self, id: LocationId) -> StoreResult<()> {
         let mut statement = Statement::new("DELETE FROM locations WHERE id = ");
         statement.bind(Value::Id(id.0));
         self.0.execute(statement).await
     }
 
-    async fn take_previous_images(&mut self, ids: &[LocationId]) -> Result<Vec<Image>> {
-        let mut statement = Statement::new("DELETE FROM previous_images WHERE id IN (");
+    async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>> {
+        let mut statement = Statement::new("DELETE FROM former_images WHERE id IN (");
         statement
             .list(ids.iter().map(|id| Value::Id(id.0)))
             .push(") RETURNING id, type, production_run_id, owner_id");
@@ -859,7 +855,7 @@ where
         rows.into_iter().map(Image::try_from).collect()
     }
 
-    async fn record_previous_image(&mut self, former: &Image, now: Micros) -> Result<()> {
+    async fn record_previous_image(&mut self, former: &Image, now: Micros) -> StoreResult<()> {
         let Image {
             id,
             kind,
@@ -867,7 +863,7 @@ where
             owner,
         } = former;
         let mut statement = Statement::new(
-            "INSERT INTO previous_images (id, type, production_run_id, owner_id, noted_time) \
+            "INSERT INTO former_images (id, type, production_run_id, owner_id, noted_time) \
              VALUES ",
         );
         statement
@@ -890,7 +886,7 @@ where
         &mut self,
         caller: &OwnerId,
         ids: &[Uuid],
-    ) -> Result<Vec<IdempotencyRecord>> {
+    ) -> StoreResult<Vec<IdempotencyRecord>> {
         let mut statement = Statement::new(
             "SELECT request_id, fingerprint, answer FROM create_requests WHERE caller = ",
         );
@@ -907,7 +903,7 @@ where
                     fingerprint: row
                         .fingerprint
                         .try_into()
-                        .map_err(|_| Error::internal("a fingerprint hasn't 32 bytes"))?,
+                        .map_err(|_| StoreError::corrupt("a fingerprint hasn't 32 bytes"))?,
                     location: row.answer,
                 })
             })
@@ -919,7 +915,7 @@ where
         caller: &OwnerId,
         records: &[IdempotencyRecord],
         now: Micros,
-    ) -> Result<bool> {
+    ) -> StoreResult<bool> {
         let mut statement = Statement::new(
             "INSERT INTO create_requests \
              (caller, request_id, fingerprint, answer, create_time) VALUES ",
@@ -939,14 +935,14 @@ where
         Ok(rows.len() == records.len())
     }
 
-    async fn commit(mut self: Box<Self>, epoch: Option<Epoch>) -> Result<()> {
+    async fn commit(mut self: Box<Self>, epoch: Option<Epoch>) -> StoreResult<()> {
         match self.0.command(DB::commit(epoch)).await {
             Ok(Ok(())) => {
                 self.0.in_transaction = false;
                 Ok(())
             }
             Ok(Err(error)) => Err(DB::map_commit_error(error)),
-            Err(Error::DatabaseUnavailable(late)) => Err(Error::OutcomeUnknown(late)),
+            Err(StoreError::Unavailable(late)) => Err(StoreError::OutcomeUnknown(late)),
             Err(error) => Err(error),
         }
     }

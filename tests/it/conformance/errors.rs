@@ -4,13 +4,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use location_service::{
-    error::{Error, Result},
     model::{
         Cursor, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report, ReportCursor,
         ReportQuery,
     },
     proto::location::v1,
-    store::{Store, Transaction},
+    store::{Store, StoreError, StoreResult, Transaction},
 };
 use tonic::Code;
 use tonic_health::pb::{
@@ -24,18 +23,18 @@ use crate::harness::{Pair, TestApp, create};
 /// A database that has gone away after the start.
 struct Down;
 
-fn down<T>() -> Result<T> {
+fn down<T>() -> StoreResult<T> {
     let cause = std::io::Error::other("password of the driver");
-    Err(Error::DatabaseUnavailable(Arc::new(cause)))
+    Err(StoreError::unavailable(cause))
 }
 
 #[async_trait]
 impl Store for Down {
-    async fn list(&self, _: &ListQuery, _: Option<&Cursor>) -> Result<Page<Location, Cursor>> {
+    async fn list(&self, _: &ListQuery, _: Option<&Cursor>) -> StoreResult<Page<Location, Cursor>> {
         down()
     }
 
-    async fn get(&self, _: &[LocationId], _: Option<&OwnerId>) -> Result<Vec<Location>> {
+    async fn get(&self, _: &[LocationId], _: Option<&OwnerId>) -> StoreResult<Vec<Location>> {
         down()
     }
 
@@ -43,27 +42,27 @@ impl Store for Down {
         &self,
         _: &ReportQuery,
         _: Option<&ReportCursor>,
-    ) -> Result<Page<Report, ReportCursor>> {
+    ) -> StoreResult<Page<Report, ReportCursor>> {
         down()
     }
 
-    async fn begin(&self) -> Result<Box<dyn Transaction>> {
+    async fn begin(&self) -> StoreResult<Box<dyn Transaction>> {
         down()
     }
 
-    async fn delete_previous_image(&self, _: LocationId, _: Micros) -> Result<()> {
+    async fn delete_previous_image(&self, _: LocationId, _: Micros) -> StoreResult<()> {
         down()
     }
 
-    async fn purge_expired(&self, _: Micros) -> Result<()> {
+    async fn purge_expired(&self, _: Micros) -> StoreResult<()> {
         down()
     }
 
-    async fn page_token_key(&self) -> Result<[u8; 32]> {
+    async fn page_token_key(&self) -> StoreResult<[u8; 32]> {
         Ok([7; 32])
     }
 
-    async fn ping(&self) -> Result<()> {
+    async fn ping(&self) -> StoreResult<()> {
         down()
     }
 
