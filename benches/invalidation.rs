@@ -16,13 +16,6 @@
     reason = "figures are for people"
 )]
 
-#[allow(
-    dead_code,
-    reason = "shared with the tests, which need more of the servers"
-)]
-#[path = "../tests/it/servers/mod.rs"]
-mod servers;
-
 use std::{
     collections::BTreeSet,
     error::Error,
@@ -52,9 +45,8 @@ use location_service::{
 };
 use prost::Message as _;
 use serde_json::{Value, json};
+use servers::{postgres::Postgres, redis::RedisServer};
 use uuid::Uuid;
-
-use crate::servers::{postgres::Postgres, redis::RedisServer};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 

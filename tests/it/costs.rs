@@ -27,8 +27,8 @@ use tonic::{Response, Status};
 use crate::{
     harness::{Client, Pair, TestApp, cache_status, config_on, create, of_run, storage},
     redis::{EPOCH, connect_with},
-    servers::{postgres::Postgres, redis::RedisServer},
 };
+use servers::{postgres::Postgres, redis::RedisServer};
 
 /// How many callers ask at once.
 const CALLERS: usize = 1_000;

@@ -29,11 +29,11 @@ use crate::{
     harness::{Client, TestApp, cache_status, create, eventually, names, of_run, storage},
     process::{Home, Process, isolated},
     proxy::Proxy,
-    servers::{
-        postgres::{Postgres, execute, kill, number},
-        redis::RedisServer,
-    },
     watch::Watch,
+};
+use servers::{
+    postgres::{Postgres, execute, kill, number},
+    redis::RedisServer,
 };
 
 const CLOSED: &str = "location-service; fwd=bypass; detail=write-in-flight";

@@ -31,7 +31,7 @@ use tonic::{
 };
 use tracing_subscriber::EnvFilter;
 
-use crate::servers::{
+use servers::{
     postgres::Postgres,
     redis::{RedisCluster, RedisServer},
 };

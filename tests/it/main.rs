@@ -48,7 +48,6 @@ mod races;
 mod redis;
 mod replicas;
 mod robustness;
-mod servers;
 mod tags;
 mod transfer;
 mod watch;

@@ -24,7 +24,7 @@ use location_service::{
 
 use uuid::Uuid;
 
-use crate::servers::postgres::{Postgres, execute, kill, number};
+use servers::postgres::{Postgres, execute, kill, number};
 
 const AUTO: Options = Options {
     max_connections: 4,

@@ -22,10 +22,8 @@ use location_service::{
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::{
-    harness::eventually,
-    servers::redis::{RedisCluster, RedisSentinels, RedisServer, until},
-};
+use crate::harness::eventually;
+use servers::redis::{RedisCluster, RedisSentinels, RedisServer, until};
 
 /// The epoch that tests begin with.
 pub const EPOCH: Option<Epoch> = Some(Epoch(1));

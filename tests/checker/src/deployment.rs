@@ -14,12 +14,10 @@ use clap::ValueEnum;
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
-use crate::{
-    network::{Network, Party, Place, Route},
-    servers::{
-        postgres::Postgres,
-        redis::{RedisServer, free_port, until},
-    },
+use crate::network::{Network, Party, Place, Route};
+use servers::{
+    postgres::Postgres,
+    redis::{RedisServer, free_port, until},
 };
 
 /// What the replicas check tokens with.
@@ -473,7 +471,7 @@ impl Replica {
 
     fn is_alive(&self) -> bool {
         let process = self.process.as_ref();
-        process.is_some_and(|process| signal("0", [process.pid.as_str()]))
+        process.is_some_and(|process| servers::is_alive(&process.pid))
     }
 
     /// What it has logged since it was first started.
@@ -486,19 +484,6 @@ impl Drop for Replica {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// Sends a signal to processes, some of which may have ended. False if all of them have.
-pub fn signal<'a>(signal: &str, pids: impl IntoIterator<Item = &'a str>) -> bool {
-    let mut sent = false;
-    for pid in pids {
-        let kill = Command::new("kill")
-            .args([&format!("-{signal}"), pid])
-            .stderr(Stdio::null())
-            .status();
-        sent |= kill.expect("kill is installed").success();
-    }
-    sent
 }
 
 /// The processes of a database server.

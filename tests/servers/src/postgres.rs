@@ -201,7 +201,9 @@ pub async fn number(url: &str, sql: &str) -> i64 {
 
 /// Sends a signal to processes.
 pub fn kill<'a>(signal: &str, pids: impl IntoIterator<Item = &'a str>) {
-    run(Command::new("kill").arg(format!("-{signal}")).args(pids));
+    for pid in pids {
+        assert!(crate::signal(signal, [pid]), "{signal} {pid}");
+    }
 }
 
 /// `initdb` and the server refuse root.

@@ -1,28 +1,17 @@
-//! What the service is measured against, and what calls both: `benches/run` drives it.
-//!
-//! Peers are as small as they can be. Each listens on a free port of the loopback, prints
-//! `listening on http://ADDRESS` and serves until it is killed. None checks who calls.
+//! The peers and the load generator, as one program: `benches/run` drives it.
 
-mod aside;
-mod frame;
-mod grpc;
-mod load;
-mod rows;
-mod sql;
-
-use std::{error::Error, path::PathBuf};
+use std::path::PathBuf;
 
 use clap::Parser as _;
-
-use crate::{
-    aside::{Aside, Decoded, Ready},
+use peers::{
+    Outcome,
+    aside::{self, Aside, Decoded, Ready},
+    frame, grpc, load,
     rows::Rows,
-    sql::Bare,
+    sql::{self, Bare},
 };
 
-type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
-
-/// As the service.
+/// The service's allocator.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

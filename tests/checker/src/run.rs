@@ -192,14 +192,10 @@ async fn check(args: Args, seed: u64, trial: Trial) -> Result<Found, Failure> {
     })
 }
 
-/// The service that was built together with this example: `target/<profile>/examples/checker`.
+/// The service beside the checker: `target/<profile>/location-service`.
 fn default_binary() -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    let folder = own
-        .ancestors()
-        .nth(2)
-        .ok_or("the checker isn't in target/")?;
-    let binary = folder.join("location-service");
+    let binary = own.with_file_name("location-service");
     if binary.exists() {
         return Ok(binary);
     }

@@ -8,7 +8,7 @@ use tokio::{task::block_in_place, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    deployment::{Deployment, SERVICE, Topology, processes, restart_postgres, signal},
+    deployment::{Deployment, SERVICE, Topology, processes, restart_postgres},
     history::{Event, Fault, Phase, Recorder},
     network::{Late, Party, Place},
     workload::{Fleet, rng},
@@ -253,7 +253,7 @@ impl Strike {
             Kind::KillPostgres => {
                 let postgres = deployment.postgres.as_ref().expect("it is a server");
                 let pids = processes(postgres);
-                block_in_place(|| signal("KILL", pids.iter().map(String::as_str)));
+                block_in_place(|| servers::signal("KILL", pids.iter().map(String::as_str)));
                 sleep(plan.lasts).await;
                 block_in_place(|| restart_postgres(postgres));
             }
@@ -309,9 +309,9 @@ impl Strike {
 }
 
 async fn suspend(pids: &[String], lasts: Duration) {
-    block_in_place(|| signal("STOP", pids.iter().map(String::as_str)));
+    block_in_place(|| servers::signal("STOP", pids.iter().map(String::as_str)));
     sleep(lasts).await;
-    block_in_place(|| signal("CONT", pids.iter().map(String::as_str)));
+    block_in_place(|| servers::signal("CONT", pids.iter().map(String::as_str)));
 }
 
 async fn slow(deployment: &Deployment, links: Vec<(Party, Place)>, one_in: u32, lasts: Duration) {

@@ -18,12 +18,6 @@ mod judge;
 mod network;
 mod report;
 mod run;
-#[allow(
-    dead_code,
-    reason = "shared with the integration tests, which use more of it"
-)]
-#[path = "../it/servers/mod.rs"]
-mod servers;
 mod workload;
 
 use std::{
@@ -63,7 +57,7 @@ struct Args {
     #[arg(long, value_name = "FILE", requires = "replica")]
     jwt_secret_file: Option<PathBuf>,
 
-    /// The service [default: location-service, beside the checker's own folder]
+    /// The service [default: location-service in the folder of the checker]
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
 
@@ -121,11 +115,11 @@ struct Args {
 const EXAMPLES: &str = "\
 A minute on each topology, with the service in target/debug:
   cargo build --locked
-  cargo run --locked --example checker -- --topology single
+  cargo run --locked -p checker -- --topology single
 
 Hours, and what was found:
   cargo build --release
-  cargo run --release --example checker -- --topology cluster --seconds 14400 --json
+  cargo run --release -p checker -- --topology cluster --seconds 14400 --json
 
 Faults:
   kill-replica stop-replica kill-postgres stop-postgres slow-postgres slow-redis kill-redis

@@ -54,8 +54,9 @@ openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -
 
 /// A private Redis server, without persistence unless its arguments say so.
 pub struct RedisServer {
+    /// The port of unencrypted connections.
     pub port: u16,
-    /// Zero without TLS.
+    /// The port of TLS connections; zero without TLS.
     pub tls_port: u16,
     program: &'static str,
     args: Vec<String>,
@@ -174,21 +175,20 @@ impl RedisServer {
     fn alive(&self) -> bool {
         self.running
             .as_ref()
-            .is_some_and(|running| signal(&running.pid, "-0"))
+            .is_some_and(|running| crate::is_alive(&running.pid))
     }
 
+    /// The URL of the server.
     pub fn url(&self) -> String {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
     /// The process id of the server, which runs.
-    #[allow(dead_code, reason = "tests/checker uses it")]
     pub fn pid(&self) -> &str {
         &self.running.as_ref().expect("it runs").pid
     }
 
     /// A file of the server's folder.
-    #[allow(dead_code, reason = "tests/checker uses it")]
     pub fn file(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
@@ -277,17 +277,16 @@ impl RedisServer {
 
     /// Suspends the server: it takes what it is sent, and answers nothing.
     pub fn suspend(&self) {
-        self.signal("-STOP");
+        self.signal("STOP");
     }
 
     /// Lets a suspended server go on.
     pub fn resume(&self) {
-        self.signal("-CONT");
+        self.signal("CONT");
     }
 
-    fn signal(&self, signal_name: &str) {
-        let running = self.running.as_ref().expect("it runs");
-        assert!(signal(&running.pid, signal_name), "{signal_name}");
+    fn signal(&self, name: &str) {
+        assert!(crate::signal(name, [self.pid()]), "{name}");
     }
 }
 
@@ -299,6 +298,7 @@ impl Drop for RedisServer {
 
 /// A Cluster of three masters.
 pub struct RedisCluster {
+    /// The masters, in the order of their slots.
     pub nodes: Vec<RedisServer>,
 }
 
@@ -338,6 +338,7 @@ impl RedisCluster {
         cluster
     }
 
+    /// The URL of the Cluster, with all nodes.
     pub fn url(&self) -> String {
         let [first, rest @ ..] = &self.nodes[..] else {
             unreachable!("there are three")
@@ -353,8 +354,11 @@ impl RedisCluster {
 
 /// A master, a replica, and three Sentinels that fail over after half a second.
 pub struct RedisSentinels {
+    /// The master at the start.
     pub master: RedisServer,
+    /// Its replica.
     pub replica: RedisServer,
+    /// The Sentinels.
     pub sentinels: Vec<RedisServer>,
 }
 
@@ -392,6 +396,7 @@ impl RedisSentinels {
         }
     }
 
+    /// The URL of the Sentinels.
     pub fn url(&self) -> String {
         let ports: Vec<_> = self
             .sentinels
@@ -418,13 +423,4 @@ pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("bound").port()
-}
-
-fn signal(pid: &str, signal: &str) -> bool {
-    Command::new("kill")
-        .args([signal, pid])
-        .stderr(Stdio::null())
-        .status()
-        .expect("kill is installed")
-        .success()
 }
