@@ -142,22 +142,22 @@ impl App {
     /// Opens the engines that the configuration names.
     pub async fn open(config: &ServeConfig) -> Result<Engines, StartError> {
         let CacheConfig { max_bytes, ttl } = config.cache;
-        match (&config.database, &config.redis_url) {
+        match (&config.database.url, &config.redis) {
             (DatabaseUrl::Postgres(_), None) => Err(StartError::PostgresWithoutRedis),
             (DatabaseUrl::Sqlite(_), Some(_)) => Err(StartError::RedisWithoutPostgres),
             (DatabaseUrl::Sqlite(path), None) => Ok(Engines {
-                store: sqlite::open(path, config.migrate).await?,
+                store: sqlite::open(path, config.database.migrate).await?,
                 cache: Arc::new(MemoryCache::new(max_bytes, ttl)),
                 epochs: None,
             }),
-            (DatabaseUrl::Postgres(url), Some(redis_url)) => {
+            (DatabaseUrl::Postgres(url), Some(redis)) => {
                 let options = postgres::Options {
-                    max_connections: config.database_max_connections,
-                    migrate: config.migrate,
+                    max_connections: config.database.max_connections,
+                    migrate: config.database.migrate,
                 };
                 let redis = RedisConfig {
-                    url: redis_url.clone(),
-                    prefix: config.redis_key_prefix.clone(),
+                    url: redis.url.clone(),
+                    prefix: redis.key_prefix.clone(),
                     max_local_bytes: max_bytes,
                     ttl,
                 };
@@ -186,8 +186,8 @@ impl App {
             service: Service::new(Arc::clone(&store), cache, epochs).await?,
             store,
             authenticator: Arc::new(Authenticator::new(&config.auth)?),
-            shared_cache: config.redis_url.is_some(),
-            shutdown_grace: config.shutdown_grace,
+            shared_cache: config.redis.is_some(),
+            shutdown_grace: config.server.shutdown_grace,
         })
     }
 

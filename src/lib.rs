@@ -4,7 +4,7 @@
 //! # What flows where
 //!
 //! ```text
-//! main ── config, telemetry          the command line; nothing else
+//! main ── cli                        the command line, import and export: not in the library
 //!   └─ app                           opens the engines, starts and stops the servers
 //!        ├─ auth                     a token → a Principal
 //!        └─ api                      a proto request → the model; an Error → a status
@@ -73,4 +73,3 @@ pub mod server;
 pub mod service;
 pub mod store;
 pub mod telemetry;
-pub mod transfer;

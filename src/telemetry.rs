@@ -1,4 +1,4 @@
-//! The log: events as lines on stderr, so that stdout stays for what commands answer.
+//! The log: one line for each event, on stderr. Stdout is reserved for the output of commands.
 
 use std::io::{self, IsTerminal as _};
 
@@ -6,18 +6,18 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Starts the log of the process; it fails if that has one.
+/// Installs the subscriber of the process. Fails if the process already has one.
 pub fn init(config: &LogConfig) -> Result<(), TryInitError> {
     let lines = tracing_subscriber::fmt()
         .with_writer(io::stderr)
-        // It would tell of a broken stderr on stderr, and panic.
+        // Otherwise it reports a broken stderr on stderr, and panics.
         .log_internal_errors(false)
         .with_env_filter(config.filter.clone());
     match config.format {
         LogFormat::Json => lines.json().flatten_event(true).finish().try_init(),
         LogFormat::Text => {
-            let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-            let colors = io::stderr().is_terminal() && !plain;
+            let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+            let colors = io::stderr().is_terminal() && !no_color;
             lines.with_ansi(colors).finish().try_init()
         }
     }

@@ -41,7 +41,7 @@ pub const MAX_WRITE: Duration = Duration::from_secs(15);
 const REPLY_MARGIN: Duration = Duration::from_secs(2);
 
 /// What happens at start to a schema that isn't this release's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Migrate {
     /// An older one is brought up to date.
     #[default]

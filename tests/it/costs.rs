@@ -16,7 +16,6 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use location_service::{
     cache::{Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Version, WriteId},
-    config::DatabaseUrl,
     model::{Epoch, Predicate, ProductionRunId},
     proto::location::v1,
 };
@@ -25,7 +24,7 @@ use tokio::sync::Barrier;
 use tonic::{Response, Status};
 
 use crate::{
-    harness::{Client, Pair, TestApp, cache_status, config_on, create, of_run, storage},
+    harness::{Client, TestApp, cache_status, create, of_run, shared_config, storage},
     redis::{EPOCH, connect_with},
 };
 use servers::{postgres::Postgres, redis::RedisServer};
@@ -52,9 +51,8 @@ impl Counted {
         let redis = RedisServer::start();
         let postgres = Postgres::start_with(|_| "log_statement = all".to_owned());
         let dir = TempDir::new().expect("a temporary folder");
-        let mut config = config_on(Pair::Embedded, &dir).await;
-        config.redis_url = Some(redis.url());
-        config.database = DatabaseUrl::Postgres(postgres.database().await);
+        let database = postgres.database().await;
+        let config = shared_config(database, redis.url(), "test:".to_owned(), &dir);
         Self {
             app: TestApp::spawn_config(config, dir.into(), |store, cache| (store, wrap(cache)))
                 .await,

@@ -7,11 +7,7 @@ use std::{
     time::Duration,
 };
 
-use location_service::{
-    cache::LEASE,
-    config::{DatabaseUrl, ServeConfig},
-    proto::location::v1,
-};
+use location_service::{cache::LEASE, config::DatabaseUrl, proto::location::v1};
 use tempfile::TempDir;
 use tokio::{
     task::JoinHandle,
@@ -285,7 +281,7 @@ fn refused<T>(outcome: Result<T, Status>, reason: &str) {
 }
 
 fn database(app: &TestApp) -> &str {
-    let DatabaseUrl::Postgres(url) = &app.config.database else {
+    let DatabaseUrl::Postgres(url) = &app.config.database.url else {
         unreachable!("replicas share a PostgreSQL")
     };
     url
@@ -423,10 +419,8 @@ async fn a_replica_cut_off_from_redis_leaves_nothing_stale() {
     let redis = RedisServer::start();
     let connected = TestApp::spawn_at(Postgres::shared().database().await, redis.url()).await;
     let (proxy, url) = Proxy::to(&format!("{}/0", redis.url())).await;
-    let config = ServeConfig {
-        redis_url: Some(url),
-        ..connected.config.clone()
-    };
+    let mut config = connected.config.clone();
+    config.redis.as_mut().expect("it has a Redis").url = url;
     let dir = Arc::new(TempDir::new().expect("a temporary folder"));
     let apart = TestApp::spawn_config(config, dir, |store, cache| (store, cache)).await;
     let (writer, reader) = (apart.admin(), connected.admin());
@@ -610,7 +604,7 @@ impl Victim {
         command
             .args(["serve", "--listen", "127.0.0.1:0"])
             .args(["--database-url", &url, "--redis-url", &redis.url()])
-            .args(["--redis-key-prefix", &stays.config.redis_key_prefix])
+            .args(["--redis-key-prefix", "test:"])
             .arg("--jwt-secret-file")
             .arg(home.dir.path().join("secret"));
         let process = home.run(command).await.expect("it starts");

@@ -13,7 +13,10 @@ use location_service::{
     app::App,
     auth,
     cache::Cache,
-    config::{AuthConfig, CacheConfig, DatabaseUrl, KeyFile, LogConfig, LogFormat, ServeConfig},
+    config::{
+        AuthConfig, CacheConfig, DatabaseConfig, DatabaseUrl, KeyFile, LogConfig, LogFormat,
+        RedisConfig, ServeConfig, ServerConfig,
+    },
     model::OwnerId,
     proto::location::v1::{
         self, cache_service_client::CacheServiceClient,
@@ -93,11 +96,7 @@ impl TestApp {
     /// The service on servers of the test's own.
     pub async fn spawn_at(database: String, redis_url: String) -> Self {
         let dir = Arc::new(TempDir::new().expect("a temporary folder"));
-        let config = ServeConfig {
-            database: DatabaseUrl::Postgres(database),
-            redis_url: Some(redis_url),
-            ..config(&dir)
-        };
+        let config = shared_config(database, redis_url, "test:".to_owned(), &dir);
         Self::spawn_config(config, dir, |store, cache| (store, cache)).await
     }
 
@@ -128,7 +127,9 @@ impl TestApp {
     }
 
     async fn serve(app: App, config: ServeConfig, dir: Arc<TempDir>) -> Self {
-        let listener = TcpListener::bind(config.listen).await.expect("a free port");
+        let listener = TcpListener::bind(config.server.listen)
+            .await
+            .expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(async move {
@@ -229,12 +230,16 @@ pub fn config(dir: &TempDir) -> ServeConfig {
     let secret = dir.path().join("secret");
     std::fs::write(&secret, SECRET).expect("a file");
     ServeConfig {
-        listen: "127.0.0.1:0".parse().expect("an address"),
-        database: DatabaseUrl::Sqlite(dir.path().join("locations.db")),
-        database_max_connections: 4,
-        migrate: Migrate::Auto,
-        redis_url: None,
-        redis_key_prefix: "test:".to_owned(),
+        server: ServerConfig {
+            listen: "127.0.0.1:0".parse().expect("an address"),
+            shutdown_grace: Duration::from_secs(5),
+        },
+        database: DatabaseConfig {
+            url: DatabaseUrl::Sqlite(dir.path().join("locations.db")),
+            max_connections: 4,
+            migrate: Migrate::Auto,
+        },
+        redis: None,
         cache: CacheConfig {
             ttl: Duration::from_mins(5),
             max_bytes: 64 << 20,
@@ -243,7 +248,6 @@ pub fn config(dir: &TempDir) -> ServeConfig {
             keys: Some(KeyFile::Secret(secret)),
             ..AuthConfig::default()
         },
-        shutdown_grace: Duration::from_secs(5),
         log: LogConfig {
             format: LogFormat::Text,
             filter: EnvFilter::new("off"),
@@ -263,12 +267,24 @@ pub async fn config_on(pair: Pair, dir: &TempDir) -> ServeConfig {
     };
     let postgres = Postgres::shared();
     let database = postgres.database().await;
-    ServeConfig {
-        database: DatabaseUrl::Postgres(database),
-        redis_url: Some(redis_url),
-        redis_key_prefix: format!("test-{}:", SERVICES.fetch_add(1, Ordering::Relaxed)),
-        ..config(dir)
-    }
+    let key_prefix = format!("test-{}:", SERVICES.fetch_add(1, Ordering::Relaxed));
+    shared_config(database, redis_url, key_prefix, dir)
+}
+
+/// As [`config`], on PostgreSQL and Redis.
+pub fn shared_config(
+    database: String,
+    redis_url: String,
+    key_prefix: String,
+    dir: &TempDir,
+) -> ServeConfig {
+    let mut config = config(dir);
+    config.database.url = DatabaseUrl::Postgres(database);
+    config.redis = Some(RedisConfig {
+        url: redis_url,
+        key_prefix,
+    });
+    config
 }
 
 /// What `cache-status` said of an answer.

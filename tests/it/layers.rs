@@ -6,10 +6,15 @@ use std::{fs, path::Path};
 /// What a name in the code means, and the files (or folders) of `src/` that may say it. Whatever
 /// isn't said of a file here, it may do.
 const RULES: &[(&str, &[&str])] = &[
-    (
-        "tonic",
-        &["main.rs", "app.rs", "server/", "api/", "transfer/"],
-    ),
+    ("tonic", &["cli/", "app.rs", "server/", "api/"]),
+    // The command line, which the library doesn't know.
+    ("clap", &["cli/"]),
+    ("clap_complete", &["cli/"]),
+    ("csv", &["cli/"]),
+    ("indicatif", &["cli/"]),
+    ("prost_reflect", &["cli/"]),
+    ("toml", &["cli/"]),
+    ("crate::cli", &["main.rs", "cli/"]),
     ("sqlx", &["store/"]),
     ("fred", &["cache/redis/"]),
     // The engines.
@@ -18,14 +23,13 @@ const RULES: &[(&str, &[&str])] = &[
     ("MemoryCache", &["app.rs", "cache/"]),
     ("RedisCache", &["app.rs", "coordination.rs", "cache/"]),
     // The layers, each known to those above it.
-    ("crate::app", &["main.rs", "app.rs"]),
-    ("crate::transfer", &["main.rs", "transfer/"]),
-    ("crate::telemetry", &["main.rs"]),
+    ("crate::app", &["cli/", "app.rs"]),
+    ("crate::telemetry", &["cli/"]),
     (
         "crate::config",
-        &["main.rs", "app.rs", "auth/", "telemetry.rs", "transfer/"],
+        &["cli/", "app.rs", "auth/", "telemetry.rs"],
     ),
-    ("crate::auth", &["main.rs", "app.rs", "auth/"]),
+    ("crate::auth", &["cli/", "app.rs", "auth/"]),
     // `proto` names the codec of the cached answers in what it generates, which isn't in `src/`.
     ("crate::api", &["app.rs", "api/"]),
     ("crate::service", &["app.rs", "api/"]),
@@ -38,6 +42,7 @@ const RULES: &[(&str, &[&str])] = &[
     (
         "crate::store",
         &[
+            "cli/",
             "app.rs",
             "config.rs",
             "service/",

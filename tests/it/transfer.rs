@@ -79,7 +79,7 @@ async fn an_import_that_runs_again_creates_nothing_twice_and_tells_the_bad_rows(
     assert_eq!(first.status.code(), Some(1), "{first:?}");
     let said = summary(&first);
     assert!(
-        said.contains("2,501 created, 0 already there, 2 rejected"),
+        said.contains("2,501 created, 0 already existed, 2 rejected"),
         "{said}"
     );
     let rejects = fs::read_dir(home.dir.path())
@@ -96,7 +96,7 @@ async fn an_import_that_runs_again_creates_nothing_twice_and_tells_the_bad_rows(
     let second = import(&service, &file, &MAPPED);
     let said = summary(&second);
     assert!(
-        said.contains("0 created, 2,501 already there, 2 rejected"),
+        said.contains("0 created, 2,501 already existed, 2 rejected"),
         "{said}"
     );
 }

@@ -1,4 +1,4 @@
-//! What a person sees while a transfer runs: a bar on a terminal, a line every few seconds elsewhere.
+//! The progress of a transfer, on stderr: a bar on a terminal, otherwise a line every few seconds.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -7,13 +7,13 @@ use std::{
 
 use indicatif::{HumanCount, HumanDuration, ProgressBar, ProgressFinish, ProgressStyle};
 
-/// How often a line is printed where there is no terminal.
+/// The interval between two lines, without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
-/// How often the bar moves on its own, to show that the program is alive.
+/// The interval at which the bar redraws itself, to show that the program is alive.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Shows rows, rate and, where the size of the input is known, time left. Writes to standard error.
-pub(super) struct Progress {
+/// Shows rows, rate and, if the size of the input is known, the time left.
+pub struct Progress {
     bar: Option<ProgressBar>,
     total_bytes: Option<u64>,
     bytes: u64,
@@ -23,8 +23,8 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// Starts the clock. `total_bytes` is the size of the input, if it has one.
-    pub(super) fn start(total_bytes: Option<u64>) -> Self {
+    /// Starts the clock. `total_bytes` is the size of the input, if it is known.
+    pub fn start(total_bytes: Option<u64>) -> Self {
         let now = Instant::now();
         Self {
             bar: io::stderr().is_terminal().then(|| bar(total_bytes)),
@@ -36,8 +36,8 @@ impl Progress {
         }
     }
 
-    /// Counts what is done.
-    pub(super) fn advance(&mut self, rows: u64, bytes: u64) {
+    /// Adds to the rows and bytes that are done.
+    pub fn advance(&mut self, rows: u64, bytes: u64) {
         self.rows += rows;
         self.bytes += bytes;
         if let Some(bar) = &self.bar {
@@ -50,20 +50,19 @@ impl Progress {
     }
 
     /// Prints a line without disturbing the bar.
-    pub(super) fn note(&self, text: &str) {
+    pub fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
             None => eprintln!("{text}"),
         }
     }
 
-    /// How long it has run.
-    pub(super) fn elapsed(&self) -> Duration {
+    fn elapsed(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Takes the bar away, and answers how long it all took.
-    pub(super) fn finish(self) -> Duration {
+    /// Removes the bar. Returns the time since the start.
+    pub fn finish(self) -> Duration {
         self.elapsed()
     }
 
@@ -72,7 +71,7 @@ impl Progress {
         let mut line = describe_rate(self.rows, elapsed);
         if let Some(total) = self.total_bytes.filter(|_| self.bytes > 0) {
             let left = total.saturating_sub(self.bytes);
-            #[allow(clippy::cast_precision_loss, reason = "the figure is for people")]
+            #[allow(clippy::cast_precision_loss, reason = "an estimate")]
             let left_to_done = left as f64 / self.bytes as f64;
             line = format!(
                 "{line}, {}% done, about {} left",
@@ -92,7 +91,6 @@ fn bar(total_bytes: Option<u64>) -> ProgressBar {
         ),
         None => (ProgressBar::new_spinner(), "{spinner} {msg} in {elapsed}"),
     };
-    // A template that doesn't parse would be a fault of this file; the default serves as well.
     let style =
         ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_spinner());
     let bar = bar.with_style(style).with_finish(ProgressFinish::AndClear);
@@ -101,7 +99,7 @@ fn bar(total_bytes: Option<u64>) -> ProgressBar {
 }
 
 /// `1,234 rows, 617/s`.
-pub(super) fn describe_rate(rows: u64, elapsed: Duration) -> String {
+pub fn describe_rate(rows: u64, elapsed: Duration) -> String {
     let millis = elapsed.as_millis().max(1);
     let rate = u64::try_from(u128::from(rows) * 1000 / millis).unwrap_or(u64::MAX);
     format!("{} rows, {}/s", HumanCount(rows), HumanCount(rate))
@@ -112,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rates_have_no_zero_to_divide_by() {
+    fn the_rate_of_no_time_is_no_division_by_zero() {
         assert_eq!(describe_rate(0, Duration::ZERO), "0 rows, 0/s");
         assert_eq!(
             describe_rate(1234, Duration::from_secs(2)),
@@ -121,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_tells_the_time_left_only_where_the_size_is_known() {
+    fn the_time_left_is_shown_only_if_the_size_is_known() {
         let progress = |total_bytes| Progress {
             bar: None,
             total_bytes,

@@ -1,0 +1,249 @@
+//! The options of `serve` and `migrate`, and those that they share with `token`.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, ValueEnum, value_parser};
+use location_service::{
+    config::{
+        AuthConfig, CacheConfig, DatabaseConfig, DatabaseUrl, KeyFile, LogConfig, LogFormat,
+        MAX_CACHE_TTL_SECS, MAX_DATABASE_CONNECTIONS, MAX_SHUTDOWN_GRACE_SECS, RedisConfig,
+        ServeConfig, ServerConfig,
+    },
+    store,
+};
+use tracing_subscriber::EnvFilter;
+
+use super::{
+    error::ConfigError,
+    values::{claim, existing_file, log_filter, seconds, socket_address},
+    values::{database_url, redis_url},
+};
+
+pub const SERVE_EXAMPLES: &str = "\
+Precedence: flag, environment variable, file of --config, default. The file is TOML, and its keys
+are the names of the flags:
+  listen = \"0.0.0.0:50051\"
+  database-url = \"sqlite:/var/lib/location-service/locations.db\"
+  jwks-file = \"/etc/location-service/jwks.json\"
+  jwt-issuer = \"https://id.example.com\"
+  cache-ttl = 600
+
+Examples:
+  location-service serve
+  location-service serve --config /etc/location-service.toml --log-format json
+  LOCATION_SERVICE_LISTEN=127.0.0.1:0 location-service serve --database-url sqlite:/tmp/try.db
+
+Without a key file the service is in development mode: every caller is an admin, and it listens on
+loopback only. SIGTERM and SIGINT stop it after the calls in flight have finished.";
+
+/// The id of the option that names the settings file.
+pub const CONFIG: &str = "config";
+
+/// Options of `serve` and `migrate`.
+#[derive(Args, Clone)]
+pub struct ServeArgs {
+    #[command(flatten)]
+    config: ConfigArg,
+
+    /// Address to listen on; port 0 picks a free port, which is printed and logged
+    #[arg(long, value_name = "IP:PORT", env = "LOCATION_SERVICE_LISTEN")]
+    #[arg(default_value = "127.0.0.1:50051", value_parser = socket_address)]
+    #[arg(help_heading = "Server")]
+    listen: SocketAddr,
+
+    /// Time for calls in flight to finish after SIGTERM or SIGINT
+    #[arg(
+        long,
+        value_name = "SECS",
+        env = "LOCATION_SERVICE_SHUTDOWN_GRACE_SECS"
+    )]
+    #[arg(default_value = "10", value_parser = seconds(0..=MAX_SHUTDOWN_GRACE_SECS))]
+    #[arg(help_heading = "Server")]
+    shutdown_grace_secs: Duration,
+
+    /// Database of the locations: `sqlite:FILE` (created if missing) or `postgres://USER@HOST/NAME`
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "LOCATION_SERVICE_DATABASE_URL",
+        hide_env_values = true
+    )]
+    #[arg(default_value = "sqlite:locations.db", value_parser = database_url)]
+    #[arg(help_heading = "Storage")]
+    database_url: DatabaseUrl,
+
+    /// Whether to migrate an older schema at start
+    #[arg(long, value_name = "WHEN", env = "LOCATION_SERVICE_MIGRATE")]
+    #[arg(default_value = "auto", help_heading = "Storage")]
+    migrate: Migrate,
+
+    /// Maximum number of connections to PostgreSQL
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        env = "LOCATION_SERVICE_DATABASE_MAX_CONNECTIONS"
+    )]
+    #[arg(default_value = "16")]
+    #[arg(value_parser = value_parser!(u32).range(1..=i64::from(MAX_DATABASE_CONNECTIONS)))]
+    #[arg(help_heading = "Storage")]
+    database_max_connections: u32,
+
+    /// Redis that replicas share as their cache: redis://HOST:PORT, rediss:// (TLS),
+    /// redis-sentinel:// or redis-cluster:// [default: a cache in the process]
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "LOCATION_SERVICE_REDIS_URL",
+        hide_env_values = true
+    )]
+    #[arg(value_parser = redis_url)]
+    #[arg(help_heading = "Cache")]
+    redis_url: Option<String>,
+
+    /// Prefix of every key in Redis, so that several services can share a server
+    #[arg(long, value_name = "TEXT", env = "LOCATION_SERVICE_REDIS_KEY_PREFIX")]
+    #[arg(default_value = "location-service:", help_heading = "Cache")]
+    redis_key_prefix: String,
+
+    /// How long an unread entry stays in the cache. It bounds memory use only: lists are never
+    /// stale, whatever its value
+    #[arg(long, value_name = "SECS", env = "LOCATION_SERVICE_CACHE_TTL")]
+    #[arg(default_value = "300", value_parser = seconds(1..=MAX_CACHE_TTL_SECS))]
+    #[arg(help_heading = "Cache")]
+    cache_ttl: Duration,
+
+    /// Maximum memory of the cache in the process
+    #[arg(long, value_name = "BYTES", env = "LOCATION_SERVICE_CACHE_MAX_BYTES")]
+    #[arg(default_value = "67108864", value_parser = value_parser!(u64).range(1..))]
+    #[arg(help_heading = "Cache")]
+    cache_max_bytes: u64,
+
+    /// HS256 signing secret; 32 bytes or more recommended, such as the output of
+    /// `openssl rand -hex 32` [default without a key file: development mode]
+    #[arg(long, value_name = "FILE", env = "LOCATION_SERVICE_JWT_SECRET_FILE")]
+    #[arg(value_parser = existing_file, help_heading = "Authentication")]
+    jwt_secret_file: Option<PathBuf>,
+
+    /// Public key in PEM that verifies tokens (RS256, ES256 or `EdDSA`)
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "LOCATION_SERVICE_JWT_PUBLIC_KEY_FILE"
+    )]
+    #[arg(value_parser = existing_file, help_heading = "Authentication")]
+    jwt_public_key_file: Option<PathBuf>,
+
+    /// JSON Web Key Set that verifies tokens, each by the key that its `kid` names
+    #[arg(long, value_name = "FILE", env = "LOCATION_SERVICE_JWKS_FILE")]
+    #[arg(value_parser = existing_file, help_heading = "Authentication")]
+    jwks_file: Option<PathBuf>,
+
+    #[command(flatten)]
+    claims: ClaimArgs,
+
+    /// Format of the log, which is written to stderr
+    #[arg(long, value_name = "FORMAT", env = "LOCATION_SERVICE_LOG_FORMAT")]
+    #[arg(default_value = "text", help_heading = "Logging")]
+    log_format: Format,
+
+    /// Events to log: a level, or levels by module, such as `info,location_service=debug`
+    #[arg(long, value_name = "FILTER", env = "LOCATION_SERVICE_LOG_FILTER")]
+    #[arg(default_value = "info", value_parser = log_filter)]
+    #[arg(help_heading = "Logging")]
+    log_filter: EnvFilter,
+}
+
+/// The option that names the settings file, which [`super::file`] reads.
+#[derive(Args, Clone)]
+pub struct ConfigArg {
+    /// TOML file with settings: the keys are the names of the flags, as in `cache-ttl = 60`
+    #[arg(long = "config", id = CONFIG, value_name = "FILE", env = "LOCATION_SERVICE_CONFIG")]
+    _path: Option<PathBuf>,
+}
+
+/// The registered claims of tokens.
+#[derive(Args, Clone)]
+pub struct ClaimArgs {
+    /// Issuer (`iss`) that tokens must have [default: any]
+    #[arg(long, value_name = "NAME", env = "LOCATION_SERVICE_JWT_ISSUER")]
+    #[arg(value_parser = claim, help_heading = "Authentication")]
+    pub jwt_issuer: Option<String>,
+
+    /// Audience (`aud`) that tokens must have [default: any]
+    #[arg(long, value_name = "NAME", env = "LOCATION_SERVICE_JWT_AUDIENCE")]
+    #[arg(value_parser = claim, help_heading = "Authentication")]
+    pub jwt_audience: Option<String>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Migrate {
+    /// Migrate it
+    Auto,
+    /// Fail until `location-service migrate` was run
+    Never,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Format {
+    /// For people
+    Text,
+    /// One JSON object for each event
+    Json,
+}
+
+impl ServeArgs {
+    /// Checks the options that depend on each other.
+    pub fn check(self) -> Result<ServeConfig, ConfigError> {
+        let mut files = [
+            self.jwt_secret_file
+                .map(|path| ("jwt-secret-file", KeyFile::Secret(path))),
+            self.jwt_public_key_file
+                .map(|path| ("jwt-public-key-file", KeyFile::PublicKey(path))),
+            self.jwks_file
+                .map(|path| ("jwks-file", KeyFile::Jwks(path))),
+        ]
+        .into_iter()
+        .flatten();
+        let keys = match (files.next(), files.next()) {
+            (Some((first, _)), Some((second, _))) => {
+                return Err(ConfigError::TwoKeyFiles(first, second));
+            }
+            (file, _) => file.map(|(_, file)| file),
+        };
+        if keys.is_none() && !self.listen.ip().is_loopback() {
+            return Err(ConfigError::Exposed(self.listen));
+        }
+        let key_prefix = self.redis_key_prefix;
+        Ok(ServeConfig {
+            server: ServerConfig {
+                listen: self.listen,
+                shutdown_grace: self.shutdown_grace_secs,
+            },
+            database: DatabaseConfig {
+                url: self.database_url,
+                max_connections: self.database_max_connections,
+                migrate: match self.migrate {
+                    Migrate::Auto => store::Migrate::Auto,
+                    Migrate::Never => store::Migrate::Never,
+                },
+            },
+            redis: self.redis_url.map(|url| RedisConfig { url, key_prefix }),
+            cache: CacheConfig {
+                ttl: self.cache_ttl,
+                max_bytes: self.cache_max_bytes,
+            },
+            auth: AuthConfig {
+                keys,
+                issuer: self.claims.jwt_issuer,
+                audience: self.claims.jwt_audience,
+            },
+            log: LogConfig {
+                format: match self.log_format {
+                    Format::Text => LogFormat::Text,
+                    Format::Json => LogFormat::Json,
+                },
+                filter: self.log_filter,
+            },
+        })
+    }
+}

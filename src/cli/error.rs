@@ -1,0 +1,128 @@
+//! The errors of the command line and their exit codes.
+
+use std::{
+    error::Error as StdError,
+    io::{self, Write as _},
+    net::SocketAddr,
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
+
+use location_service::{
+    app::{ServeError, StartError},
+    auth::KeyError,
+};
+use tonic_health::pb::health_check_response::ServingStatus;
+
+use super::transfer::TransferError;
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    #[error("cannot start the runtime")]
+    Runtime(#[source] io::Error),
+    #[error("cannot start the log")]
+    Log(#[from] tracing_subscriber::util::TryInitError),
+    #[error("cannot listen for signals")]
+    Signals(#[source] io::Error),
+    #[error("cannot listen on {0}")]
+    Listen(SocketAddr, #[source] io::Error),
+    #[error("cannot start the service")]
+    Start(#[source] StartError),
+    #[error("the service failed")]
+    Serve(#[source] ServeError),
+    #[error(transparent)]
+    Transfer(#[from] TransferError),
+    /// The import didn't create every row. Its summary, which was printed, has the reason.
+    #[error("the import is incomplete")]
+    Incomplete(u8),
+    #[error("cannot sign the token")]
+    Sign(#[source] location_service::error::Error),
+    #[error("cannot write to stdout")]
+    Output(#[source] io::Error),
+    #[error("cannot connect to {0}")]
+    Connect(http::Uri, #[source] tonic::transport::Error),
+    #[error("{0} didn't respond within {seconds} s", seconds = .1.as_secs())]
+    Timeout(http::Uri, Duration),
+    #[error("the health check of {0} failed: {code:?}: {message}", code = .1.code(), message = .1.message())]
+    Health(http::Uri, Box<tonic::Status>),
+    #[error("{0} isn't serving: its status is {status}", status = .1.as_str_name())]
+    NotServing(http::Uri, ServingStatus),
+}
+
+/// Why the arguments or settings are invalid.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Invalid arguments or environment variables; also the text of `--help` and `--version`.
+    #[error(transparent)]
+    CommandLine(#[from] clap::Error),
+    #[error("cannot read the configuration file {}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    /// Without the text of the line, which may hold a password.
+    #[error("the configuration file {} isn't TOML: {problem}", path.display())]
+    Syntax { path: PathBuf, problem: String },
+    /// A key is unknown, or its value is invalid.
+    #[error("in the configuration file {}: `{key}` {problem}", path.display())]
+    Key {
+        path: PathBuf,
+        key: String,
+        problem: String,
+    },
+    #[error("{0} and {1} are both set, but only one key file is used: remove one of them")]
+    TwoKeyFiles(&'static str, &'static str),
+    /// Every client that reaches the service would be an admin.
+    #[error(
+        "without a key every caller is an admin, so the service listens on loopback only, \
+         not on {0}: set jwt-secret-file, jwt-public-key-file or jwks-file, \
+         or listen on 127.0.0.1"
+    )]
+    Exposed(SocketAddr),
+}
+
+impl Error {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_)
+            | Self::Key(_)
+            | Self::Start(
+                StartError::Key(_)
+                | StartError::Redis(_)
+                | StartError::PostgresWithoutRedis
+                | StartError::RedisWithoutPostgres,
+            ) => ExitCode::from(2),
+            Self::Transfer(error) => ExitCode::from(error.exit_code()),
+            Self::Incomplete(code) => ExitCode::from(*code),
+            _ => ExitCode::FAILURE,
+        }
+    }
+
+    /// Prints the error with its causes to stderr. Returns the exit code of the process.
+    pub fn report(&self) -> ExitCode {
+        match self {
+            Self::Config(ConfigError::CommandLine(error)) => match error.print() {
+                // `--help` and `--version`.
+                Ok(()) if !error.use_stderr() => ExitCode::SUCCESS,
+                Ok(()) => ExitCode::from(2),
+                Err(_) => ExitCode::FAILURE,
+            },
+            Self::Incomplete(_) => self.exit_code(),
+            _ => {
+                let mut text = format!("error: {self}");
+                let mut cause = self.source();
+                while let Some(error) = cause {
+                    text.push_str(": ");
+                    text.push_str(&error.to_string());
+                    cause = error.source();
+                }
+                // If stderr is broken, the exit code is all that is left to report with.
+                let _ = writeln!(io::stderr(), "{text}");
+                self.exit_code()
+            }
+        }
+    }
+}

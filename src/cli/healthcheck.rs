@@ -1,0 +1,66 @@
+//! `location-service healthcheck`.
+
+use std::time::Duration;
+
+use clap::Args;
+use tokio::time::timeout;
+use tonic::transport::Endpoint;
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
+
+use super::{
+    error::Error,
+    values::{endpoint, seconds},
+};
+
+/// The longest `--timeout-secs`.
+const MAX_TIMEOUT_SECS: u64 = 3_600;
+
+/// Options of `healthcheck`.
+#[derive(Args)]
+pub struct HealthcheckArgs {
+    /// Address of the service
+    #[arg(long, value_name = "URL", env = "LOCATION_SERVICE_SERVER")]
+    #[arg(default_value = "http://127.0.0.1:50051", value_parser = endpoint)]
+    server: Endpoint,
+
+    /// gRPC service to check, such as location.v1.LocationService [default: the server as a whole]
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "",
+        hide_default_value = true
+    )]
+    service: String,
+
+    /// Time limit of the check
+    #[arg(long, value_name = "SECS", default_value = "5", value_parser = seconds(1..=MAX_TIMEOUT_SECS))]
+    timeout_secs: Duration,
+}
+
+/// Succeeds if the service reports SERVING.
+pub async fn healthcheck(args: HealthcheckArgs) -> Result<(), Error> {
+    let uri = args.server.uri().clone();
+    let check = async {
+        let channel = args
+            .server
+            .connect()
+            .await
+            .map_err(|error| Error::Connect(uri.clone(), error))?;
+        let request = HealthCheckRequest {
+            service: args.service,
+        };
+        HealthClient::new(channel)
+            .check(request)
+            .await
+            .map_err(|status| Error::Health(uri.clone(), Box::new(status)))
+    };
+    let response = timeout(args.timeout_secs, check)
+        .await
+        .map_err(|_| Error::Timeout(uri.clone(), args.timeout_secs))??;
+    match response.into_inner().status() {
+        ServingStatus::Serving => Ok(()),
+        status => Err(Error::NotServing(uri, status)),
+    }
+}

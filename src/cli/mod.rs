@@ -1,0 +1,142 @@
+//! The command line: arguments and settings, the commands, signals, output and exit codes.
+
+mod args;
+mod error;
+mod file;
+mod healthcheck;
+mod serve;
+#[cfg(test)]
+mod tests;
+mod token;
+mod transfer;
+mod values;
+
+use std::{
+    ffi::OsString,
+    fmt,
+    io::{self, Write as _},
+};
+
+use clap::{CommandFactory as _, Parser, Subcommand};
+use clap_complete::Shell;
+use tokio::runtime::Runtime;
+
+use self::{
+    args::ServeArgs, error::Error, healthcheck::HealthcheckArgs, token::TokenArgs,
+    transfer::export::ExportArgs, transfer::import::ImportArgs,
+};
+
+/// Delivery and storage locations over gRPC, listed from a cache that is never stale
+#[derive(Parser)]
+#[command(version, after_help = EXAMPLES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+`location-service [OPTIONS]` is short for `location-service serve [OPTIONS]`; see
+`location-service serve --help` for the options.
+
+Try it with a database in the current folder, where every caller is an admin:
+  location-service
+
+Authenticate callers:
+  openssl rand -hex 32 > secret
+  location-service --jwt-secret-file secret
+  location-service token --jwt-secret-file secret --subject ann
+
+Exit codes: 0 success, 1 failure, 2 invalid arguments or settings, 130 interrupted transfer.";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serves location.v1 (the default command)
+    #[command(after_help = args::SERVE_EXAMPLES)]
+    Serve(Box<ServeArgs>),
+    /// Migrates the database to this release's schema and exits
+    Migrate(Box<ServeArgs>),
+    /// Creates locations in a running service from a CSV or NDJSON file
+    Import(Box<ImportArgs>),
+    /// Writes the locations that the caller may read as NDJSON or CSV, for `import`
+    Export(Box<ExportArgs>),
+    /// Prints a new JWT, signed with the configured secret
+    #[command(after_help = token::EXAMPLES)]
+    Token(TokenArgs),
+    /// Checks the health of a running service: exits with 0 if it is serving, otherwise with 1
+    Healthcheck(Box<HealthcheckArgs>),
+    /// Prints a completion script for a shell
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+}
+
+/// Parses the command line, whose first argument is the name of the program, the environment, and
+/// the settings file that one of the two names.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
+    Ok(file::parse(with_command(args.into_iter().collect()))?)
+}
+
+/// Makes `serve` the command if the arguments name none.
+fn with_command(mut args: Vec<OsString>) -> Vec<OsString> {
+    let is_named = args.get(1).is_some_and(|first| {
+        let is_top_level_flag = ["-h", "--help", "-V", "--version"]
+            .iter()
+            .any(|flag| first == flag);
+        is_top_level_flag || !first.as_encoded_bytes().starts_with(b"-")
+    });
+    if !is_named {
+        args.insert(args.len().min(1), "serve".into());
+    }
+    args
+}
+
+/// Runs a command to its end.
+pub fn run(cli: Cli) -> Result<(), Error> {
+    match cli.command {
+        Command::Serve(args) => block_on(serve::serve(args.check()?)),
+        Command::Migrate(args) => block_on(serve::migrate(args.check()?)),
+        Command::Import(args) => block_on(async {
+            let summary = transfer::import::import(*args).await?;
+            print_summary(&summary)?;
+            match summary.exit_code() {
+                0 => Ok(()),
+                code => Err(Error::Incomplete(code)),
+            }
+        }),
+        Command::Export(args) => block_on(async {
+            let summary = transfer::export::export(*args).await?;
+            print_summary(&summary)
+        }),
+        Command::Token(args) => token::token(&args),
+        Command::Healthcheck(args) => block_on(healthcheck::healthcheck(*args)),
+        Command::Completions { shell } => {
+            // Into memory first: clap_complete panics if stdout is broken.
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "location-service", &mut script);
+            print(&script)
+        }
+    }
+}
+
+fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    let runtime = Runtime::new().map_err(Error::Runtime)?;
+    let result = runtime.block_on(work);
+    // A thread that is blocked in a read of stdin would otherwise delay the exit forever.
+    runtime.shutdown_background();
+    result
+}
+
+/// Prints to stderr, because stdout holds the data of an export.
+fn print_summary(summary: &impl fmt::Display) -> Result<(), Error> {
+    writeln!(io::stderr(), "{summary}").map_err(Error::Output)
+}
+
+/// Writes to stdout. Unlike `print!`, it doesn't panic if stdout is broken.
+fn print(bytes: &[u8]) -> Result<(), Error> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(bytes)
+        .and_then(|()| stdout.flush())
+        .map_err(Error::Output)
+}

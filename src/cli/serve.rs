@@ -1,0 +1,75 @@
+//! `location-service serve` and `location-service migrate`.
+
+use std::{error::Error as StdError, io};
+
+use location_service::{
+    app::{self, App},
+    config::ServeConfig,
+    telemetry,
+};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
+
+use super::{error::Error, print};
+
+/// Serves until SIGTERM or SIGINT.
+pub async fn serve(config: ServeConfig) -> Result<(), Error> {
+    telemetry::init(&config.log)?;
+    let mut stop = Box::pin(stop_signal().map_err(Error::Signals)?);
+    if config.auth.keys.is_none() {
+        tracing::warn!(
+            "DEVELOPMENT MODE: no key is configured, so every caller is an admin. \
+             Set --jwt-secret-file, --jwt-public-key-file or --jwks-file",
+        );
+    }
+    let listen = config.server.listen;
+    let bind = async {
+        let listener = TcpListener::bind(listen).await?;
+        let address = listener.local_addr()?;
+        Ok((listener, address))
+    };
+    let (listener, address) = bind.await.map_err(|error| Error::Listen(listen, error))?;
+    let app = tokio::select! {
+        app = App::build(&config) => app.map_err(Error::Start)?,
+        () = &mut stop => return Ok(()),
+    };
+    tracing::info!(server.address = %address, "listening");
+    if let Err(error) = print(format!("listening on http://{address}\n").as_bytes()) {
+        tracing::warn!(
+            error = &error as &dyn StdError,
+            "cannot print the address to stdout"
+        );
+    }
+    app.serve(listener, stop).await.map_err(Error::Serve)
+}
+
+/// Migrates the schema of the database.
+pub async fn migrate(config: ServeConfig) -> Result<(), Error> {
+    telemetry::init(&config.log)?;
+    app::migrate(&config.database.url)
+        .await
+        .map_err(Error::Start)
+}
+
+/// Resolves at the first SIGTERM or SIGINT. From the call on, neither ends the process by itself; a
+/// second one after the first exits at once.
+fn stop_signal() -> io::Result<impl Future<Output = ()>> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        tracing::info!(signal.name = name, "stopping");
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            std::process::exit(1);
+        });
+    })
+}

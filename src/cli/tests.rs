@@ -1,0 +1,362 @@
+//! Tests of arguments, settings and their precedence.
+
+use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
+
+use clap::{Args as _, CommandFactory as _};
+use location_service::config::{DatabaseUrl, KeyFile, LogFormat, ServeConfig};
+use tempfile::TempDir;
+
+use super::{
+    Cli, Command,
+    args::{CONFIG, ServeArgs},
+    error::ConfigError,
+    file::{matches, parse},
+    with_command,
+};
+
+fn words(line: &[&str]) -> Vec<OsString> {
+    ["location-service"]
+        .iter()
+        .chain(line)
+        .map(OsString::from)
+        .collect()
+}
+
+fn serve(flags: &[&str]) -> Result<ServeConfig, ConfigError> {
+    match parse::<Cli>(words(&[&["serve"], flags].concat()))?.command {
+        Command::Serve(args) => args.check(),
+        _ => panic!("the command is serve"),
+    }
+}
+
+/// The text of the error and of its cause.
+fn refusal<T>(outcome: Result<T, ConfigError>) -> String {
+    let error = outcome.err().expect("it is refused");
+    let cause = std::error::Error::source(&error).map(ToString::to_string);
+    format!("{error} {}", cause.unwrap_or_default())
+}
+
+struct Files(TempDir);
+
+impl Files {
+    fn new() -> Self {
+        Self(TempDir::new().unwrap())
+    }
+
+    fn write(&self, name: &str, content: &str) -> String {
+        let path = self.0.path().join(name);
+        fs::write(&path, content).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+/// `serve` with a file of this content.
+fn from_file(content: &str) -> Result<ServeConfig, ConfigError> {
+    let files = Files::new();
+    serve(&["--config", &files.write("config.toml", content)])
+}
+
+#[test]
+fn the_command_line_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn defaults_need_no_setting() {
+    let config = serve(&[]).ok().unwrap();
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:50051");
+    assert!(config.database.url == DatabaseUrl::Sqlite("locations.db".into()));
+    assert!(config.redis.is_none());
+    assert_eq!(config.cache.ttl, Duration::from_mins(5));
+    assert_eq!(config.cache.max_bytes, 64 * 1024 * 1024);
+    assert_eq!(config.auth.keys, None);
+    assert_eq!(config.server.shutdown_grace, Duration::from_secs(10));
+    assert_eq!(config.log.format, LogFormat::Text);
+    assert_eq!(config.log.filter.to_string(), "info");
+}
+
+#[test]
+fn every_flag_has_its_environment_variable() {
+    let serve = ServeArgs::augment_args(clap::Command::new("serve"));
+    for arg in serve.get_arguments() {
+        let name = arg.get_long().unwrap().to_uppercase().replace('-', "_");
+        let expected = format!("LOCATION_SERVICE_{name}");
+        assert_eq!(arg.get_env().unwrap().to_str(), Some(expected.as_str()));
+    }
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_over_the_file_over_the_default() {
+    let files = Files::new();
+    let file = files.write(
+        "config.toml",
+        "jwt-issuer = 'file'\njwt-audience = 'file'\ncache-ttl = 7",
+    );
+    // A variable that every process has, because a test can't set one.
+    let path = std::env::var("PATH").unwrap();
+    let command = || {
+        Cli::command().mut_subcommand("serve", |serve| {
+            serve.mut_arg("jwt_issuer", |arg| arg.env("PATH"))
+        })
+    };
+    let issuer = |flags: &[&str]| {
+        let matches = matches(command(), words(&[&["serve"], flags].concat()))
+            .ok()
+            .unwrap();
+        let (_, serve) = matches.subcommand().unwrap();
+        serve.get_one::<String>("jwt_issuer").cloned()
+    };
+    assert_eq!(
+        issuer(&["--config", &file, "--jwt-issuer", "flag"]).unwrap(),
+        "flag"
+    );
+    assert_eq!(issuer(&["--config", &file]).unwrap(), path);
+
+    let config = serve(&["--config", &file]).ok().unwrap();
+    assert_eq!(config.auth.issuer.as_deref(), Some("file"));
+    let config = serve(&["--jwt-issuer", "flag", "--config", &file])
+        .ok()
+        .unwrap();
+    assert_eq!(config.auth.issuer.as_deref(), Some("flag"));
+    assert_eq!(config.auth.audience.as_deref(), Some("file"));
+    assert_eq!(config.cache.ttl, Duration::from_secs(7));
+    assert_eq!(config.cache.max_bytes, 64 * 1024 * 1024);
+}
+
+#[test]
+fn the_file_can_be_named_by_the_environment() {
+    let files = Files::new();
+    let file = files.write("config.toml", "cache-ttl = 7");
+    let command = Cli::command().mut_subcommand("serve", |serve| {
+        serve.mut_arg(CONFIG, |arg| arg.env("CARGO_MANIFEST_DIR"))
+    });
+    // A directory: the error shows that the variable was read.
+    let error = refusal(matches(command, words(&["serve"])));
+    assert!(
+        error.contains("cannot read the configuration file"),
+        "{error}"
+    );
+    assert!(serve(&["--config", &file]).is_ok());
+}
+
+#[test]
+fn the_file_satisfies_what_token_requires() {
+    let files = Files::new();
+    let secret = files.write("secret", "s");
+    let content = format!("jwt-secret-file = '{secret}'\njwt-issuer = 'me'\nlog-format = 'json'");
+    let file = files.write("config.toml", &content);
+    let parsed = parse::<Cli>(words(&["token", "--subject", "ann", "--config", &file]));
+    let Ok(Cli {
+        command: Command::Token(args),
+    }) = parsed
+    else {
+        panic!("{}", refusal(parsed));
+    };
+    assert_eq!(args.jwt_secret_file, PathBuf::from(secret));
+    assert_eq!(args.claims.jwt_issuer.as_deref(), Some("me"));
+    assert_eq!(args.ttl_secs, Duration::from_hours(1));
+    assert!(!args.admin);
+
+    let error = refusal(parse::<Cli>(words(&["token", "--subject", "ann"])));
+    assert!(error.contains("--jwt-secret-file"), "{error}");
+}
+
+#[test]
+fn every_setting_can_come_from_the_file() {
+    let files = Files::new();
+    let jwks = files.write("jwks", "{}");
+    let database = files.0.path().join("x.db");
+    let config = from_file(&format!(
+        "listen = '0.0.0.0:1'\nshutdown-grace-secs = 0\ndatabase-url = 'sqlite:{}'\n\
+         redis-url = 'redis://cache'\ncache-ttl = '9'\ncache-max-bytes = 10\n\
+         jwks-file = '{jwks}'\njwt-issuer = 'i'\njwt-audience = 'a'\n\
+         log-format = 'json'\nlog-filter = 'warn,location_service=debug'",
+        database.display()
+    ));
+    let config = config.map_err(|error| error.to_string()).ok().unwrap();
+    assert_eq!(config.server.listen.to_string(), "0.0.0.0:1");
+    assert_eq!(config.server.shutdown_grace, Duration::ZERO);
+    assert!(config.database.url == DatabaseUrl::Sqlite(database));
+    assert_eq!(
+        config.redis.as_ref().map(|redis| redis.url.as_str()),
+        Some("redis://cache")
+    );
+    assert_eq!(config.cache.ttl, Duration::from_secs(9));
+    assert_eq!(config.cache.max_bytes, 10);
+    assert_eq!(config.auth.keys, Some(KeyFile::Jwks(jwks.into())));
+    assert_eq!(config.log.format, LogFormat::Json);
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_file_and_the_nearest_known_one() {
+    for (line, nearest) in [
+        ("cache-tll = 1", "cache-ttl"),
+        ("cache_tll = 1", "cache-ttl"),
+        ("databse-url = 'x'", "database-url"),
+    ] {
+        let error = refusal(from_file(line));
+        assert!(error.contains("config.toml"), "{error}");
+        assert!(error.contains(line.split(' ').next().unwrap()), "{error}");
+        assert!(
+            error.contains(&format!("did you mean `{nearest}`?")),
+            "{error}"
+        );
+    }
+    for line in [
+        "zzz = 1",
+        "config = 'x'",
+        "subject = 'x'",
+        "help = 'x'",
+        "\"\" = 1",
+    ] {
+        assert!(
+            refusal(from_file(line)).contains("isn't a setting"),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_bad_value_in_the_file_is_named_with_key_and_limit() {
+    for (line, limit) in [
+        ("cache-ttl = 0", "1..=31536000"),
+        ("cache-ttl = -1", "invalid digit"),
+        ("cache-ttl = 1.5", "integer, is of type float"),
+        ("cache-ttl = ['1']", "is of type array"),
+        ("cache-max-bytes = 0", "1..18446744073709551615"),
+        ("log-format = 'xml'", "one of text, json"),
+        ("listen = ''", "such as 127.0.0.1:50051"),
+        ("[cache]\nttl = 1", "is of type table"),
+    ] {
+        let error = refusal(from_file(line));
+        assert!(error.contains("config.toml: `"), "{error}");
+        assert!(error.contains(limit), "{error}");
+    }
+    let secret = refusal(from_file("database-url = 'mysql://ann:hunter2@db'"));
+    assert!(
+        secret.contains("sqlite:") && !secret.contains("hunter2"),
+        "{secret}"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let error = refusal(serve(&["--config", "/missing.toml"]));
+    assert!(
+        error.contains("/missing.toml") && error.contains("No such file"),
+        "{error}"
+    );
+    let error = refusal(from_file("listen ="));
+    assert!(
+        error.contains("isn't TOML") && error.contains("line 1"),
+        "{error}"
+    );
+}
+
+#[test]
+fn bad_flags_are_refused_with_the_limit() {
+    for (flags, expected) in [
+        (["--listen", "localhost"], "127.0.0.1:50051"),
+        (["--shutdown-grace-secs", "3601"], "0..=3600"),
+        (["--cache-ttl", "31536001"], "1..=31536000"),
+        (["--database-url", "mysql://x"], "sqlite: or postgres://"),
+        (["--database-url", "sqlite:"], "must name a file"),
+        (["--database-url", "sqlite::memory:"], "must name a file"),
+        (["--database-url", "sqlite:x?mode=ro"], "must name a file"),
+        (
+            ["--database-url", "sqlite:/missing/x.db"],
+            "/missing doesn't exist",
+        ),
+        (["--redis-url", "http://x"], "redis-sentinel://"),
+        (["--redis-url", "redis://"], "must be a host"),
+        (["--jwks-file", "/missing"], "No such file"),
+        (["--jwt-secret-file", "/"], "plain file"),
+        (["--jwt-issuer", ""], "must not be empty"),
+        (["--log-filter", "a=b=c"], "target=level"),
+        (["--log-format", "xml"], "possible values: text, json"),
+    ] {
+        let error = refusal(serve(&flags));
+        assert!(error.contains(expected), "{flags:?}: {error}");
+    }
+}
+
+#[test]
+fn no_password_is_shown() {
+    for flag in ["--database-url", "--redis-url"] {
+        for url in ["postgress://ann:hunter2@db", "rediss:hunter2@db"] {
+            let error = refusal(serve(&[flag, url]));
+            assert!(error.contains("ss:..."), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn urls_of_every_engine_are_taken() {
+    for url in ["postgres://u:p@h/d", "postgresql://h/d"] {
+        let config = serve(&["--database-url", url]).ok().unwrap();
+        assert!(config.database.url == DatabaseUrl::Postgres(url.to_owned()));
+    }
+    let config = serve(&["--database-url", "sqlite:///tmp/x.db"])
+        .ok()
+        .unwrap();
+    assert!(config.database.url == DatabaseUrl::Sqlite("/tmp/x.db".into()));
+    for scheme in ["redis", "rediss", "redis-sentinel", "redis-cluster"] {
+        assert!(serve(&["--redis-url", &format!("{scheme}://h:1")]).is_ok());
+    }
+}
+
+#[test]
+fn development_mode_listens_on_loopback_only() {
+    let error = refusal(serve(&["--listen", "0.0.0.0:50051"]));
+    assert!(
+        error.contains("0.0.0.0:50051") && error.contains("jwks-file"),
+        "{error}"
+    );
+    assert!(serve(&["--listen", "[::]:0"]).is_err());
+    assert!(serve(&["--listen", "[::1]:0"]).is_ok());
+    let files = Files::new();
+    let secret = files.write("secret", "s");
+    assert!(serve(&["--listen", "0.0.0.0:0", "--jwt-secret-file", &secret]).is_ok());
+}
+
+#[test]
+fn one_key_file_at_most() {
+    let files = Files::new();
+    let key = files.write("key", "k");
+    let kinds = ["--jwt-secret-file", "--jwt-public-key-file", "--jwks-file"];
+    for (first, second) in [(0, 1), (0, 2), (1, 2)] {
+        let error = refusal(serve(&[kinds[first], &key, kinds[second], &key]));
+        assert!(error.contains(&kinds[first][2..]), "{error}");
+        assert!(error.contains(&kinds[second][2..]), "{error}");
+    }
+    let content = format!("jwks-file = '{key}'");
+    let file = files.write("config.toml", &content);
+    assert!(serve(&["--config", &file, "--jwt-secret-file", &key]).is_err());
+}
+
+#[test]
+fn serve_is_the_default_command() {
+    let complete = |line: &str| {
+        let args = line.split_whitespace().map(OsString::from).collect();
+        with_command(args).join(" ".as_ref())
+    };
+    assert_eq!(complete("location-service"), "location-service serve");
+    assert_eq!(
+        complete("location-service --listen x"),
+        "location-service serve --listen x"
+    );
+    assert_eq!(complete(""), "serve");
+    for line in [
+        "token --admin",
+        "bogus",
+        "--help",
+        "-h",
+        "--version",
+        "-V",
+        "help serve",
+    ] {
+        let line = format!("location-service {line}");
+        assert_eq!(complete(&line), line.as_str());
+    }
+}

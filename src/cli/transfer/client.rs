@@ -1,0 +1,225 @@
+//! A client that authenticates, sets deadlines and retries.
+
+use std::{env, error::Error as _, path::PathBuf, time::Duration};
+
+use clap::Args;
+use location_service::proto::location::v1::location_service_client::LocationServiceClient;
+use tokio::time::sleep;
+use tonic::{
+    Code, Request, Response, Status,
+    metadata::{Ascii, MetadataValue},
+    transport::{Channel, Endpoint},
+};
+use tonic_types::StatusExt as _;
+
+use super::TransferError;
+
+/// The time limit of connecting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The deadline of one attempt of a call.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// The number of attempts after which a call fails.
+const MAX_ATTEMPTS: u32 = 8;
+/// The wait after the first attempt. It doubles after each further one.
+const FIRST_BACKOFF: Duration = Duration::from_millis(200);
+/// The longest wait between two attempts, even if the service asks for more.
+const MAX_BACKOFF: Duration = Duration::from_secs(10);
+/// The limit of response headers, which hold the error details: one violation for each bad field of
+/// a batch.
+const MAX_HEADER_BYTES: u32 = 256 * 1024;
+
+/// The environment variable with the caller's token. An argument would show it to other users of
+/// the machine.
+const TOKEN_VARIABLE: &str = "LOCATION_SERVICE_TOKEN";
+
+/// The service to call, and the token to call it with.
+#[allow(
+    clippy::doc_markdown,
+    reason = "the comments are the help, where backticks don't belong"
+)]
+#[derive(Debug, Clone, Args)]
+pub struct ConnectionArgs {
+    /// Address of the service
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "LOCATION_SERVICE_SERVER",
+        default_value = "http://127.0.0.1:50051"
+    )]
+    pub server: String,
+
+    /// File with the JWT to send [default: the environment variable LOCATION_SERVICE_TOKEN; if that
+    /// isn't set, no token is sent]
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+}
+
+/// A connection to the service.
+#[derive(Debug, Clone)]
+pub struct Client {
+    service: LocationServiceClient<Channel>,
+    authorization: Option<MetadataValue<Ascii>>,
+}
+
+impl Client {
+    /// Connects at once, so that a wrong address fails before any row is read.
+    pub async fn connect(args: &ConnectionArgs) -> Result<Self, TransferError> {
+        let authorization = authorization(args)?;
+        let server = &args.server;
+        let endpoint = Endpoint::from_shared(server.clone())
+            .ok()
+            .filter(|endpoint| endpoint.uri().scheme_str() == Some("http"))
+            .ok_or_else(|| {
+                TransferError::Usage(format!(
+                    "--server {server} must be a URL such as http://127.0.0.1:50051; TLS isn't \
+                     supported, so use a tunnel or a proxy to reach a remote service"
+                ))
+            })?;
+        let channel = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
+            .tcp_nodelay(true)
+            .connect()
+            .await
+            .map_err(|cause| TransferError::Connect {
+                server: server.clone(),
+                cause,
+            })?;
+        Ok(Self {
+            service: LocationServiceClient::new(channel),
+            authorization,
+        })
+    }
+
+    /// Makes an idempotent call, with up to [`MAX_ATTEMPTS`] attempts.
+    pub async fn call<Q, A, F>(
+        &self,
+        message: Q,
+        method: impl Fn(LocationServiceClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, Status>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
+        let mut attempt = 1;
+        loop {
+            let mut request = Request::new(message.clone());
+            request.set_timeout(CALL_TIMEOUT);
+            if let Some(authorization) = &self.authorization {
+                request
+                    .metadata_mut()
+                    .insert("authorization", authorization.clone());
+            }
+            match method(self.service.clone(), request).await {
+                Err(status) if attempt < MAX_ATTEMPTS && is_transient(&status) => {
+                    sleep(backoff(&status, attempt)).await;
+                    attempt += 1;
+                }
+                result => return result.map(Response::into_inner),
+            }
+        }
+    }
+}
+
+fn authorization(args: &ConnectionArgs) -> Result<Option<MetadataValue<Ascii>>, TransferError> {
+    let (token, origin) = match &args.token_file {
+        Some(path) => {
+            let token = std::fs::read_to_string(path).map_err(|cause| TransferError::Read {
+                path: path.clone(),
+                cause,
+            })?;
+            (token, path.display().to_string())
+        }
+        None => match env::var(TOKEN_VARIABLE) {
+            Ok(token) => (token, TOKEN_VARIABLE.to_owned()),
+            Err(env::VarError::NotPresent) => return Ok(None),
+            Err(env::VarError::NotUnicode(_)) => (String::new(), TOKEN_VARIABLE.to_owned()),
+        },
+    };
+    let mut value = Some(token.trim())
+        .filter(|token| !token.is_empty() && token.bytes().all(|byte| byte.is_ascii_graphic()))
+        .and_then(|token| MetadataValue::try_from(format!("Bearer {token}")).ok())
+        .ok_or_else(|| TransferError::Usage(format!("{origin} must hold a JWT, on one line")))?;
+    value.set_sensitive(true);
+    Ok(Some(value))
+}
+
+/// Whether another attempt may succeed. A status with a source was made by the client: the response
+/// was lost or late. `ABORTED` is a conflict with another write, never a stale etag, because no call
+/// sends one.
+fn is_transient(status: &Status) -> bool {
+    status.source().is_some()
+        || matches!(
+            status.code(),
+            Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Aborted
+        )
+}
+
+/// The wait after an attempt, counted from 1: the delay that the service asks for, otherwise twice
+/// the previous one.
+fn backoff(status: &Status, attempt: u32) -> Duration {
+    status
+        .get_details_retry_info()
+        .and_then(|info| info.retry_delay)
+        .unwrap_or_else(|| FIRST_BACKOFF.saturating_mul(2_u32.saturating_pow(attempt - 1)))
+        .min(MAX_BACKOFF)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, io};
+
+    use tonic_types::ErrorDetails;
+
+    use super::*;
+
+    #[test]
+    fn backoff_doubles_up_to_its_limit_or_follows_the_service() {
+        let status = Status::unavailable("");
+        assert_eq!(backoff(&status, 1), FIRST_BACKOFF);
+        assert_eq!(backoff(&status, 3), FIRST_BACKOFF * 4);
+        assert_eq!(backoff(&status, 99), MAX_BACKOFF);
+
+        let asked = |delay| {
+            Status::with_error_details(
+                Code::Unavailable,
+                "",
+                ErrorDetails::with_retry_info(Some(delay)),
+            )
+        };
+        let delay = Duration::from_millis(1234);
+        assert_eq!(backoff(&asked(delay), 5), delay);
+        assert_eq!(backoff(&asked(MAX_BACKOFF * 2), 1), MAX_BACKOFF);
+    }
+
+    #[test]
+    fn only_transient_errors_are_retried() {
+        assert!(is_transient(&Status::resource_exhausted("")));
+        assert!(is_transient(&Status::from_error(
+            io::Error::other("broken pipe").into()
+        )));
+        assert!(is_transient(&Status::aborted("")));
+        assert!(!is_transient(&Status::permission_denied("")));
+        assert!(!is_transient(&Status::invalid_argument("")));
+    }
+
+    #[test]
+    fn an_invalid_token_is_refused_and_not_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let read = |text: &str| {
+            fs::write(&path, text).unwrap();
+            authorization(&ConnectionArgs {
+                server: String::new(),
+                token_file: Some(path.clone()),
+            })
+        };
+        let value = read("a.b.c\n").unwrap().unwrap();
+        assert_eq!(value.to_str().unwrap(), "Bearer a.b.c");
+        assert!(value.is_sensitive());
+        for bad in ["", "\n", "se cret", "sécret"] {
+            let error = read(bad).unwrap_err().to_string();
+            assert!(error.ends_with("must hold a JWT, on one line"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,192 @@
+//! `location-service import` and `location-service export`: locations from and to files, through a
+//! running service.
+//!
+//! Both commands are plain clients. [`import`] reads rows from a file and creates them in batches,
+//! several calls at a time. [`export`] pages through the locations that the caller may read. [`csv`]
+//! and [`json`] convert locations to rows and back, without loss; the fields and their names follow
+//! from the protobuf descriptor ([`fields`]).
+
+mod client;
+mod csv;
+pub mod export;
+mod fields;
+mod ids;
+pub mod import;
+mod json;
+mod progress;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    error::Error as StdError,
+    io,
+    path::{Path, PathBuf},
+};
+
+use clap::ValueEnum;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tonic::Status;
+
+/// The file name that stands for stdin or stdout.
+const STANDARD_STREAM: &str = "-";
+
+/// The exit code of an interrupted command: 128 plus the number of SIGINT, as shells report it.
+const EXIT_INTERRUPTED: u8 = 130;
+
+/// The format of a file of locations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// Comma-separated values with a header row (RFC 4180)
+    Csv,
+    /// One location per line, in the JSON form of protobuf
+    Ndjson,
+}
+
+impl Format {
+    /// The format that the extension of the file names.
+    fn guess(path: &Path) -> Option<Self> {
+        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
+            "csv" => Some(Self::Csv),
+            "ndjson" | "jsonl" | "json" => Some(Self::Ndjson),
+            _ => None,
+        }
+    }
+
+    fn extension(self) -> &'static str {
+        match self {
+            Self::Csv => "csv",
+            Self::Ndjson => "ndjson",
+        }
+    }
+}
+
+/// A compressed file, and the programs for it. Transfers aren't compressed themselves.
+struct Compression {
+    extension: &'static str,
+    compress: &'static str,
+    decompress: &'static str,
+}
+
+impl Compression {
+    const KNOWN: [Self; 4] = [
+        Self {
+            extension: "gz",
+            compress: "gzip",
+            decompress: "zcat",
+        },
+        Self {
+            extension: "bz2",
+            compress: "bzip2",
+            decompress: "bzcat",
+        },
+        Self {
+            extension: "xz",
+            compress: "xz",
+            decompress: "xzcat",
+        },
+        Self {
+            extension: "zst",
+            compress: "zstd",
+            decompress: "zstdcat",
+        },
+    ];
+
+    /// The compression that the extension of the file names.
+    fn of(path: &Path) -> Option<Self> {
+        let extension = path.extension()?;
+        Self::KNOWN
+            .into_iter()
+            .find(|known| extension.eq_ignore_ascii_case(known.extension))
+    }
+}
+
+/// Why a transfer failed.
+#[derive(Debug, thiserror::Error)]
+pub enum TransferError {
+    /// The arguments contradict each other or the file. The text says what to change.
+    #[error("{0}")]
+    Usage(String),
+
+    #[error("cannot read {}: {cause}", path.display())]
+    Read { path: PathBuf, cause: io::Error },
+
+    #[error("cannot write {}: {cause}", path.display())]
+    Write { path: PathBuf, cause: io::Error },
+
+    #[error(
+        "cannot connect to {server}: {}: is the service running there?",
+        root_cause(cause)
+    )]
+    Connect {
+        server: String,
+        cause: tonic::transport::Error,
+    },
+
+    /// The service refused a call, or didn't respond to any of its attempts.
+    #[error("{method} failed: {}", describe(status))]
+    Call {
+        method: &'static str,
+        status: Box<Status>,
+    },
+
+    /// SIGINT or SIGTERM ended the command, which left no file.
+    #[error("interrupted")]
+    Interrupted,
+
+    /// A bug in this program, or a failure of the operating system.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl TransferError {
+    /// The exit code of the process: 2 for invalid arguments, 130 after an interrupt, otherwise 1.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Usage(_) => 2,
+            Self::Interrupted => EXIT_INTERRUPTED,
+            _ => 1,
+        }
+    }
+}
+
+fn describe(status: &Status) -> String {
+    match status.source() {
+        Some(_) => format!("no response: {}", root_cause(status)),
+        None => format!("{:?}: {}", status.code(), status.message()),
+    }
+}
+
+fn root_cause(error: &dyn StdError) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+/// A stream of SIGINT and SIGTERM. From its creation on, neither ends the process by itself.
+struct Interrupts {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Interrupts {
+    fn listen() -> Result<Self, TransferError> {
+        let listen = |kind| {
+            signal(kind).map_err(|cause| {
+                TransferError::Internal(format!("cannot listen for signals: {cause}"))
+            })
+        };
+        Ok(Self {
+            interrupt: listen(SignalKind::interrupt())?,
+            terminate: listen(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
+        }
+    }
+}

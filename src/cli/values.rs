@@ -1,0 +1,103 @@
+//! Parsers of option values. An error says what the value must be, and never repeats a URL, which
+//! may hold a password.
+
+use std::{
+    fs::{self, File},
+    net::SocketAddr,
+    ops::RangeInclusive,
+    path::PathBuf,
+    time::Duration,
+};
+
+use clap::{builder::TypedValueParser, value_parser};
+use location_service::config::DatabaseUrl;
+use tonic::transport::Endpoint;
+use tracing_subscriber::EnvFilter;
+
+/// Parses whole seconds in a range.
+pub fn seconds(range: RangeInclusive<u64>) -> impl TypedValueParser<Value = Duration> {
+    value_parser!(u64).range(range).map(Duration::from_secs)
+}
+
+/// Parses an IP address with a port.
+pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse().map_err(|_| {
+        "must be an IP address and a port, such as 127.0.0.1:50051 or [::1]:0".to_owned()
+    })
+}
+
+/// Parses the address of a service to call.
+pub fn endpoint(text: &str) -> Result<Endpoint, String> {
+    Endpoint::from_shared(text.to_owned())
+        .ok()
+        .filter(|endpoint| endpoint.uri().scheme_str() == Some("http"))
+        .ok_or_else(|| "must be a URL such as http://127.0.0.1:50051".to_owned())
+}
+
+/// Parses the engine and the address of a database.
+pub fn database_url(text: &str) -> Result<DatabaseUrl, String> {
+    if ["postgres://", "postgresql://"]
+        .iter()
+        .any(|scheme| text.starts_with(scheme))
+    {
+        return Ok(DatabaseUrl::Postgres(text.to_owned()));
+    }
+    let file = text
+        .strip_prefix("sqlite:")
+        .ok_or("must start with sqlite: or postgres://")?;
+    let file = file.strip_prefix("//").unwrap_or(file);
+    if file.is_empty() || file == ":memory:" || file.contains('?') {
+        return Err("must name a file, without parameters, such as sqlite:locations.db".to_owned());
+    }
+    let path = PathBuf::from(file);
+    let directory = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    match directory {
+        Some(directory) if !directory.is_dir() => Err(format!(
+            "must name a file in an existing directory: {} doesn't exist",
+            directory.display()
+        )),
+        _ => Ok(DatabaseUrl::Sqlite(path)),
+    }
+}
+
+/// Checks the form of a Redis URL. The engine parses it, and knows the schemes.
+pub fn redis_url(text: &str) -> Result<String, String> {
+    match text.split_once("://") {
+        Some((scheme, host)) if scheme.starts_with("redis") && !host.is_empty() => {
+            Ok(text.to_owned())
+        }
+        _ => Err(
+            "must be a host after redis://, redis-sentinel:// or redis-cluster://, or with TLS \
+             after rediss://, rediss-sentinel:// or rediss-cluster://"
+                .to_owned(),
+        ),
+    }
+}
+
+/// Checks that a file can be read.
+pub fn existing_file(text: &str) -> Result<PathBuf, String> {
+    let path = PathBuf::from(text);
+    let unreadable = |error| format!("can't be read: {error}");
+    if !fs::metadata(&path).map_err(unreadable)?.is_file() {
+        return Err("must be a plain file, not a directory or a pipe".to_owned());
+    }
+    File::open(&path).map_err(unreadable)?;
+    Ok(path)
+}
+
+/// Checks the value of a claim.
+pub fn claim(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("must not be empty: omit it to accept any value".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Parses a filter of log events.
+pub fn log_filter(text: &str) -> Result<EnvFilter, String> {
+    EnvFilter::builder()
+        .parse(text)
+        .map_err(|error| format!("{error}: use a level such as info, or target=level"))
+}
