@@ -35,8 +35,8 @@ use location_service::{
     cache::{Cache, RedisCache, RedisConfig, Tag, WriteId},
     coordination::Coordinator,
     model::{
-        Address, AddressText, CacheEpoch, Capacity, Change, Coordinates, Details, DisplayName,
-        Epoch, ListQuery, LocationId, LocationState, LocationType, NewLocation, Order, OrderField,
+        Address, AddressText, CacheEpoch, Capacity, Coordinates, Details, DisplayName, Epoch,
+        ListQuery, LocationId, LocationState, LocationType, NewLocation, Order, OrderField,
         OwnerId, Predicate, Principal, ProductionRunId, RegionCode, ReportQuery, Text,
     },
     proto::location::v1,
@@ -328,7 +328,7 @@ async fn over_invalidation(places: &[Place]) -> Outcome<Value> {
 }
 
 fn is_hit(served: &CachedResponse) -> bool {
-    matches!(served.origin, Source::Cache(_))
+    matches!(served.source, Source::Cache(_))
 }
 
 /// What is asked of each run, of each owner and of all.
@@ -410,7 +410,7 @@ async fn reads(service: &Service, caller: &Principal, runs: &[String]) -> Outcom
         for _ in 0..3 {
             let read = Read::List(query.clone(), token);
             let served = read.run(service, caller).await?;
-            token = v1::ListLocationsResponse::decode(served.message())?.next_page_token;
+            token = v1::ListLocationsResponse::decode(served.frame.message())?.next_page_token;
             reads.push(read);
             if token.is_empty() {
                 break;
@@ -467,18 +467,23 @@ async fn write_to(
         let write = Write::Create(vec![place.creation(kind, random.next() % OWNERS)?]);
         let created = service.write(caller.clone(), write, false).await?;
         for location in created {
-            locations.push((LocationId::parse(&location.id)?, kind));
+            locations.push((location.id, kind));
         }
         return Ok(kind);
     }
     let place = random.below(locations.len());
     let (id, kind) = locations[place];
     let write = if turn == 1 {
-        let capacity = i64::try_from(random.below(1_000))?;
+        let capacity = Capacity::new(i64::try_from(random.below(1_000))?)?;
         Write::Update {
             id,
             etag: None,
-            changes: vec![Change::Capacity(Capacity::new(capacity)?)],
+            edit: Box::new(move |before| {
+                Ok(Details {
+                    capacity,
+                    ..before.details.clone()
+                })
+            }),
         }
     } else {
         locations.swap_remove(place);
@@ -531,7 +536,7 @@ async fn index_members(places: &[Place], secs: u32) -> Outcome<Value> {
                     let fresh = CacheMode::Default;
                     let served = service.list(&caller, query.clone(), "", fresh).await?;
                     asked.fetch_add(1, Ordering::Relaxed);
-                    let page = v1::ListLocationsResponse::decode(served.message())?;
+                    let page = v1::ListLocationsResponse::decode(served.frame.message())?;
                     if !page.next_page_token.is_empty() {
                         let token = page.next_page_token;
                         service.list(&caller, query, &token, fresh).await?;
@@ -738,11 +743,10 @@ async fn load(
         let write = Write::Create(creations);
         let created = service.write(admin.clone(), write, false).await?;
         for (location, kind) in created.into_iter().zip(kinds) {
-            let id = LocationId::parse(&location.id)?;
             by_run
-                .entry(location.production_run_id)
+                .entry(location.details.production_run_id.into_string())
                 .or_default()
-                .push((id, kind));
+                .push((location.id, kind));
         }
     }
     Ok(by_run.into_iter().collect())

@@ -94,6 +94,40 @@ pub struct Violation {
     pub description: String,
 }
 
+/// The violations of a request, all of which are reported at once.
+#[derive(Debug, Default)]
+pub struct Violations(Vec<Violation>);
+
+impl Violations {
+    /// Adds a violation.
+    pub fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
+        self.0.push(Violation {
+            field: field.into(),
+            description: description.into(),
+        });
+    }
+
+    /// Returns the parsed value, or adds the violation and returns `None`.
+    pub fn check<T, E: Into<String>>(
+        &mut self,
+        field: impl Into<String>,
+        parsed: Result<T, E>,
+    ) -> Option<T> {
+        parsed
+            .map_err(|description| self.add(field, description))
+            .ok()
+    }
+
+    /// Returns the value if there are no violations, or else [`Error::InvalidArgument`].
+    ///
+    /// `None` stands for a value that couldn't be built because of a violation.
+    pub fn finish<T>(self, value: Option<T>) -> Result<T> {
+        value
+            .filter(|_| self.0.is_empty())
+            .ok_or(Error::InvalidArgument(self.0))
+    }
+}
+
 impl Error {
     /// One bad field.
     pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {

@@ -6,96 +6,74 @@ use uuid::Uuid;
 use crate::{
     error::{Error, Result},
     model::{Cursor, LocationId, LocationType, OrderField, ReportCursor, SortValue, Text},
+    proto::canonical::PagedRequest,
 };
 
-/// The longest token that is looked at, in bytes: no position is longer.
+/// Maximum length of a token in bytes; no position needs more.
 const MAX_TOKEN_BYTES: usize = 2_048;
 
-/// Makes and reads page tokens: a position, and a keyed BLAKE3 digest of it and of the request.
+/// Encodes and verifies page tokens: a position, and a keyed BLAKE3 digest of the position, the
+/// method and the canonical request without its page.
 ///
-/// The same position of the same request always has the same token, so that a request with a token
-/// has one canonical form.
+/// Tokens are deterministic: equal positions of equal requests have equal tokens, so a request with
+/// a token has one canonical form.
 #[derive(Clone)]
 pub struct PageTokens {
     key: [u8; blake3::KEY_LEN],
 }
 
-/// What a token is bound to: a method, and its canonical request without the page.
-#[derive(Debug)]
-pub struct Binding<'a, R> {
-    method: &'a str,
-    request: &'a R,
-}
-
-// Derived, these would ask the request to be `Copy`.
-impl<R> Copy for Binding<'_, R> {}
-impl<R> Clone for Binding<'_, R> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<'a, R> Binding<'a, R> {
-    /// A binding to a request whose page size, page token and skip are cleared.
-    pub fn new(method: &'a str, request: &'a R) -> Self {
-        Self { method, request }
-    }
-}
-
 /// A position in a list, as bytes.
 pub trait Position: Sized {
-    /// What the list is sorted by, where that decides what the bytes are.
+    /// The order of the list, if the encoding depends on it.
     type Order: Copy;
 
-    /// The bytes.
+    /// Encodes the position.
     fn to_bytes(&self) -> Vec<u8>;
 
-    /// The position, if the bytes are one.
+    /// Decodes a position.
     fn from_bytes(bytes: &[u8], order: Self::Order) -> Option<Self>;
 }
 
 impl PageTokens {
-    /// Tokens that are signed with this key.
+    /// Creates the tokens of a signing key.
     pub fn new(key: [u8; blake3::KEY_LEN]) -> Self {
         Self { key }
     }
 
-    /// The token of a position.
-    pub fn encode<R: prost::Message>(
-        &self,
-        binding: Binding<'_, R>,
-        position: &impl Position,
-    ) -> String {
+    /// Returns the token of a position in the list that a canonical request describes.
+    pub fn encode(&self, request: &impl PagedRequest, position: &impl Position) -> String {
         let mut token = position.to_bytes();
-        let signature = self.sign(binding, &token);
+        let signature = self.sign(request, &token);
         token.extend_from_slice(signature.as_bytes());
         BASE64.encode(token)
     }
 
-    /// The position that a token stands for; `None` for the empty token.
-    pub fn decode<R: prost::Message, P: Position>(
+    /// Returns the position that a token encodes; `None` for the empty token.
+    ///
+    /// Fails with [`Error::InvalidArgument`] unless the token was made for an equal request.
+    pub fn decode<P: Position>(
         &self,
-        binding: Binding<'_, R>,
+        request: &impl PagedRequest,
         token: &str,
         order: P::Order,
     ) -> Result<Option<P>> {
         if token.is_empty() {
             return Ok(None);
         }
-        self.verified(binding, token)
+        self.verify(request, token)
             .and_then(|position| P::from_bytes(&position, order))
             .map(Some)
             .ok_or_else(|| {
                 Error::invalid(
                     "page_token",
-                    "isn't a token of this request: pass the next_page_token of the page before \
-                     as it is, with all other fields but page_size and skip as they were, or leave \
-                     it empty",
+                    "isn't valid for this request: pass the next_page_token of the previous page \
+                     unchanged, with all fields except page_size and skip as in the previous \
+                     request, or leave it empty",
                 )
             })
     }
 
-    fn verified<R: prost::Message>(&self, binding: Binding<'_, R>, token: &str) -> Option<Vec<u8>> {
+    fn verify(&self, request: &impl PagedRequest, token: &str) -> Option<Vec<u8>> {
         if token.len() > MAX_TOKEN_BYTES {
             return None;
         }
@@ -103,17 +81,17 @@ impl PageTokens {
         let position_bytes = bytes.len().checked_sub(blake3::OUT_LEN)?;
         let signature = blake3::Hash::from_slice(&bytes.split_off(position_bytes)).ok()?;
         // BLAKE3 compares digests in constant time.
-        (signature == self.sign(binding, &bytes)).then_some(bytes)
+        (signature == self.sign(request, &bytes)).then_some(bytes)
     }
 
-    fn sign<R: prost::Message>(&self, binding: Binding<'_, R>, position: &[u8]) -> blake3::Hash {
+    fn sign<R: PagedRequest>(&self, request: &R, position: &[u8]) -> blake3::Hash {
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         for part in [
-            binding.method.as_bytes(),
-            &binding.request.encode_to_vec(),
+            R::METHOD.as_bytes(),
+            &request.without_page().encode_to_vec(),
             position,
         ] {
-            // Lengths keep the parts from running into each other.
+            // The lengths keep one part from running into the next.
             hasher
                 .update(&(part.len() as u64).to_le_bytes())
                 .update(part);
@@ -180,12 +158,8 @@ mod tests {
         }
     }
 
-    fn binding(request: &ListLocationsRequest) -> Binding<'_, ListLocationsRequest> {
-        Binding::new("ListLocations", request)
-    }
-
     #[test]
-    fn positions_come_back() {
+    fn tokens_round_trip() {
         let tokens = PageTokens::new([7; 32]);
         let request = ListLocationsRequest::default();
         for (value, order) in [
@@ -193,40 +167,38 @@ mod tests {
             (SortValue::Text("Łódź".into()), OrderField::DisplayName),
         ] {
             let cursor = cursor(value);
-            let token = tokens.encode(binding(&request), &cursor);
-            assert_eq!(token, tokens.encode(binding(&request), &cursor));
-            let back = tokens
-                .decode(binding(&request), &token, order)
-                .expect("valid");
+            let token = tokens.encode(&request, &cursor);
+            assert_eq!(token, tokens.encode(&request, &cursor));
+            let back = tokens.decode(&request, &token, order).expect("valid");
             assert_eq!(back, Some(cursor));
         }
     }
 
     #[test]
-    fn no_bit_can_be_changed_and_no_other_request_takes_the_token() {
+    fn a_changed_token_or_request_is_rejected() {
         let tokens = PageTokens::new([7; 32]);
         let request = ListLocationsRequest::default();
-        let token = tokens.encode(binding(&request), &cursor(SortValue::Number(42)));
-        let refused = |tokens: &PageTokens, request: &ListLocationsRequest, token: &str| {
+        let token = tokens.encode(&request, &cursor(SortValue::Number(42)));
+        let rejects = |tokens: &PageTokens, request: &ListLocationsRequest, token: &str| {
             tokens
-                .decode::<_, Cursor>(binding(request), token, OrderField::CreateTime)
+                .decode::<Cursor>(request, token, OrderField::CreateTime)
                 .is_err()
         };
-        assert!(!refused(&tokens, &request, &token));
+        assert!(!rejects(&tokens, &request, &token));
         let bytes = BASE64.decode(&token).expect("base64");
         for bit in 0..bytes.len() * 8 {
             let mut bytes = bytes.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            assert!(refused(&tokens, &request, &BASE64.encode(bytes)));
+            assert!(rejects(&tokens, &request, &BASE64.encode(bytes)));
         }
         let other = ListLocationsRequest {
-            owner_id: "somebody else".into(),
+            owner_id: "another owner".into(),
             ..request.clone()
         };
-        assert!(refused(&tokens, &other, &token));
-        assert!(refused(&PageTokens::new([8; 32]), &request, &token));
+        assert!(rejects(&tokens, &other, &token));
+        assert!(rejects(&PageTokens::new([8; 32]), &request, &token));
         for garbage in ["x", "====", "AAAA", &"A".repeat(10_000)] {
-            assert!(refused(&tokens, &request, garbage));
+            assert!(rejects(&tokens, &request, garbage));
         }
     }
 }

@@ -4,11 +4,17 @@ use std::time::Duration;
 
 use tonic::{Request, Response, Status};
 
-use super::{caller, convert};
+use super::{
+    caller,
+    convert::{self, ExplainList},
+};
 use crate::{
     cache::{EntryInfo, Explanation, Stats, Version},
-    proto::location::v1::{self, cache_service_server::CacheService},
-    service::{FRAME_PREFIX_BYTES, ListExplanation, ReadStats, Service},
+    proto::{
+        Frame,
+        location::v1::{self, cache_service_server::CacheService},
+    },
+    service::{ListExplanation, ReadStats, Service},
 };
 
 /// `location.v1.CacheService`.
@@ -34,9 +40,9 @@ impl CacheService for CacheApi {
         request: Request<v1::ExplainListRequest>,
     ) -> Result<Response<v1::ExplainListResponse>, Status> {
         let cache = self.service.cache_admin(&caller(&request)?)?;
-        let (subject, query, page_token) = convert::explain_list(request.into_inner())?;
+        let ExplainList { subject, list } = convert::explain_list(request.into_inner())?;
         let explained = cache
-            .explain_list(&subject, query, &page_token)
+            .explain_list(&subject, list.query, &list.page_token)
             .await
             .map_err(convert::within_request)?;
         let ListExplanation {
@@ -175,7 +181,7 @@ impl From<EntryInfo> for v1::CachedEntry {
         Self {
             version: held.version.to_string(),
             // Of the message alone.
-            size_bytes: count(held.bytes.saturating_sub(FRAME_PREFIX_BYTES as u64)),
+            size_bytes: count(held.bytes.saturating_sub(Frame::PREFIX_BYTES as u64)),
             age: Some(duration(held.age)),
         }
     }

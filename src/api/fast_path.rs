@@ -22,12 +22,15 @@ use prost::{DecodeError, Message as _};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{CACHE_STATUS, LocationApi, cache_status, freshness};
+use super::{
+    LocationApi,
+    cache_headers::{CACHE_STATUS, cache_mode, cache_status},
+};
 use crate::{
     error::Error,
     model::Principal,
-    proto::location::v1,
-    service::{CacheMode, CachedResponse, FRAME_PREFIX_BYTES},
+    proto::{self, location::v1},
+    service::{CacheMode, CachedResponse},
 };
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -94,32 +97,33 @@ where
             Ok(frame) => frame,
             Err(body) => return Err(Request::from_parts(head, body)),
         };
-        let Ok(call) = decode(&frame[FRAME_PREFIX_BYTES..]) else {
-            return Err(Request::from_parts(head, Body::new(Full::new(frame))));
+        let Ok(call) = decode(frame.message()) else {
+            let body = Body::new(Full::new(frame.into_bytes()));
+            return Err(Request::from_parts(head, body));
         };
-        let served = self.call(&caller, freshness(&head.headers), call).await;
+        let served = self.call(&caller, cache_mode(&head.headers), call).await;
         Ok(served.map_or_else(refuse, respond))
     }
 
     async fn call(
         &self,
         caller: &Principal,
-        freshness: CacheMode,
+        mode: CacheMode,
         call: Call,
     ) -> Result<CachedResponse, Error> {
         match call {
-            Call::List(request) => self.api.list(caller, freshness, request).await,
-            Call::Get(request) => self.api.get(caller, freshness, &request).await,
-            Call::Reports(request) => self.api.reports(caller, freshness, request).await,
+            Call::List(request) => self.api.list(caller, mode, request).await,
+            Call::Get(request) => self.api.get(caller, mode, &request).await,
+            Call::Reports(request) => self.api.reports(caller, mode, request).await,
         }
     }
 }
 
-fn respond(CachedResponse { frame, origin }: CachedResponse) -> Response<ResponseBody> {
-    let mut response = Response::new(ResponseBody::Frame(frame));
+fn respond(CachedResponse { frame, source }: CachedResponse) -> Response<ResponseBody> {
+    let mut response = Response::new(ResponseBody::Frame(frame.into_bytes()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, GRPC);
-    headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status(origin)));
+    headers.insert(CACHE_STATUS, HeaderValue::from_static(cache_status(source)));
     response
 }
 
@@ -139,12 +143,12 @@ fn is_plain(request: &Request<Body>) -> bool {
 }
 
 /// The frame of a body that is just one, uncompressed and in one piece; or the body as it was.
-async fn sole_frame(mut body: Body) -> Result<Bytes, Body> {
+async fn sole_frame(mut body: Body) -> Result<proto::Frame, Body> {
     let first = match body.frame().await {
         Some(Ok(first)) => first,
         other => return Err(again(other, body)),
     };
-    let Some(frame) = first.data_ref().filter(|data| is_whole(data)).cloned() else {
+    let Some(frame) = first.data_ref().cloned().and_then(proto::Frame::parse) else {
         return Err(again([Ok(first)], body));
     };
     while !body.is_end_stream() {
@@ -156,13 +160,6 @@ async fn sole_frame(mut body: Body) -> Result<Bytes, Body> {
         }
     }
     Ok(frame)
-}
-
-fn is_whole(data: &Bytes) -> bool {
-    data.split_first_chunk().is_some_and(|(prefix, message)| {
-        let [flag, length @ ..]: [u8; FRAME_PREFIX_BYTES] = *prefix;
-        flag == 0 && u32::try_from(message.len()) == Ok(u32::from_be_bytes(length))
-    })
 }
 
 /// A body from which something was read.

@@ -1,25 +1,25 @@
 //! The generated traits' thin implementations: convert, call, map.
 
 mod cache;
+mod cache_headers;
 pub mod codec;
 mod convert;
 pub mod fast_path;
 mod status;
 
-use http::{HeaderMap, header::CACHE_CONTROL};
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 pub use self::cache::CacheApi;
-use self::codec::Encoded;
+use self::{
+    codec::Encoded,
+    convert::{Paged, WriteCall},
+};
 use crate::{
-    cache::Tier,
     error::Error,
     model::Principal,
     proto::location::v1::{self, location_service_server::LocationService},
-    service::{CacheMode, CachedResponse, FwdReason, Service, Source, Write},
+    service::{CacheMode, CachedResponse, Service},
 };
-
-const CACHE_STATUS: &str = "cache-status";
 
 /// `location.v1.LocationService`.
 #[derive(Clone)]
@@ -36,41 +36,43 @@ impl LocationApi {
     async fn list(
         &self,
         caller: &Principal,
-        freshness: CacheMode,
+        mode: CacheMode,
         request: v1::ListLocationsRequest,
     ) -> Result<CachedResponse, Error> {
-        let (query, page_token) = convert::list(request)?;
-        let served = self.service.list(caller, query, &page_token, freshness);
-        served.await
+        let Paged { query, page_token } = convert::list(request)?;
+        self.service.list(caller, query, &page_token, mode).await
     }
 
     async fn get(
         &self,
         caller: &Principal,
-        freshness: CacheMode,
+        mode: CacheMode,
         request: &v1::GetLocationRequest,
     ) -> Result<CachedResponse, Error> {
         let id = convert::get(request)?;
-        self.service.get(caller, id, freshness).await
+        self.service.get(caller, id, mode).await
     }
 
     async fn reports(
         &self,
         caller: &Principal,
-        freshness: CacheMode,
+        mode: CacheMode,
         request: v1::ListLocationReportsRequest,
     ) -> Result<CachedResponse, Error> {
-        let (query, page_token) = convert::reports(request)?;
-        let served = self.service.reports(caller, query, &page_token, freshness);
-        served.await
+        let Paged { query, page_token } = convert::reports(request)?;
+        self.service.reports(caller, query, &page_token, mode).await
     }
 
     async fn write(
         &self,
         caller: Principal,
-        (write, validate_only): (Write, bool),
+        WriteCall {
+            write,
+            validate_only,
+        }: WriteCall,
     ) -> Result<Vec<v1::Location>, Status> {
-        Ok(self.service.write(caller, write, validate_only).await?)
+        let written = self.service.write(caller, write, validate_only).await?;
+        Ok(written.into_iter().map(Into::into).collect())
     }
 }
 
@@ -80,8 +82,11 @@ impl LocationService for LocationApi {
         &self,
         request: Request<v1::ListLocationsRequest>,
     ) -> Result<Response<Encoded>, Status> {
-        let (caller, freshness) = (caller(&request)?, freshness(request.metadata().as_ref()));
-        let served = self.list(&caller, freshness, request.into_inner()).await?;
+        let (caller, mode) = (
+            caller(&request)?,
+            cache_headers::cache_mode(request.metadata().as_ref()),
+        );
+        let served = self.list(&caller, mode, request.into_inner()).await?;
         Ok(respond(&served))
     }
 
@@ -89,8 +94,11 @@ impl LocationService for LocationApi {
         &self,
         request: Request<v1::GetLocationRequest>,
     ) -> Result<Response<Encoded>, Status> {
-        let (caller, freshness) = (caller(&request)?, freshness(request.metadata().as_ref()));
-        let served = self.get(&caller, freshness, request.get_ref()).await?;
+        let (caller, mode) = (
+            caller(&request)?,
+            cache_headers::cache_mode(request.metadata().as_ref()),
+        );
+        let served = self.get(&caller, mode, request.get_ref()).await?;
         Ok(respond(&served))
     }
 
@@ -100,8 +108,9 @@ impl LocationService for LocationApi {
     ) -> Result<Response<v1::BatchGetLocationsResponse>, Status> {
         let caller = caller(&request)?;
         let ids = convert::batch_get(request.get_ref())?;
-        let locations = self.service.batch_get(&caller, &ids).await?;
-        Ok(Response::new(v1::BatchGetLocationsResponse { locations }))
+        let found = self.service.batch_get(&caller, &ids).await?;
+        let response = convert::batch_get_response(&ids, found)?;
+        Ok(Response::new(response))
     }
 
     async fn create_location(
@@ -148,8 +157,11 @@ impl LocationService for LocationApi {
         &self,
         request: Request<v1::ListLocationReportsRequest>,
     ) -> Result<Response<Encoded>, Status> {
-        let (caller, freshness) = (caller(&request)?, freshness(request.metadata().as_ref()));
-        let served = self.reports(&caller, freshness, request.into_inner());
+        let (caller, mode) = (
+            caller(&request)?,
+            cache_headers::cache_mode(request.metadata().as_ref()),
+        );
+        let served = self.reports(&caller, mode, request.into_inner());
         Ok(respond(&served.await?))
     }
 }
@@ -170,53 +182,14 @@ fn one(locations: Vec<v1::Location>) -> Result<v1::Location, Error> {
         .ok_or_else(|| Error::internal("a write of one location answered none"))
 }
 
-/// RFC 9111, section 5.2.1.4.
-fn freshness(headers: &HeaderMap) -> CacheMode {
-    let no_cache = headers
-        .get_all(CACHE_CONTROL)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"));
-    if no_cache {
-        CacheMode::NoCache
-    } else {
-        CacheMode::Default
-    }
-}
-
 /// The answer to a call that isn't one for [`fast_path`].
 fn respond(served: &CachedResponse) -> Response<Encoded> {
-    let mut response = Response::new(Encoded(served.message()));
+    let mut response = Response::new(Encoded(bytes::Bytes::copy_from_slice(
+        served.frame.message(),
+    )));
     response.metadata_mut().insert(
-        CACHE_STATUS,
-        MetadataValue::from_static(cache_status(served.origin)),
+        cache_headers::CACHE_STATUS,
+        MetadataValue::from_static(cache_headers::cache_status(served.source)),
     );
     response
-}
-
-/// RFC 9211.
-fn cache_status(origin: Source) -> &'static str {
-    match origin {
-        Source::Cache(Tier::Local) => "location-service; hit; detail=local",
-        Source::Cache(Tier::Redis) => "location-service; hit; detail=redis",
-        Source::Database {
-            because,
-            stored,
-            collapsed,
-        } => match (because, stored, collapsed) {
-            (FwdReason::Miss, true, false) => "location-service; fwd=miss; stored",
-            (FwdReason::Miss, true, true) => "location-service; fwd=miss; stored; collapsed",
-            (FwdReason::Miss, false, false) => "location-service; fwd=miss",
-            (FwdReason::Miss, false, true) => "location-service; fwd=miss; collapsed",
-            (FwdReason::Request, true, false) => "location-service; fwd=request; stored",
-            (FwdReason::Request, true, true) => "location-service; fwd=request; stored; collapsed",
-            (FwdReason::Request, false, false) => "location-service; fwd=request",
-            (FwdReason::Request, false, true) => "location-service; fwd=request; collapsed",
-            (FwdReason::Closed, ..) => "location-service; fwd=bypass; detail=write-in-flight",
-            (FwdReason::Unavailable, ..) => {
-                "location-service; fwd=bypass; detail=cache-unavailable"
-            }
-        },
-    }
 }

@@ -1,15 +1,43 @@
-//! The code generated from `proto/`: messages, client stubs and server traits, and the descriptor
-//! set that server reflection answers from.
+//! Package `location.v1`: the code generated from `proto/`, and what the service builds from it.
+//!
+//! | module | |
+//! | --- | --- |
+//! | [`location::v1`] | generated messages, client stubs and server traits |
+//! | [`DESCRIPTORS`] | the descriptor set, for server reflection and field masks |
+//! | [`canonical`] | the canonical requests that cache keys and page tokens are made of |
+//! | `to_proto` | the model → messages |
+//! | [`from_proto`] | messages → the model |
+//! | [`Frame`] | a message as gRPC sends it |
 
-use std::collections::BTreeMap;
+pub mod canonical;
+mod frame;
+pub mod from_proto;
+mod to_proto;
 
-use location::v1;
-use prost_types::Timestamp;
+use std::sync::LazyLock;
 
-use crate::model::{Address, Coordinates, Details, Location, Micros, Report, Text};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+
+pub use self::{frame::Frame, from_proto::decode_location, to_proto::encode_location};
+use crate::error::{Error, Result};
 
 /// The serialized `FileDescriptorSet` of [`location::v1`] and all that it imports.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+/// The descriptor of [`location::v1::Location`].
+pub static LOCATION: LazyLock<MessageDescriptor> = LazyLock::new(|| {
+    DescriptorPool::decode(DESCRIPTORS)
+        .ok()
+        .and_then(|pool| pool.get_message_by_name("location.v1.Location"))
+        .unwrap_or_else(|| unreachable!("the build made the descriptors"))
+});
+
+/// Converts a location to a message whose fields are reached by the descriptor.
+pub fn to_dynamic(location: &location::v1::Location) -> Result<DynamicMessage> {
+    let mut message = DynamicMessage::new(LOCATION.clone());
+    message.transcode_from(location).map_err(Error::internal)?;
+    Ok(message)
+}
 
 /// `google.protobuf.Empty`.
 pub type Empty = ();
@@ -23,96 +51,5 @@ pub mod location {
         include!(concat!(env!("OUT_DIR"), "/location.v1.rs"));
         include!(concat!(env!("OUT_DIR"), "/location.v1.LocationService.rs"));
         include!(concat!(env!("OUT_DIR"), "/location.v1.CacheService.rs"));
-    }
-}
-
-impl From<Location> for v1::Location {
-    fn from(location: Location) -> Self {
-        let Location {
-            id,
-            kind,
-            owner,
-            details,
-            create_time,
-            update_time,
-            etag,
-        } = location;
-        let Details {
-            display_name,
-            production_run_id,
-            address,
-            coordinates,
-            capacity,
-            state,
-            description,
-            labels,
-        } = details;
-        // One by one: to collect them would first sort what is sorted.
-        let mut texts = BTreeMap::new();
-        for (key, value) in labels {
-            texts.insert(key.into_string(), value.into_string());
-        }
-        Self {
-            id: id.to_string(),
-            r#type: kind as i32,
-            display_name: display_name.into_string(),
-            production_run_id: production_run_id.into_string(),
-            owner_id: owner.into_string(),
-            address: (address != Address::default()).then(|| address.into()),
-            coordinates: coordinates.map(Into::into),
-            capacity: capacity.get(),
-            state: state as i32,
-            description: description.into_string(),
-            labels: texts,
-            create_time: Some(create_time.into()),
-            update_time: Some(update_time.into()),
-            etag: etag.to_string(),
-        }
-    }
-}
-
-impl From<Address> for v1::Address {
-    fn from(address: Address) -> Self {
-        Self {
-            address_lines: address.lines.into_iter().map(Text::into_string).collect(),
-            locality: address.locality.into_string(),
-            administrative_area: address.administrative_area.into_string(),
-            postal_code: address.postal_code.into_string(),
-            region_code: address.region_code.as_str().to_owned(),
-        }
-    }
-}
-
-impl From<Coordinates> for v1::LatLng {
-    fn from(coordinates: Coordinates) -> Self {
-        Self {
-            latitude: coordinates.latitude(),
-            longitude: coordinates.longitude(),
-        }
-    }
-}
-
-impl From<Report> for v1::LocationReport {
-    fn from(report: Report) -> Self {
-        Self {
-            r#type: report.kind as i32,
-            production_run_id: report.run.into_string(),
-            location_count: report.locations,
-            active_count: report.active,
-            total_capacity: report.capacity,
-            region_count: report.regions,
-            latest_update_time: Some(report.latest_update.into()),
-        }
-    }
-}
-
-impl From<Micros> for Timestamp {
-    fn from(time: Micros) -> Self {
-        const PER_SECOND: i64 = 1_000_000;
-        Self {
-            seconds: time.0.div_euclid(PER_SECOND),
-            nanos: i32::try_from(time.0.rem_euclid(PER_SECOND) * 1_000)
-                .unwrap_or_else(|_| unreachable!("less than a second")),
-        }
     }
 }

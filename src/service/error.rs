@@ -1,8 +1,8 @@
-//! The boundary at which the errors of the layers below become those of a call.
+//! The boundary at which errors of the layers below become errors of the domain.
 
 use std::sync::Arc;
 
-use crate::{error::Error, store::StoreError};
+use crate::{cache::CacheError, error::Error, store::StoreError};
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
@@ -14,5 +14,11 @@ impl From<StoreError> for Error {
             StoreError::OutcomeUnknown(cause) => Self::OutcomeUnknown(cause),
             StoreError::Corrupt(_) | StoreError::Unexpected(_) => Self::Internal(Arc::new(error)),
         }
+    }
+}
+
+impl From<CacheError> for Error {
+    fn from(error: CacheError) -> Self {
+        Self::CacheUnavailable(Arc::new(error))
     }
 }

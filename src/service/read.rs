@@ -1,0 +1,363 @@
+//! Lists, gets and reports, from the cache or the database.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+
+use super::Service;
+use crate::{
+    cache::{Counter, Key, Lookup, Tag, Tier},
+    controls::{Control, without},
+    error::{Error, Result},
+    model::{Cursor, ListQuery, Location, LocationId, OwnerId, Predicate, Principal, ReportQuery},
+    page_token::Position,
+    proto::{
+        Frame,
+        canonical::{CachedRequest, PagedRequest},
+        location::v1,
+    },
+};
+
+/// How a read uses the cache (RFC 9111 request directives).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CacheMode {
+    /// The cache may respond.
+    Default,
+    /// `no-cache`: the database is read, and the entry is refreshed.
+    NoCache,
+}
+
+/// A response, and where it came from.
+#[derive(Debug, Clone)]
+pub struct CachedResponse {
+    /// The response message.
+    pub frame: Frame,
+    /// Where it came from.
+    pub source: Source,
+}
+
+/// Where a response came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The cache.
+    Cache(Tier),
+    /// The database.
+    Database {
+        /// Why the cache didn't respond.
+        reason: FwdReason,
+        /// Whether the response was stored in the cache.
+        stored: bool,
+        /// Whether another call's database read is shared.
+        collapsed: bool,
+    },
+}
+
+/// Why a read went forward to the database (RFC 9211 `fwd`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FwdReason {
+    /// The cache had no current entry.
+    Miss,
+    /// The caller requested [`CacheMode::NoCache`].
+    Request,
+    /// A write is in flight on the entry's tag.
+    Closed,
+    /// The cache is unavailable.
+    Unavailable,
+}
+
+/// The number of cached reads since the start by result. Each read is counted once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ReadStats {
+    /// Hits in the process.
+    pub local_hits: u64,
+    /// Hits in Redis.
+    pub redis_hits: u64,
+    /// Reads of the database because the cache had no current entry, and failed reads.
+    pub misses: u64,
+    /// Reads of the database because a write was in flight, the caller requested it, or the cache
+    /// was unavailable.
+    pub bypasses: u64,
+}
+
+/// The running counts behind [`ReadStats`].
+#[derive(Debug, Default)]
+pub(super) struct ReadCounters {
+    local_hits: Counter,
+    redis_hits: Counter,
+    misses: Counter,
+    bypasses: Counter,
+}
+
+impl ReadCounters {
+    fn count(&self, read: &Result<CachedResponse>) {
+        let counter = match read.as_ref().map(|response| response.source) {
+            Ok(Source::Cache(Tier::Local)) => &self.local_hits,
+            Ok(Source::Cache(Tier::Redis)) => &self.redis_hits,
+            Err(_)
+            | Ok(Source::Database {
+                reason: FwdReason::Miss,
+                ..
+            }) => &self.misses,
+            Ok(Source::Database { .. }) => &self.bypasses,
+        };
+        counter.add(1);
+    }
+
+    pub(super) fn snapshot(&self) -> ReadStats {
+        ReadStats {
+            local_hits: self.local_hits.get(),
+            redis_hits: self.redis_hits.get(),
+            misses: self.misses.get(),
+            bypasses: self.bypasses.get(),
+        }
+    }
+}
+
+/// Where the response to a canonical request is cached.
+pub(super) struct Entry {
+    pub key: Key,
+    pub tag: Tag,
+}
+
+impl Entry {
+    /// `scope` is the owner that limits the read, if the request doesn't name it.
+    fn new<R: CachedRequest>(request: &R, scope: Option<&OwnerId>, tag: Tag) -> Self {
+        let key = Key::new(R::METHOD, scope, request);
+        Self { key, tag }
+    }
+}
+
+/// A page of a cached list: its canonical request, its entry, and the end of the previous page.
+pub(super) struct PagePlan<Request, Cursor> {
+    pub request: Request,
+    pub entry: Entry,
+    after: Option<Cursor>,
+}
+
+impl Service {
+    /// Returns a page of locations: a `ListLocationsResponse`.
+    pub async fn list(
+        &self,
+        caller: &Principal,
+        mut query: ListQuery,
+        page_token: &str,
+        mode: CacheMode,
+    ) -> Result<CachedResponse> {
+        let plan = self.plan_list(caller, &mut query, page_token)?;
+        let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
+        let PagePlan { request, after, .. } = plan;
+        self.read_through(plan.entry, mode, async move {
+            let page = store.list(&query, after.as_ref()).await?;
+            let next = page.next.map(|end| page_tokens.encode(&request, &end));
+            Frame::encode(&v1::ListLocationsResponse::new(
+                page.items, next, page.total,
+            ))
+        })
+        .await
+    }
+
+    /// Writes the caller's scope into a query, and plans the page that `page_token` points to.
+    pub(super) fn plan_list(
+        &self,
+        caller: &Principal,
+        query: &mut ListQuery,
+        page_token: &str,
+    ) -> Result<PagePlan<v1::ListLocationsRequest, Cursor>> {
+        apply_scope(caller, &mut query.predicate)?;
+        let request = v1::ListLocationsRequest::from(&*query);
+        self.plan(request, &query.predicate, page_token, query.order.field)
+    }
+
+    /// Returns a page of reports: a `ListLocationReportsResponse`.
+    pub async fn reports(
+        &self,
+        caller: &Principal,
+        mut query: ReportQuery,
+        page_token: &str,
+        mode: CacheMode,
+    ) -> Result<CachedResponse> {
+        apply_scope(caller, &mut query.predicate)?;
+        let request = v1::ListLocationReportsRequest::from(&query);
+        let plan = self.plan(request, &query.predicate, page_token, ())?;
+        let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
+        let PagePlan { request, after, .. } = plan;
+        self.read_through(plan.entry, mode, async move {
+            let page = store.reports(&query, after.as_ref()).await?;
+            let next = page.next.map(|end| page_tokens.encode(&request, &end));
+            Frame::encode(&v1::ListLocationReportsResponse::new(page.items, next))
+        })
+        .await
+    }
+
+    fn plan<Request: PagedRequest, Cursor: Position>(
+        &self,
+        mut request: Request,
+        predicate: &Predicate,
+        page_token: &str,
+        order: Cursor::Order,
+    ) -> Result<PagePlan<Request, Cursor>> {
+        let after = self.page_tokens.decode(&request, page_token, order)?;
+        // A position has only one valid token, so the request stays canonical.
+        request.set_page_token(page_token);
+        Ok(PagePlan {
+            entry: Entry::new(&request, None, Tag::of_predicate(predicate)),
+            request,
+            after,
+        })
+    }
+
+    /// Returns one location: a `Location`.
+    pub async fn get(
+        &self,
+        caller: &Principal,
+        id: LocationId,
+        mode: CacheMode,
+    ) -> Result<CachedResponse> {
+        let request = v1::GetLocationRequest::from(id);
+        let entry = Entry::new(&request, caller.scope(), Tag::of_location(id));
+        let (store, owner) = (Arc::clone(&self.store), caller.scope().cloned());
+        self.read_through(entry, mode, async move {
+            let found = store.get(&[id], owner.as_ref()).await?;
+            let location = found
+                .into_iter()
+                .next()
+                .ok_or_else(|| Error::NotFound(vec![id]))?;
+            Frame::encode(&v1::Location::from(location))
+        })
+        .await
+    }
+
+    /// Returns all of the locations by id, not from the cache.
+    pub async fn batch_get(
+        &self,
+        caller: &Principal,
+        ids: &[LocationId],
+    ) -> Result<HashMap<LocationId, Location>> {
+        let found = self.store.get(ids, caller.scope()).await?;
+        let found: HashMap<_, _> = found
+            .into_iter()
+            .map(|location| (location.id, location))
+            .collect();
+        let missing: Vec<_> = ids
+            .iter()
+            .filter(|id| !found.contains_key(id))
+            .copied()
+            .collect();
+        if missing.is_empty() {
+            Ok(found)
+        } else {
+            Err(Error::NotFound(missing))
+        }
+    }
+
+    /// Returns the current response from the cache, or else loads it in the key's next flight and
+    /// stores it.
+    async fn read_through(
+        &self,
+        entry: Entry,
+        mode: CacheMode,
+        load: impl Future<Output = Result<Frame>> + Send + 'static,
+    ) -> Result<CachedResponse> {
+        let response = self.look_up_or_load(entry, mode, load).await;
+        self.counters.count(&response);
+        response
+    }
+
+    async fn look_up_or_load(
+        &self,
+        Entry { key, tag }: Entry,
+        mode: CacheMode,
+        load: impl Future<Output = Result<Frame>> + Send + 'static,
+    ) -> Result<CachedResponse> {
+        let first = match mode {
+            CacheMode::Default => Some(self.cache.lookup(&tag, &key).await),
+            CacheMode::NoCache => None,
+        };
+        if let Some(Ok(Lookup::Hit(frame, tier))) = first {
+            return Ok(hit(frame, tier));
+        }
+        let cache = Arc::clone(&self.cache);
+        let flight = move |at_once: bool| async move {
+            let lookup = match first {
+                Some(Err(_)) => None,
+                Some(Ok(lookup)) if at_once => Some(lookup),
+                // The flight that this one waited for has probably filled the cache: look again.
+                _ => cache.lookup(&tag, &key).await.ok(),
+            };
+            let (version, reason) = match lookup {
+                Some(Lookup::Hit(frame, tier)) if mode == CacheMode::Default => {
+                    return Ok(hit(frame, tier));
+                }
+                Some(Lookup::Hit(..) | Lookup::Miss(None)) => match cache.open(&tag).await {
+                    Ok(None) => (None, FwdReason::Closed),
+                    Ok(version) => (version, FwdReason::Miss),
+                    Err(_) => (None, FwdReason::Unavailable),
+                },
+                Some(Lookup::Miss(version)) => (version, FwdReason::Miss),
+                None => (None, FwdReason::Unavailable),
+            };
+            // Another flight may have filled the cache since the lookup.
+            if mode == CacheMode::Default
+                && let Some(frame) = version.and_then(|version| cache.peek_local(&key, version))
+            {
+                return Ok(hit(frame, Tier::Local));
+            }
+            let frame = load.await?;
+            let version = if without(Control::FillWithoutVersionCheck) {
+                cache.open(&tag).await.unwrap_or(version)
+            } else {
+                version
+            };
+            let stored = match version {
+                Some(version) => cache
+                    .fill(&tag, &key, version, frame.clone().into_bytes())
+                    .await
+                    .unwrap_or(false),
+                None => false,
+            };
+            let reason = match mode {
+                CacheMode::Default => reason,
+                CacheMode::NoCache => FwdReason::Request,
+            };
+            let source = Source::Database {
+                reason,
+                stored,
+                collapsed: false,
+            };
+            Ok(CachedResponse { frame, source })
+        };
+        let shared = self
+            .flights
+            .join((key, mode), flight)
+            .await
+            .map_err(Error::internal)?;
+        let mut response = shared.value?;
+        if let Source::Database { collapsed, .. } = &mut response.source {
+            *collapsed = shared.collapsed;
+        }
+        Ok(response)
+    }
+}
+
+fn hit(frame: Bytes, tier: Tier) -> CachedResponse {
+    CachedResponse {
+        frame: Frame::from_trusted(frame),
+        source: Source::Cache(tier),
+    }
+}
+
+/// Writes the caller's scope into a predicate.
+fn apply_scope(caller: &Principal, predicate: &mut Predicate) -> Result<()> {
+    let Some(own) = caller.scope() else {
+        return Ok(());
+    };
+    match &predicate.owner {
+        Some(owner) if owner != own => Err(Error::PermissionDenied(
+            "only an admin may list another owner's locations: leave owner_id empty".to_owned(),
+        )),
+        _ => {
+            predicate.owner = Some(own.clone());
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,300 @@
+//! Writes: close the tags that a write touches, commit, reopen them, and only then acknowledge.
+//!
+//! The protocol and its argument are in [`cache`](crate::cache).
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use futures_util::future::OptionFuture;
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use super::{
+    Service,
+    apply::{Applied, apply},
+};
+use crate::{
+    cache::{Cache, CacheError, Tag, WriteId},
+    controls::{Control, without},
+    coordination::Coordinator,
+    error::{Error, Result},
+    model::{Details, Epoch, Etag, Image, Location, LocationId, NewLocation, Principal},
+    store::{Store, StoreError, Transaction},
+};
+
+/// Maximum time from the start of a write to its commit. Well under
+/// [`WRITE_DEADLINE`](crate::cache::WRITE_DEADLINE).
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Attempts at a write that conflicts with others.
+const MAX_WRITE_ATTEMPTS: usize = 5;
+
+/// A write.
+pub enum Write {
+    /// Creates locations, all or none.
+    Create(Vec<Creation>),
+    /// Changes a location.
+    Update {
+        /// The location.
+        id: LocationId,
+        /// The etag that must be current, if any.
+        etag: Option<Etag>,
+        /// Computes the new details.
+        edit: Edit,
+    },
+    /// Deletes a location.
+    Delete {
+        /// The location.
+        id: LocationId,
+        /// The etag that must be current, if any.
+        etag: Option<Etag>,
+        /// Whether deleting a missing location succeeds.
+        allow_missing: bool,
+    },
+}
+
+/// Computes the new details of a location from its current state. Fails with the violations of the
+/// result.
+pub type Edit = Box<dyn Fn(&Location) -> Result<Details> + Send + Sync>;
+
+/// A location to create.
+#[derive(Debug)]
+pub struct Creation {
+    /// The location.
+    pub location: NewLocation,
+    /// Makes the creation safe to retry (AIP-155).
+    pub request_id: Option<Uuid>,
+    /// A digest of the request's body.
+    pub fingerprint: [u8; 32],
+}
+
+impl Service {
+    /// Executes a write and returns the locations that it wrote, or would write with
+    /// `validate_only`.
+    ///
+    /// A write whose caller cancels before the commit is rolled back; from the commit on it runs to
+    /// its end.
+    pub async fn write(
+        &self,
+        caller: Principal,
+        write: Write,
+        validate_only: bool,
+    ) -> Result<Vec<Location>> {
+        if self.writes.is_closed() {
+            return Err(Error::Stopping);
+        }
+        let cancelled = CancellationToken::new();
+        let _cancel_on_drop = cancelled.clone().drop_guard();
+        let new_ids = match &write {
+            Write::Create(creations) => creations
+                .iter()
+                .map(|creation| creation.location.id.unwrap_or_else(LocationId::generate))
+                .collect(),
+            Write::Update { .. } | Write::Delete { .. } => Vec::new(),
+        };
+        let writer = Writer {
+            store: Arc::clone(&self.store),
+            cache: Arc::clone(&self.cache),
+            coordinator: self.coordinator.clone(),
+            caller,
+            write,
+            new_ids,
+            validate_only,
+            cancelled,
+        };
+        self.writes
+            .spawn(writer.run().in_current_span())
+            .await
+            .map_err(Error::internal)?
+    }
+}
+
+/// A write in progress.
+struct Writer {
+    store: Arc<dyn Store>,
+    cache: Arc<dyn Cache>,
+    coordinator: Option<Arc<Coordinator>>,
+    caller: Principal,
+    write: Write,
+    /// The ids of the locations to create, the same in each attempt.
+    new_ids: Vec<LocationId>,
+    validate_only: bool,
+    cancelled: CancellationToken,
+}
+
+impl Writer {
+    async fn run(self) -> Result<Vec<Location>> {
+        let mut retries = 1..MAX_WRITE_ATTEMPTS;
+        loop {
+            match self.attempt().await {
+                Err(Error::Conflict(_)) if retries.next().is_some() => {}
+                result => return result,
+            }
+        }
+    }
+
+    async fn attempt(&self) -> Result<Vec<Location>> {
+        let deadline = Instant::now() + WRITE_TIMEOUT;
+        let begin = async {
+            let epoch = match &self.coordinator {
+                Some(coordinator) => Some(coordinator.wait_for_old_leases().await),
+                None => None,
+            };
+            Ok((epoch, self.store.begin().await?))
+        };
+        let (epoch, mut transaction) = self.before_commit(deadline, begin).await?;
+        let write = WriteId::generate();
+        let early_tags = self.tags_known_in_advance();
+        let statements = async {
+            let applied = apply(&mut *transaction, &self.write, &self.caller, &self.new_ids);
+            Ok(applied.await)
+        };
+        let (applied, closed) = tokio::join!(
+            self.before_commit(deadline, statements),
+            OptionFuture::from(
+                early_tags
+                    .as_ref()
+                    .map(|tags| self.close(tags, write, epoch))
+            )
+        );
+        let (applied, interrupted) = match applied {
+            Ok(applied) => (applied, false),
+            Err(error) => (Err(error), true),
+        };
+        let Applied {
+            locations,
+            images,
+            previous_image,
+        } = match applied {
+            Ok(applied) if !self.validate_only => applied,
+            not_to_commit => {
+                if interrupted {
+                    // Dropping the transaction cancels the statement that is running.
+                    drop(transaction);
+                } else {
+                    transaction.rollback().await;
+                }
+                if let Some(tags) = &early_tags {
+                    // Best effort: otherwise the tags stay closed until the write deadline.
+                    let _ = self.cache.reopen(tags, write, epoch).await;
+                }
+                return not_to_commit.map(|applied| applied.locations);
+            }
+        };
+        let tags = early_tags.unwrap_or_else(|| Tag::touched_by(&images));
+        let closed = match closed {
+            Some(closed) => closed,
+            None => self.close(&tags, write, epoch).await,
+        };
+        self.commit(transaction, closed, &tags, write, epoch)
+            .await?;
+        if let Some((id, recorded)) = previous_image {
+            // Best effort: a leftover record only makes the next write invalidate more than it
+            // needs to.
+            let _ = self.store.delete_previous_image(id, recorded).await;
+        }
+        Ok(locations)
+    }
+
+    /// Runs a step before the commit until the deadline, or until the caller cancels.
+    async fn before_commit<T>(
+        &self,
+        deadline: Instant,
+        step: impl Future<Output = Result<T>>,
+    ) -> Result<T> {
+        tokio::select! {
+            result = timeout_at(deadline, step) => {
+                result.unwrap_or_else(|elapsed| Err(Error::DatabaseUnavailable(Arc::new(elapsed))))
+            }
+            () = self.cancelled.cancelled() => Err(Error::Cancelled),
+        }
+    }
+
+    /// The tags that the write touches, if they are known before its first statement and only a
+    /// failing database can reject it. They are closed while the statements run.
+    fn tags_known_in_advance(&self) -> Option<BTreeSet<Tag>> {
+        match &self.write {
+            Write::Create(creations) if !self.validate_only => match &creations[..] {
+                [
+                    Creation {
+                        request_id: None,
+                        location: new @ NewLocation { id: None, .. },
+                        ..
+                    },
+                ] => {
+                    let image = Image {
+                        id: self.new_ids[0],
+                        kind: new.kind,
+                        run: new.details.production_run_id.clone(),
+                        owner: new.owner.clone(),
+                    };
+                    Some(Tag::touched_by(&[image]))
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    async fn close(
+        &self,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
+        epoch: Option<Epoch>,
+    ) -> Result<(), CacheError> {
+        if without(Control::NoCloseBeforeCommit) {
+            return Ok(());
+        }
+        self.cache.close(tags, write, epoch).await
+    }
+
+    /// Commits a write whose tags are closed and reopens them, in the epoch that it began in.
+    async fn commit(
+        &self,
+        transaction: Box<dyn Transaction>,
+        closed: Result<(), CacheError>,
+        tags: &BTreeSet<Tag>,
+        write: WriteId,
+        epoch: Option<Epoch>,
+    ) -> Result<()> {
+        if let Err(error) = closed {
+            transaction.rollback().await;
+            let (Some(coordinator), Some(epoch)) = (&self.coordinator, epoch) else {
+                return Err(error.into());
+            };
+            coordinator.suspend(epoch).await?;
+            return Err(Error::conflict(error));
+        }
+        let committed = transaction.commit(epoch).await;
+        if let Err(error @ StoreError::OutcomeUnknown(_)) = committed {
+            // The tags stay closed until the write deadline, when the outcome is certain.
+            return Err(error.into());
+        }
+        let reopened = self.cache.reopen(tags, write, epoch).await;
+        match (committed, reopened) {
+            (Ok(()), Ok(())) => Ok(()),
+            (Ok(()), Err(error)) => self.abandon_epoch(epoch, error).await,
+            (Err(error), _) => {
+                if let (StoreError::Conflict(_), Some(coordinator)) = (&error, &self.coordinator) {
+                    // The conflict may be that the epoch has changed.
+                    coordinator.refresh().await?;
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    /// Ends the epoch in which tags couldn't be reopened, and waits until no replica serves from it.
+    async fn abandon_epoch(&self, epoch: Option<Epoch>, error: CacheError) -> Result<()> {
+        let (Some(coordinator), Some(epoch)) = (&self.coordinator, epoch) else {
+            return Err(Error::OutcomeUnknown(Arc::new(error)));
+        };
+        coordinator
+            .suspend(epoch)
+            .await
+            .map_err(|error| Error::OutcomeUnknown(Arc::new(error)))?;
+        coordinator.wait_for_old_leases().await;
+        Ok(())
+    }
+}
