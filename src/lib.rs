@@ -1,46 +1,46 @@
 //! `location-service`: delivery and storage locations over gRPC, listed from a cache that is never
 //! stale.
 //!
-//! # What flows where
+//! # Modules
+//!
+//! Dependencies point down: a module uses those below it. `tests/it/layers.rs` checks this.
 //!
 //! ```text
-//! main ── cli                        the command line, import and export: not in the library
-//!   └─ app                           opens the engines, starts and stops the servers
-//!        ├─ auth                     a token → a Principal
-//!        └─ api                      a proto request → the model; an Error → a status
-//!             └─ service             who may do what; reading through the cache;
-//!                  │                 close, commit, reopen around every write
-//!                  ├─ epoch          leaving a shared cache that is away, and using it again
-//!                  ├─ cache          the protocol: tags, keys, versions, NextFlight, engines
-//!                  ├─ store          locations in a database, and its transactions
-//!                  └─ page_token     where a page ended, signed
-//!                       └─ model, proto, error
+//! main, cli                the program: its command line, import and export; not in the library
+//! app                      opens the engines that the configuration names, builds the service
+//! └─ server                connections, limits of calls, health, reflection, graceful shutdown
+//!    ├─ auth               a token → the caller, a `Principal`
+//!    └─ api                a request message → the model; an `Error` → a status
+//!       └─ service         authorization; reads through the cache; close, commit, reopen
+//!          ├─ coordination suspends a shared cache that fails, and activates it again
+//!          ├─ cache        the protocol: tags, keys, versions; the engines memory and redis
+//!          ├─ store        locations in a database; the engines sqlite and postgres
+//!          ├─ page_token   the end of a page, signed
+//!          └─ model, proto, error
 //! ```
 //!
-//! Data goes one way, down; `tests/it/layers.rs` checks it. `tonic` is known to `app`, `api`,
-//! `connections` and the commands that are clients; `sqlx` to `store` alone; `cache` and `store` don't
-//! know each other; only `app` names an engine, and `epoch`, which is about Redis and PostgreSQL
-//! together.
+//! [`config`] has the settings, [`telemetry`] the log, and [`controls`] the switches with which
+//! tests disable a protection. `tonic` is used in `server` and `api`, `sqlx` only in `store`,
+//! `fred` only in `cache`. `cache` and `store` don't depend on each other. Only `app` names
+//! engines, and `coordination`, which concerns Redis and PostgreSQL together.
 //!
-//! A cached call goes past most of that: [`api::fast_path`] answers it ahead of `tonic`, with the frame that
-//! the cache holds, and [`server`] writes the frames of many calls at once.
+//! [`api::fast_path`] serves the cached methods ahead of `tonic`: the response is the frame in the
+//! cache. [`server`] coalesces the frames of concurrent calls into few writes.
 //!
-//! # The invariants
+//! # Invariants
 //!
-//! 1. An answer to a read that starts after a write was acknowledged reflects that write. How is in
-//!    [`cache`].
-//! 2. Every cached answer has exactly one tag, the predicate that its request states, and a key, the
-//!    digest of its canonical request. A write touches the tags of its images before and after, and
+//! 1. A read that starts after a write was acknowledged reflects that write ([`cache`] shows how).
+//! 2. A cached response has exactly one tag, the predicate in its request, and one key, the digest
+//!    of its canonical request. A write invalidates the tags of its before- and after-images, and
 //!    no others ([`cache::Tag::touched_by`]).
-//! 3. Whatever acknowledges a write has closed its tags before the commit and reopened them after
-//!    it ([`service`]).
-//! 4. What the service is waiting for can't be from before the wait: work is shared by joining the
-//!    *next* execution ([`cache::NextFlight`]).
-//! 5. A value of [`model`] is valid. Parsing is in [`api`], and nothing is checked twice.
-//! 6. Every queue, wait, message, page and cache has a bound, which is a named constant or a
-//!    setting.
+//! 3. Before a write is acknowledged, its tags were closed before the commit and reopened after
+//!    the commit ([`service`]).
+//! 4. A caller that joins a shared execution joins the *next* one, so the result it receives was
+//!    read after it asked ([`cache::NextFlight`]).
+//! 5. A value of [`model`] is valid. [`api`] parses, and nothing is validated twice.
+//! 6. Every queue, wait, message, page and cache has a limit: a named constant or a setting.
 //!
-//! # As a client
+//! # Client
 //!
 //! [`proto::location::v1::location_service_client::LocationServiceClient`] is generated from
 //! `proto/`:

@@ -3,7 +3,10 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::Args;
-use location_service::{auth, model::OwnerId};
+use location_service::{
+    auth::{self, NewToken},
+    model::OwnerId,
+};
 
 use super::{
     args::{ClaimArgs, ConfigArg},
@@ -50,14 +53,13 @@ pub struct TokenArgs {
 /// Prints a new token.
 pub fn token(args: &TokenArgs) -> Result<(), Error> {
     let secret = auth::read_secret(&args.jwt_secret_file)?;
-    let token = auth::mint(
-        &secret,
-        &args.subject,
-        args.admin,
-        args.ttl_secs,
-        args.claims.jwt_issuer.as_deref(),
-        args.claims.jwt_audience.as_deref(),
-    )
-    .map_err(Error::Sign)?;
+    let token = NewToken {
+        subject: args.subject.clone(),
+        admin: args.admin,
+        ttl: args.ttl_secs,
+        issuer: args.claims.jwt_issuer.clone(),
+        audience: args.claims.jwt_audience.clone(),
+    };
+    let token = token.sign(&secret).map_err(Error::Sign)?;
     print(format!("{token}\n").as_bytes())
 }

@@ -1,8 +1,8 @@
-//! Bounds of calls: how many are under way, and for how long: what callers ask for with
-//! `grpc-timeout`, within the service's own limit.
+//! Limits of calls: how many run at once, and the deadline of each, which is the caller's
+//! `grpc-timeout` or the service's own limit if that is shorter.
 //!
-//! tonic has deadlines too, but answers CANCELLED, which tells callers that they went away
-//! themselves.
+//! tonic has a timeout too. It ends calls with CANCELLED, the code for calls that the caller itself
+//! has cancelled.
 
 use std::{
     sync::Arc,
@@ -18,16 +18,16 @@ use tower::{Layer, Service};
 
 use crate::error::Error;
 
-/// How long a call may take, whatever its caller asks for, until its answer begins.
+/// The longest deadline, up to the start of the response.
 const MAX_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How much earlier than tonic's timer this one ends, which is more than a tick of both.
+/// Calls end this much earlier than tonic's timer would end them: more than one tick of both timers.
 const LEAD: Duration = Duration::from_millis(3);
 
-/// How many calls are under way at once; more wait for their turn, until their deadlines.
+/// Calls that run at once. Further ones wait, until their deadlines.
 const MAX_CALLS: usize = 1_024;
 
-/// Gives the calls to all services that it wraps their deadlines and their common bound.
+/// Applies the deadlines, and one common limit, to the calls of all services that it wraps.
 #[derive(Debug, Clone)]
 pub struct Bounds(Arc<Semaphore>);
 
@@ -43,23 +43,23 @@ impl<S> Layer<S> for Bounds {
     fn layer(&self, inner: S) -> Bounded<S> {
         Bounded {
             inner,
-            places: Arc::clone(&self.0),
+            permits: Arc::clone(&self.0),
         }
     }
 }
 
-/// Ends the calls to a service at their deadlines with `DEADLINE_EXCEEDED`, which drops them.
+/// A service whose calls are dropped at their deadlines, and end with `DEADLINE_EXCEEDED`.
 #[derive(Debug, Clone)]
 pub struct Bounded<S> {
     inner: S,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
-impl<S, B, A> Service<Request<B>> for Bounded<S>
+impl<S, B, R> Service<Request<B>> for Bounded<S>
 where
-    S: Service<Request<B>, Response = Response<A>>,
+    S: Service<Request<B>, Response = Response<R>>,
     S::Future: Send + 'static,
-    A: Default,
+    R: Default,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -70,27 +70,27 @@ where
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
-        let asked = grpc_timeout(request.headers()).unwrap_or(MAX_DEADLINE);
-        let limit = asked.min(MAX_DEADLINE);
-        let over = tokio::time::sleep(limit.saturating_sub(LEAD));
-        let answer = self.inner.call(request);
-        let places = Arc::clone(&self.places);
+        let limit = grpc_timeout(request.headers())
+            .map_or(MAX_DEADLINE, |timeout| timeout.min(MAX_DEADLINE));
+        let deadline = tokio::time::sleep(limit.saturating_sub(LEAD));
+        let response = self.inner.call(request);
+        let permits = Arc::clone(&self.permits);
         async move {
-            let turn = async {
-                let _place = places.acquire().await;
-                answer.await
+            let call = async {
+                let _permit = permits.acquire().await;
+                response.await
             };
             tokio::select! {
                 biased;
-                answer = turn => answer,
-                () = over => Ok(Status::from(Error::DeadlineExceeded(limit)).into_http()),
+                response = call => response,
+                () = deadline => Ok(Status::from(Error::DeadlineExceeded(limit)).into_http()),
             }
         }
         .boxed()
     }
 }
 
-/// The `grpc-timeout`: up to 8 digits, and a unit.
+/// Parses `grpc-timeout`: up to 8 digits and a unit.
 fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -114,17 +114,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn timeouts_are_read_as_the_protocol_writes_them() {
-        let read = |text: &str| {
+    fn grpc_timeout_follows_the_protocol() {
+        let parse = |text: &str| {
             let mut headers = HeaderMap::new();
             headers.insert("grpc-timeout", text.parse().expect("a value"));
             grpc_timeout(&headers)
         };
-        assert_eq!(read("20m"), Some(Duration::from_millis(20)));
-        assert_eq!(read("99999999H"), Some(Duration::from_hours(99_999_999)));
-        assert_eq!(read("1n"), Some(Duration::from_nanos(1)));
+        assert_eq!(parse("20m"), Some(Duration::from_millis(20)));
+        assert_eq!(parse("99999999H"), Some(Duration::from_hours(99_999_999)));
+        assert_eq!(parse("1n"), Some(Duration::from_nanos(1)));
         for bad in ["", "S", "1", "1s", "-1S", "+1S", "123456789S", "1 S"] {
-            assert_eq!(read(bad), None, "{bad:?}");
+            assert_eq!(parse(bad), None, "{bad:?}");
         }
         assert_eq!(grpc_timeout(&HeaderMap::new()), None);
     }

@@ -1,6 +1,172 @@
-//! Serving over TCP: connections, and the bounds of calls.
+//! Serving over TCP: connections, limits of calls, health, and a graceful shutdown.
 
 mod connection;
-pub mod deadlines;
+mod deadlines;
+mod encodings;
+mod health;
+mod listener;
+mod purge;
+mod reflection;
+mod write_buffer;
 
-pub use self::connection::{Connection, accept};
+use std::{sync::Arc, time::Duration};
+
+use http::HeaderMap;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{
+    Request,
+    codec::CompressionEncoding,
+    service::{Interceptor, InterceptorLayer},
+};
+use tonic_health::ServingStatus;
+use tower::{Layer as _, util::MapRequestLayer};
+
+use self::{deadlines::Bounds, encodings::prefer_encoding, purge::purge_loop};
+use crate::{
+    api::{CacheApi, LocationApi, fast_path::FastPath},
+    auth::Authenticator,
+    error::Error,
+    model::Principal,
+    proto::location::v1::{
+        cache_service_server::CacheServiceServer, location_service_server::LocationServiceServer,
+    },
+    service::Service,
+    store::Store,
+};
+
+/// Maximum size of a request message, before and after decompression: 3.5 MiB. The response to a
+/// creation has ids, times and etags as well, and must fit the 4 MiB that clients accept.
+pub const MAX_REQUEST_BYTES: usize = 7 << 19;
+
+/// Concurrent calls of one connection.
+const MAX_STREAMS_PER_CONNECTION: u32 = 256;
+
+/// The interval and the timeout of HTTP/2 pings: a connection whose peer doesn't acknowledge one is
+/// closed.
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// The time limit for closing the database's connections.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The server failed.
+#[derive(Debug, thiserror::Error)]
+#[error("the server failed")]
+pub struct ServeError(#[from] tonic::transport::Error);
+
+/// A server of the API, of health and of reflection.
+pub struct Server {
+    /// The implementation of both services.
+    pub service: Service,
+    /// The database: decides the health, is purged regularly, and closed at the end.
+    pub store: Arc<dyn Store>,
+    /// Identifies callers.
+    pub authenticator: Arc<Authenticator>,
+    /// Whether the cache has a tier in Redis.
+    pub shared_cache: bool,
+    /// The time for calls in flight to finish after a shutdown began.
+    pub shutdown_grace: Duration,
+}
+
+/// Sets a service's message limit and encodings. A macro, because generated servers share no trait.
+macro_rules! configure {
+    ($server:expr) => {
+        $server
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
+            .accept_compressed(CompressionEncoding::Gzip)
+            .accept_compressed(CompressionEncoding::Zstd)
+            .send_compressed(CompressionEncoding::Gzip)
+            .send_compressed(CompressionEncoding::Zstd)
+    };
+}
+
+impl Server {
+    /// Serves until `shutdown` completes. Then stops accepting connections, waits up to the grace
+    /// period for calls in flight, and closes the database.
+    pub async fn serve(
+        self,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send,
+    ) -> Result<(), ServeError> {
+        let (health, health_service) = tonic_health::server::health_reporter();
+        health::set(&health, ServingStatus::NotServing).await;
+        let watch_health = spawn(health::watch(health.clone(), Arc::clone(&self.store)));
+        let _purge = spawn(purge_loop(Arc::clone(&self.store)));
+
+        let authenticate = self.authenticate();
+        let interceptor = InterceptorLayer::new(interceptor(authenticate.clone()));
+        let api = LocationApi::new(self.service.clone());
+        let fast_path = FastPath::new(api.clone(), authenticate);
+        let locations = configure!(LocationServiceServer::new(api));
+        let cache = configure!(CacheServiceServer::new(CacheApi::new(
+            self.service.clone(),
+            self.shared_cache
+        )));
+        let (stop, mut stopped) = watch::channel(false);
+        let stopped = async move {
+            // An error means that the sender was dropped, which stops the server as well.
+            let _ = stopped.wait_for(|stop| *stop).await;
+        };
+        let server = tonic::transport::Server::builder()
+            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            // Short deadlines reset many streams before a busy server has accepted them.
+            .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS_PER_CONNECTION as usize))
+            .layer(Bounds::default())
+            .layer(MapRequestLayer::new(prefer_encoding))
+            .layer(fast_path)
+            .add_service(health_service)
+            .add_service(reflection::v1())
+            .add_service(reflection::v1alpha())
+            .add_service(interceptor.layer(locations))
+            .add_service(interceptor.layer(cache))
+            .serve_with_incoming_shutdown(listener::accept(listener), stopped);
+        tokio::pin!(server);
+        let mut outcome = tokio::select! {
+            outcome = &mut server => Some(outcome),
+            () = shutdown => None,
+        };
+
+        drop(watch_health);
+        health::set(&health, ServingStatus::NotServing).await;
+        let grace = Instant::now() + self.shutdown_grace;
+        if outcome.is_none() {
+            tracing::info!("stopping: calls in flight have {:?}", self.shutdown_grace);
+            stop.send_replace(true);
+            outcome = timeout_at(grace, &mut server).await.ok();
+        }
+        let writes = timeout_at(grace, self.service.finish_writes()).await;
+        if writes.is_err() || outcome.is_none() {
+            tracing::warn!("calls still in flight after the grace period were aborted");
+        }
+        if timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
+            tracing::warn!("the database connections didn't close within {CLOSE_TIMEOUT:?}");
+        }
+        Ok(outcome.unwrap_or(Ok(()))?)
+    }
+
+    /// Maps a request's headers to its caller.
+    fn authenticate(&self) -> impl Fn(&HeaderMap) -> Result<Principal, Error> + Clone + use<> {
+        let authenticator = Arc::clone(&self.authenticator);
+        move |headers| authenticator.authenticate(headers)
+    }
+}
+
+/// Refuses unauthenticated requests, and adds the extension [`Principal`] to the rest.
+fn interceptor(
+    authenticate: impl Fn(&HeaderMap) -> Result<Principal, Error> + Clone,
+) -> impl Interceptor + Clone {
+    move |mut request: Request<()>| {
+        let principal = authenticate(request.metadata().as_ref())?;
+        request.extensions_mut().insert(principal);
+        Ok(request)
+    }
+}
+
+fn spawn(task: impl Future<Output = ()> + Send + 'static) -> AbortOnDropHandle<()> {
+    AbortOnDropHandle::new(tokio::spawn(task))
+}

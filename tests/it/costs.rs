@@ -334,7 +334,7 @@ where
 {
     let mut calls = Vec::new();
     for _ in 0..CALLERS / CALLERS_PER_CONNECTION {
-        let client = app.admin_alone().await;
+        let client = app.admin_on_new_connection().await;
         calls.extend((0..CALLERS_PER_CONNECTION).map(|_| call(client.clone())));
     }
     join_all(calls).await

@@ -1,4 +1,4 @@
-//! Starts the service, as `main` does, on a free port and with a database of its own.
+//! Starts the service in the process, on a free port and with a database of its own.
 
 use std::{
     future::Future,
@@ -11,7 +11,7 @@ use std::{
 
 use location_service::{
     app::App,
-    auth,
+    auth::NewToken,
     cache::Cache,
     config::{
         AuthConfig, CacheConfig, DatabaseConfig, DatabaseUrl, KeyFile, LogConfig, LogFormat,
@@ -39,15 +39,16 @@ use servers::{
     redis::{RedisCluster, RedisServer},
 };
 
-/// A client that sends a caller's token.
+/// A client of `LocationService` that sends a token.
 pub type Client = LocationServiceClient<InterceptedService<Channel, Bearer>>;
 
-/// A client of the cache's own service that sends a caller's token.
+/// A client of `CacheService` that sends a token.
 pub type CacheClient = CacheServiceClient<InterceptedService<Channel, Bearer>>;
 
-/// How long anything that is bound to happen may take.
+/// The time limit for anything that must happen.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
+/// The secret of the tests' tokens.
 pub const SECRET: &[u8] = b"a secret of the tests, of 32 bytes or more";
 
 /// A running service.
@@ -78,12 +79,12 @@ impl TestApp {
         Self::spawn_on(Pair::Embedded).await
     }
 
-    /// The service on a pair of engines.
+    /// The service on this pair of engines.
     pub async fn spawn_on(pair: Pair) -> Self {
         Self::spawn_with(pair, |store, cache| (store, cache)).await
     }
 
-    /// The service over engines that a test has wrapped.
+    /// The service on engines that the test wraps.
     pub async fn spawn_with(
         pair: Pair,
         wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
@@ -93,15 +94,14 @@ impl TestApp {
         Self::spawn_config(config, dir, wrap).await
     }
 
-    /// The service on servers of the test's own.
+    /// The service on database and Redis servers that belong to the test.
     pub async fn spawn_at(database: String, redis_url: String) -> Self {
         let dir = Arc::new(TempDir::new().expect("a temporary folder"));
         let config = shared_config(database, redis_url, "test:".to_owned(), &dir);
         Self::spawn_config(config, dir, |store, cache| (store, cache)).await
     }
 
-    /// The service that a configuration describes, whose files are in the folder, over engines that
-    /// a test has wrapped.
+    /// The service with this configuration, whose files are in `dir`, on engines that the test wraps.
     pub async fn spawn_config(
         config: ServeConfig,
         dir: Arc<TempDir>,
@@ -110,15 +110,15 @@ impl TestApp {
         let mut engines = App::open(&config).await.expect("the engines open");
         (engines.store, engines.cache) = wrap(engines.store, engines.cache);
         let app = App::assemble(&config, engines).await;
-        Self::serve(app.expect("it starts"), config, dir).await
+        Self::serve(app.expect("the service starts"), config, dir).await
     }
 
-    /// Another replica, on the same engines.
+    /// Another replica on the same database and Redis.
     pub async fn replica(&self) -> Self {
         self.replica_with(|store, cache| (store, cache)).await
     }
 
-    /// Another replica, over engines that a test has wrapped.
+    /// Another replica on the same database and Redis, with engines that the test wraps.
     pub async fn replica_with(
         &self,
         wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
@@ -137,7 +137,7 @@ impl TestApp {
                 let _ = stopped.await;
             })
             .await
-            .expect("it serves");
+            .expect("the service doesn't fail");
         });
         Self {
             config,
@@ -154,15 +154,15 @@ impl TestApp {
         drop(self.stop.take());
         tokio::time::timeout(PATIENCE, &mut self.server)
             .await
-            .expect("it stops in time")
-            .expect("it doesn't panic");
+            .expect("the service stops in time")
+            .expect("the server doesn't panic");
     }
 
-    /// Stops the service and starts it again on the same database.
+    /// Stops the service, and starts it again on the same database.
     pub async fn restart(self) -> Self {
         let (config, dir) = (self.config.clone(), Arc::clone(&self.dir));
         self.stop().await;
-        let app = App::build(&config).await.expect("it starts again");
+        let app = App::build(&config).await.expect("the service starts again");
         Self::serve(app, config, dir).await
     }
 
@@ -171,23 +171,23 @@ impl TestApp {
         self.client("root", true)
     }
 
-    /// A client with an admin's token, over a connection of its own.
-    pub async fn admin_alone(&self) -> Client {
+    /// A client with an admin's token on a new connection.
+    pub async fn admin_on_new_connection(&self) -> Client {
         let channel = connect(&self.url).await;
         LocationServiceClient::with_interceptor(channel, bearer("root", true))
     }
 
-    /// A client with the token of someone who isn't an admin.
+    /// A client with the token of a caller who isn't an admin.
     pub fn user(&self, subject: &str) -> Client {
         self.client(subject, false)
     }
 
-    /// A client of the cache's own service with an admin's token.
+    /// A client of `CacheService` with an admin's token.
     pub fn cache_admin(&self) -> CacheClient {
         CacheServiceClient::with_interceptor(self.channel.clone(), bearer("root", true))
     }
 
-    /// A client of the cache's own service with the token of someone who isn't an admin.
+    /// A client of `CacheService` with the token of a caller who isn't an admin.
     pub fn cache_user(&self, subject: &str) -> CacheClient {
         CacheServiceClient::with_interceptor(self.channel.clone(), bearer(subject, false))
     }
@@ -199,10 +199,12 @@ impl TestApp {
 
 async fn connect(url: &str) -> Channel {
     let endpoint = Endpoint::new(url.to_owned()).expect("a URL");
-    Box::pin(endpoint.connect()).await.expect("it accepts")
+    Box::pin(endpoint.connect())
+        .await
+        .expect("the service accepts")
 }
 
-/// Sends a token with every call.
+/// Sends an `authorization` with every call.
 #[derive(Clone)]
 pub struct Bearer(pub String);
 
@@ -218,14 +220,16 @@ fn bearer(subject: &str, admin: bool) -> Bearer {
     Bearer(format!("Bearer {}", token(subject, admin)))
 }
 
-/// A token that the tests' service takes.
+/// A token that the service accepts, for an hour.
 pub fn token(subject: &str, admin: bool) -> String {
     let subject = OwnerId::parse(subject.to_owned()).expect("a subject");
     let hour = Duration::from_hours(1);
-    auth::mint(SECRET, &subject, admin, hour, None, None).expect("it signs")
+    NewToken::new(subject, admin, hour)
+        .sign(SECRET)
+        .expect("the token is signed")
 }
 
-/// Tokens are checked, the port is free, everything is in the folder.
+/// A configuration with authentication, a free port, and SQLite. All files are in `dir`.
 pub fn config(dir: &TempDir) -> ServeConfig {
     let secret = dir.path().join("secret");
     std::fs::write(&secret, SECRET).expect("a file");
@@ -255,7 +259,7 @@ pub fn config(dir: &TempDir) -> ServeConfig {
     }
 }
 
-/// As [`config`], on a pair of engines that nobody else uses.
+/// As [`config`], on a pair of engines, with a database and a Redis key prefix of its own.
 pub async fn config_on(pair: Pair, dir: &TempDir) -> ServeConfig {
     static SERVICES: AtomicU32 = AtomicU32::new(0);
     static REDIS: OnceLock<RedisServer> = OnceLock::new();
@@ -287,16 +291,16 @@ pub fn shared_config(
     config
 }
 
-/// What `cache-status` said of an answer.
+/// The `cache-status` of a response.
 pub fn cache_status<T>(response: &Response<T>) -> &str {
     let status = response.metadata().get("cache-status");
     status
-        .expect("every cached method says it")
+        .expect("every cached method sends it")
         .to_str()
         .expect("it is ASCII")
 }
 
-/// A storage location of a run.
+/// A storage location in a production run.
 pub fn storage(name: &str, run: &str) -> v1::Location {
     v1::Location {
         r#type: v1::LocationType::Storage.into(),
@@ -314,7 +318,7 @@ pub fn create(location: v1::Location) -> v1::CreateLocationRequest {
     }
 }
 
-/// A request to list a run's locations.
+/// A request to list a production run's locations.
 pub fn of_run(run: &str) -> v1::ListLocationsRequest {
     v1::ListLocationsRequest {
         production_run_id: Some(run.to_owned()),
@@ -331,13 +335,13 @@ pub fn names(response: &Response<v1::ListLocationsResponse>) -> Vec<&str> {
         .collect()
 }
 
-/// Waits until something holds, and fails if it doesn't within [`PATIENCE`].
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+/// Waits until the condition holds; panics if it doesn't within [`PATIENCE`].
+pub async fn eventually<F: Future<Output = bool>>(condition: &str, mut holds: impl FnMut() -> F) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     while !holds().await {
         assert!(
             tokio::time::Instant::now() < deadline,
-            "not in time: {what}"
+            "not in time: {condition}"
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }

@@ -6,7 +6,7 @@ use std::{fs, path::Path};
 /// What a name in the code means, and the files (or folders) of `src/` that may say it. Whatever
 /// isn't said of a file here, it may do.
 const RULES: &[(&str, &[&str])] = &[
-    ("tonic", &["cli/", "app.rs", "server/", "api/"]),
+    ("tonic", &["cli/", "server/", "api/"]),
     // The command line, which the library doesn't know.
     ("clap", &["cli/"]),
     ("clap_complete", &["cli/"]),
@@ -29,10 +29,11 @@ const RULES: &[(&str, &[&str])] = &[
         "crate::config",
         &["cli/", "app.rs", "auth/", "telemetry.rs"],
     ),
-    ("crate::auth", &["cli/", "app.rs", "auth/"]),
+    ("crate::auth", &["cli/", "app.rs", "server/", "auth/"]),
     // `proto` names the codec of the cached answers in what it generates, which isn't in `src/`.
-    ("crate::api", &["app.rs", "api/"]),
-    ("crate::service", &["app.rs", "api/"]),
+    ("crate::server", &["app.rs", "server/"]),
+    ("crate::api", &["server/", "api/"]),
+    ("crate::service", &["app.rs", "server/", "api/"]),
     ("crate::page_token", &["service/"]),
     ("crate::coordination", &["app.rs", "service/"]),
     (
@@ -45,6 +46,7 @@ const RULES: &[(&str, &[&str])] = &[
             "cli/",
             "app.rs",
             "config.rs",
+            "server/",
             "service/",
             "coordination.rs",
             "store/",

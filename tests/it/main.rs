@@ -1,7 +1,9 @@
-//! The integration tests: the service over real TCP, put together by its own composition root.
+//! The integration tests: the service over real TCP, built by its own composition root.
 
-/// Makes a test of each function for each pair of engines. A function takes `pair`: the pair;
-/// `app`: a running service on it, which is stopped afterwards; `owned`: one that it stops itself.
+/// Expands each function to one test for each pair of engines. The functions' argument is
+/// - `pair`: the pair,
+/// - `app`: a service on it, which is stopped after the test,
+/// - `owned`: a service on it, which the test stops itself.
 macro_rules! on_every_pair {
     ($given:ident: $($test:ident)*) => {
         on_every_pair! { @pair embedded Embedded $given $($test)* }

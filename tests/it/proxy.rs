@@ -1,4 +1,4 @@
-//! A network between a service and its `PostgreSQL` that holds what a test wants held.
+//! A TCP proxy between the service and `PostgreSQL` that can hold a commit or its reply.
 
 use std::sync::{
     Arc,
@@ -16,26 +16,26 @@ use tokio::{
 
 use crate::gates::Gate;
 
-/// How a commit ends on the wire, which sets it apart from `READ COMMITTED`.
+/// A commit on the wire. The final zero distinguishes it from `READ COMMITTED`.
 const COMMIT: &[u8] = b"COMMIT\0";
 
-/// Forwards what it gets. Dropping it breaks the connections, and what it holds never arrives.
+/// A running proxy. Dropping it breaks the connections, and held messages are lost.
 pub struct Proxy {
     pub holds: Arc<Holds>,
     _connections: JoinSet<()>,
 }
 
-/// Where it can hold a commit.
+/// The points at which the proxy can hold a commit.
 #[derive(Default)]
 pub struct Holds {
-    /// On its way to the server, which has done nothing yet.
+    /// Before the server receives it.
     pub commit: Gate,
-    /// The server's answer, on its way back: the commit is done.
-    pub answer: Gate,
+    /// After the server has committed, before the service receives the reply.
+    pub reply: Gate,
 }
 
 impl Proxy {
-    /// A way to the server of a URL, and the URL of the way.
+    /// Starts a proxy to the server in the URL, and returns it with the URL that leads through it.
     pub async fn to(url: &str) -> (Self, String) {
         let (before, after) = url
             .split_once("127.0.0.1:")
@@ -64,14 +64,15 @@ async fn accept(listener: TcpListener, server: u16, holds: Arc<Holds>) {
         let committing = Arc::new(AtomicBool::new(false));
         let (from_client, to_client) = client.into_split();
         let (from_server, to_server) = server.into_split();
-        let (asks, answers) = (Arc::clone(&holds), Arc::clone(&holds));
-        let asked = Arc::clone(&committing);
-        pumps.spawn(requests(from_client, to_server, asks, asked));
-        pumps.spawn(replies(from_server, to_client, answers, committing));
+        let (request_holds, reply_holds) = (Arc::clone(&holds), Arc::clone(&holds));
+        let commit_sent = Arc::clone(&committing);
+        pumps.spawn(requests(from_client, to_server, request_holds, commit_sent));
+        pumps.spawn(replies(from_server, to_client, reply_holds, committing));
     }
 }
 
-/// Goes on with what was read even if its sender has gone, as a network does.
+/// Forwards requests. Those that were read are forwarded even if the client has disconnected, as by
+/// a network.
 async fn requests(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -91,6 +92,7 @@ async fn requests(
     }
 }
 
+/// Forwards replies.
 async fn replies(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -100,7 +102,7 @@ async fn replies(
     let mut buffer = vec![0; 64 << 10];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
         if committing.swap(false, Ordering::SeqCst) {
-            holds.answer.pass().await;
+            holds.reply.pass().await;
         }
         if to.write_all(&buffer[..count]).await.is_err() {
             return;

@@ -1,11 +1,11 @@
-//! Whatever is thrown at the service, it answers clearly, and goes on answering.
+//! Malformed and hostile input gets clear errors, and other callers are served all the while.
 
 use std::{future::poll_fn, net::SocketAddr};
 
 use bytes::{Buf, BufMut, Bytes};
 use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue, Method};
-use location_service::{app::MAX_REQUEST_BYTES, proto::location::v1};
+use location_service::{proto::location::v1, server::MAX_REQUEST_BYTES};
 use prost::Message;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -36,7 +36,7 @@ fn path(method: &str) -> String {
     format!("/location.v1.LocationService/{method}")
 }
 
-/// The same random bytes every time.
+/// A random generator with a fixed seed.
 struct Random(blake3::OutputReader);
 
 impl Random {
@@ -56,7 +56,7 @@ impl Random {
         bytes
     }
 
-    /// The bytes with a few of them changed, taken out, doubled or cut off.
+    /// Changes, removes, doubles or truncates a few of the bytes.
     fn mutate(&mut self, mut bytes: Vec<u8>) -> Vec<u8> {
         for _ in 0..=self.below(4) {
             if bytes.is_empty() {
@@ -75,7 +75,7 @@ impl Random {
     }
 }
 
-/// Sends a message as it is and takes any answer.
+/// Sends bytes as a message, and returns the response's bytes.
 #[derive(Default)]
 struct Raw;
 
@@ -113,7 +113,7 @@ impl Decoder for Raw {
     }
 }
 
-/// Calls a method with a message that needn't be one.
+/// Calls a method with bytes that may not be a valid message.
 async fn call(app: &TestApp, method: &str, message: Vec<u8>) -> Result<Bytes, Status> {
     let mut client = Grpc::new(app.channel.clone());
     client.ready().await.expect("it accepts");
@@ -123,12 +123,12 @@ async fn call(app: &TestApp, method: &str, message: Vec<u8>) -> Result<Bytes, St
         .metadata_mut()
         .insert("authorization", bearer.parse().expect("ASCII"));
     let path = path(method).parse().expect("a path");
-    let answer = timeout(PATIENCE, client.unary(request, path, Raw)).await;
-    Ok(answer.expect("it answers in time")?.into_inner())
+    let response = timeout(PATIENCE, client.unary(request, path, Raw)).await;
+    Ok(response.expect("a response in time")?.into_inner())
 }
 
-/// Fails unless the service still writes and lists.
-async fn assert_answers(app: &TestApp) {
+/// Panics unless the service creates and lists locations.
+async fn assert_serves(app: &TestApp) {
     let run = uuid::Uuid::new_v4().to_string();
     let mut client = app.admin();
     let work = async {
@@ -139,11 +139,11 @@ async fn assert_answers(app: &TestApp) {
         let list = client.list_locations(of_run(&run)).await.expect("listed");
         assert_eq!(list.get_ref().locations.len(), 1);
     };
-    timeout(PATIENCE, work).await.expect("it answers in time");
+    timeout(PATIENCE, work).await.expect("a response in time");
 }
 
-/// Messages that say something to a method, to be mutated.
-fn sensible(method: &str) -> Vec<u8> {
+/// A valid message of a method, to be mutated.
+fn valid_message(method: &str) -> Vec<u8> {
     let id = "0190a5e2-7c1b-7e3a-9f3d-2b8c4d5e6f70".to_owned();
     let location = v1::Location {
         id: id.clone(),
@@ -210,7 +210,7 @@ async fn thousands_of_random_messages_get_clear_errors() {
             let message = if number % 2 == 0 {
                 random.bytes(200)
             } else {
-                random.mutate(sensible(method))
+                random.mutate(valid_message(method))
             };
             let Err(status) = call(&app, method, message.clone()).await else {
                 continue;
@@ -219,7 +219,7 @@ async fn thousands_of_random_messages_get_clear_errors() {
                 Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::Aborted => {
                     true
                 }
-                // What isn't a message.
+                // The bytes aren't a valid message.
                 Code::Internal => status.message().contains("decode"),
                 _ => false,
             };
@@ -229,7 +229,7 @@ async fn thousands_of_random_messages_get_clear_errors() {
             );
         }
     }
-    assert_answers(&app).await;
+    assert_serves(&app).await;
     app.stop().await;
 }
 
@@ -263,10 +263,10 @@ async fn random_tokens_are_refused() {
         let status = client
             .list_locations(request)
             .await
-            .expect_err("it isn't a token");
+            .expect_err("the token is invalid");
         assert_eq!(status.code(), Code::Unauthenticated);
     }
-    assert_answers(&app).await;
+    assert_serves(&app).await;
     app.stop().await;
 }
 
@@ -314,7 +314,7 @@ async fn random_page_tokens_are_refused() {
             let status = client
                 .list_locations(request)
                 .await
-                .expect_err("it isn't a page token");
+                .expect_err("the page token is invalid");
             assert_eq!(status.code(), Code::InvalidArgument);
         }
         if let Some(page_token) = token(&reports_token) {
@@ -323,11 +323,11 @@ async fn random_page_tokens_are_refused() {
                 ..reports.clone()
             };
             let status = client.list_location_reports(request).await;
-            let status = status.expect_err("it isn't a page token");
+            let status = status.expect_err("the page token is invalid");
             assert_eq!(status.code(), Code::InvalidArgument);
         }
     }
-    assert_answers(&app).await;
+    assert_serves(&app).await;
     app.stop().await;
 }
 
@@ -337,7 +337,7 @@ fn address(app: &TestApp) -> SocketAddr {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn garbage_instead_of_http_2_closes_the_connection_alone() {
+async fn garbage_instead_of_http_2_closes_only_that_connection() {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
     let app = TestApp::spawn().await;
@@ -371,22 +371,22 @@ async fn garbage_instead_of_http_2_closes_the_connection_alone() {
         let address = address(&app);
         connections.spawn(async move {
             let mut connection = TcpStream::connect(address).await.expect("it accepts");
-            // It may be gone before all is written or read.
+            // The server may close the connection before all is written or read.
             let _ = connection.write_all(&garbage).await;
             let _ = connection.shutdown().await;
             let _ = timeout(PATIENCE, connection.read_to_end(&mut Vec::new()))
                 .await
-                .expect("it closes");
+                .expect("the connection closes");
         });
     }
     connections.join_all().await;
-    assert_answers(&app).await;
+    assert_serves(&app).await;
     app.stop().await;
 }
 
-/// What came back on a stream.
+/// The response on a stream.
 #[derive(Debug)]
-struct Answer {
+struct RawResponse {
     http_status: u16,
     code: Option<Code>,
     message: String,
@@ -394,12 +394,14 @@ struct Answer {
     body: Vec<u8>,
 }
 
-/// A connection of its own, without any of what a gRPC client would mend.
+/// A new HTTP/2 connection, without the checks of a gRPC client.
 async fn connect(app: &TestApp) -> SendRequest<Bytes> {
     let connection = TcpStream::connect(address(app)).await.expect("it accepts");
-    let (client, connection) = h2::client::handshake(connection).await.expect("HTTP/2");
+    let (client, connection) = h2::client::handshake(connection)
+        .await
+        .expect("an HTTP/2 handshake");
     tokio::spawn(connection);
-    client.ready().await.expect("it is ready")
+    client.ready().await.expect("a connection")
 }
 
 async fn send(
@@ -408,18 +410,18 @@ async fn send(
     path: &str,
     headers: &[(&str, &str)],
     body: Vec<u8>,
-) -> Answer {
+) -> RawResponse {
     send_in_parts(app, method, path, headers, &[&body]).await
 }
 
-/// Sends a request whose body comes in these parts.
+/// Sends a request whose body is split into these DATA frames.
 async fn send_in_parts(
     app: &TestApp,
     method: Method,
     path: &str,
     headers: &[(&str, &str)],
     parts: &[&[u8]],
-) -> Answer {
+) -> RawResponse {
     let bearer = format!("Bearer {}", token("root", true));
     let mut request = http::Request::builder()
         .method(method)
@@ -433,12 +435,12 @@ async fn send_in_parts(
     let exchange = async {
         let (response, mut stream) = client.send_request(request, false).expect("sent");
         for (number, part) in parts.iter().enumerate() {
-            // It may be refused before all is sent.
+            // The server may refuse it before all is sent.
             let part = Bytes::copy_from_slice(part);
             let _ = stream.send_data(part, number + 1 == parts.len());
             tokio::task::yield_now().await;
         }
-        let (head, mut body) = response.await.expect("answered").into_parts();
+        let (head, mut body) = response.await.expect("a response").into_parts();
         let mut received = Vec::new();
         while let Some(chunk) = body.data().await {
             let chunk = chunk.expect("the body");
@@ -459,7 +461,7 @@ async fn send_in_parts(
                 .cloned()
         };
         let text = |name| field(name).map(|value| value.to_str().expect("ASCII").to_owned());
-        Answer {
+        RawResponse {
             http_status: head.status.as_u16(),
             code: text("grpc-status").map(|code| code.parse::<i32>().expect("a number").into()),
             message: text("grpc-message").unwrap_or_default(),
@@ -469,12 +471,12 @@ async fn send_in_parts(
     };
     timeout(PATIENCE, exchange)
         .await
-        .expect("it answers in time")
+        .expect("a response in time")
 }
 
 const GRPC: (&str, &str) = ("content-type", "application/grpc");
 
-/// A message with its length before it.
+/// A message with its gRPC prefix: the compression flag and the length.
 fn frame(flag: u8, length: u32, message: &[u8]) -> Vec<u8> {
     [&[flag], &length.to_be_bytes()[..], message].concat()
 }
@@ -485,7 +487,7 @@ async fn malformed_frames_get_clear_errors() {
     let list = path("ListLocations");
     let gzip = [GRPC, ("grpc-encoding", "gzip")];
     let unknown = [GRPC, ("grpc-encoding", "br")];
-    for (what, headers, body, code) in [
+    for (case, headers, body, code) in [
         ("an empty message", &[GRPC][..], frame(0, 0, &[]), Code::Ok),
         ("nothing", &[GRPC], Vec::new(), Code::Internal),
         ("half a header", &[GRPC], vec![0, 0], Code::Internal),
@@ -516,24 +518,24 @@ async fn malformed_frames_get_clear_errors() {
             Code::Unimplemented,
         ),
     ] {
-        let answer = send(&app, Method::POST, &list, headers, body).await;
+        let response = send(&app, Method::POST, &list, headers, body).await;
         assert_eq!(
-            (answer.http_status, answer.code),
+            (response.http_status, response.code),
             (200, Some(code)),
-            "{what}: {answer:?}"
+            "{case}: {response:?}"
         );
         assert_eq!(
-            answer.message.is_empty(),
+            response.message.is_empty(),
             code == Code::Ok,
-            "{what}: {answer:?}"
+            "{case}: {response:?}"
         );
     }
-    assert_answers(&app).await;
+    assert_serves(&app).await;
     app.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_answer_is_the_same_however_the_call_was_sent() {
+async fn the_response_is_the_same_however_the_request_was_sent() {
     let app = TestApp::spawn().await;
     let mut admin = app.admin();
     let kept = admin.create_location(create(storage("kept", "run")));
@@ -554,8 +556,8 @@ async fn the_answer_is_the_same_however_the_call_was_sent() {
         let plus = ("content-type", "application/grpc+proto");
         let unused = [GRPC, ("grpc-encoding", "identity")];
         let listed = [GRPC, ("grpc-accept-encoding", "identity,deflate,gzip")];
-        let mut answers = Vec::new();
-        // The first of all is a miss.
+        let mut responses = Vec::new();
+        // Only the first is a miss.
         for (headers, parts) in [
             (&[GRPC][..], &whole[..]),
             (&[GRPC], &whole),
@@ -565,18 +567,18 @@ async fn the_answer_is_the_same_however_the_call_was_sent() {
             (&unused, &whole),
             (&listed, &whole),
         ] {
-            let answer = send_in_parts(&app, Method::POST, &path, headers, parts).await;
-            assert_eq!((answer.http_status, answer.code), (200, Some(Code::Ok)));
-            assert_eq!(answer.headers["content-type"], "application/grpc");
-            answers.push(answer);
+            let response = send_in_parts(&app, Method::POST, &path, headers, parts).await;
+            assert_eq!((response.http_status, response.code), (200, Some(Code::Ok)));
+            assert_eq!(response.headers["content-type"], "application/grpc");
+            responses.push(response);
         }
-        for (number, answer) in answers.iter().enumerate() {
-            let status = answer.headers["cache-status"].to_str().expect("ASCII");
+        for (number, response) in responses.iter().enumerate() {
+            let status = response.headers["cache-status"].to_str().expect("ASCII");
             let expected = ["fwd=miss; stored", "hit; detail=local"][usize::from(number > 0)];
             assert!(status.ends_with(expected), "{method}, {number}: {status}");
-            assert_eq!(answer.body, answers[0].body, "{method}, {number}");
+            assert_eq!(response.body, responses[0].body, "{method}, {number}");
         }
-        let (prefix, message) = answers[0].body.split_at(5);
+        let (prefix, message) = responses[0].body.split_at(5);
         let length = u32::try_from(message.len()).expect("short");
         assert_eq!(prefix, frame(0, length, &[]), "{method}");
     }
@@ -584,7 +586,7 @@ async fn the_answer_is_the_same_however_the_call_was_sent() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_a_call_is_refused() {
+async fn requests_that_are_not_grpc_calls_are_refused() {
     let app = TestApp::spawn().await;
     let empty = || frame(0, 0, &[]);
     for path in [
@@ -594,8 +596,12 @@ async fn what_is_not_a_call_is_refused() {
         "/x/y",
         "/%00",
     ] {
-        let answer = send(&app, Method::POST, path, &[GRPC], empty()).await;
-        assert_eq!(answer.code, Some(Code::Unimplemented), "{path}: {answer:?}");
+        let response = send(&app, Method::POST, path, &[GRPC], empty()).await;
+        assert_eq!(
+            response.code,
+            Some(Code::Unimplemented),
+            "{path}: {response:?}"
+        );
     }
     let list = path("ListLocations");
     for headers in [
@@ -605,22 +611,23 @@ async fn what_is_not_a_call_is_refused() {
         &[GRPC, ("cache-control", "no-cache, , =;\"")],
         &[GRPC, ("grpc-accept-encoding", ",,;q=é")],
     ] {
-        let answer = send(&app, Method::POST, &list, headers, empty()).await;
+        let response = send(&app, Method::POST, &list, headers, empty()).await;
         assert!(
             matches!(
-                answer.code,
+                response.code,
                 Some(Code::Ok | Code::InvalidArgument | Code::Internal)
             ),
-            "{headers:?}: {answer:?}"
+            "{headers:?}: {response:?}"
         );
     }
     for content_type in ["application/json", "text/html", "application/grpc-web", ""] {
         let headers = [("content-type", content_type)];
-        let answer = send(&app, Method::POST, &list, &headers, b"{}".to_vec()).await;
-        let refused = answer.http_status == 415 || answer.code.is_some_and(|code| code != Code::Ok);
-        assert!(refused, "{content_type}: {answer:?}");
+        let response = send(&app, Method::POST, &list, &headers, b"{}".to_vec()).await;
+        let refused =
+            response.http_status == 415 || response.code.is_some_and(|code| code != Code::Ok);
+        assert!(refused, "{content_type}: {response:?}");
     }
-    assert_answers(&app).await;
+    assert_serves(&app).await;
     app.stop().await;
 }
 
@@ -631,7 +638,7 @@ async fn oversized_messages_are_refused() {
         let status = call(&app, method, vec![0; MAX_REQUEST_BYTES + 1]).await;
         assert_eq!(status.expect_err("too large").code(), Code::OutOfRange);
     }
-    // What is small until it is unpacked.
+    // Small when compressed.
     let large = v1::Location {
         description: "x".repeat(64 << 20),
         ..storage("x", "")
@@ -644,21 +651,24 @@ async fn oversized_messages_are_refused() {
             Code::ResourceExhausted
         );
     }
-    // Headers, too, are bounded. What is far beyond the bound isn't read to its end, which costs the
-    // connection.
-    for (bytes, mut client) in [(20 << 10, app.admin()), (1 << 20, app.admin_alone().await)] {
+    // Headers have a limit too. Headers far over the limit aren't read to their end, and the
+    // connection is closed.
+    for (bytes, mut client) in [
+        (20 << 10, app.admin()),
+        (1 << 20, app.admin_on_new_connection().await),
+    ] {
         let mut request = tonic::Request::new(v1::ListLocationsRequest::default());
         let value = "x".repeat(bytes).parse().expect("ASCII");
         request.metadata_mut().insert("x-large", value);
-        let answer = timeout(PATIENCE, client.list_locations(request)).await;
-        answer.expect("it answers in time").expect_err("too large");
-        assert_answers(&app).await;
+        let result = timeout(PATIENCE, client.list_locations(request)).await;
+        result.expect("a response in time").expect_err("too large");
+        assert_serves(&app).await;
     }
     app.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn streams_that_are_reset_or_left_open_block_nobody() {
+async fn streams_that_are_reset_or_left_open_block_no_other_call() {
     let app = TestApp::spawn().await;
     let bearer = format!("Bearer {}", token("root", true));
     let mut open = Vec::new();
@@ -687,8 +697,8 @@ async fn streams_that_are_reset_or_left_open_block_nobody() {
             streams.push((response, stream));
         }
     }
-    assert_answers(&app).await;
+    assert_serves(&app).await;
     drop(open);
-    assert_answers(&app).await;
+    assert_serves(&app).await;
     app.stop().await;
 }

@@ -1,5 +1,5 @@
-//! Watches for stale lists: writers whose every step is known, and readers that hold each list
-//! against what was acknowledged before the list began.
+//! Detects stale lists: writers record every step, and readers compare each list with the steps
+//! that were acknowledged before the list call began.
 
 use std::{
     sync::{
@@ -20,32 +20,34 @@ const RUNS: [&str; 2] = ["here", "there"];
 
 const WRITERS: usize = 3;
 
-/// Between two steps of a writer, so that readers find the tags open now and then.
+/// The pause between two steps of a writer, in which readers find the tags open.
 const PAUSE: Duration = Duration::from_millis(4);
 
-/// A load of writers and readers, spread over replicas.
+/// Writers and readers on several replicas.
 pub struct Watch {
-    seen: Arc<Seen>,
+    state: Arc<State>,
     tasks: JoinSet<()>,
 }
 
-/// What is known of the writers, and what the readers found.
+/// The writers' steps and the readers' findings.
 #[derive(Default)]
-pub struct Seen {
-    writers: [Marks; WRITERS],
+pub struct State {
+    writers: [Progress; WRITERS],
     stop: AtomicBool,
     hits: AtomicU64,
     stale: Mutex<Vec<String>>,
 }
 
-/// A writer takes step after step, each until it is acknowledged.
+/// The last step that a writer has begun, and the last one that was acknowledged. A writer retries
+/// each step until it is acknowledged.
 #[derive(Default)]
-struct Marks {
+struct Progress {
     begun: AtomicU64,
     acknowledged: AtomicU64,
 }
 
-/// The run that a writer's location is in after a step: it is created, renamed, moved and deleted.
+/// The run that contains a writer's location after a step. The steps are: create, rename, move,
+/// delete.
 fn run_after(step: u64) -> Option<&'static str> {
     match step % 4 {
         0 => None,
@@ -55,73 +57,75 @@ fn run_after(step: u64) -> Option<&'static str> {
 }
 
 impl Watch {
-    /// Writers that take turns on the replicas, and two readers on each.
+    /// Starts the writers, each of which goes round the replicas, and two readers on each replica.
     pub fn start(replicas: &[Client]) -> Self {
-        let seen = Arc::<Seen>::default();
+        let state = Arc::<State>::default();
         let mut tasks = JoinSet::new();
         for writer in 0..WRITERS {
-            tasks.spawn(write(Arc::clone(&seen), writer, replicas.to_vec()));
+            tasks.spawn(write(Arc::clone(&state), writer, replicas.to_vec()));
         }
         for replica in replicas {
             for _ in 0..2 {
-                tasks.spawn(read(Arc::clone(&seen), replica.clone()));
+                tasks.spawn(read(Arc::clone(&state), replica.clone()));
             }
         }
-        Self { seen, tasks }
+        Self { state, tasks }
     }
 
-    /// Waits until each writer has taken so many more steps.
+    /// Waits until each writer has completed `more` further steps.
     pub async fn steps(&self, more: u64) {
         let counts = || {
-            self.seen
+            self.state
                 .writers
                 .iter()
-                .map(|marks| get(&marks.acknowledged))
+                .map(|progress| get(&progress.acknowledged))
         };
         let goals: Vec<_> = counts().map(|count| count + more).collect();
-        eventually("the writers go on", || async {
+        eventually("the writers proceed", || async {
             counts().zip(&goals).all(|(count, &goal)| count >= goal)
         })
         .await;
     }
 
-    /// Waits until so many more lists were cached ones.
+    /// Waits for `more` further hits.
     pub async fn hits(&self, more: u64) {
-        let goal = get(&self.seen.hits) + more;
+        let goal = get(&self.state.hits) + more;
         eventually("lists are cached", || async {
-            get(&self.seen.hits) >= goal
+            get(&self.state.hits) >= goal
         })
         .await;
     }
 
-    /// Ends the load; answers what was stale.
+    /// Stops the writers and readers, and returns a description of each stale list.
     pub async fn finish(mut self) -> Vec<String> {
-        self.seen.stop.store(true, Ordering::SeqCst);
+        self.state.stop.store(true, Ordering::SeqCst);
         while let Some(task) = self.tasks.join_next().await {
             task.expect("no panic");
         }
-        let mut stale = self.seen.stale.lock().expect("no panic");
+        let mut stale = self.state.stale.lock().expect("no panic");
         std::mem::take(&mut *stale)
     }
 }
 
-impl Seen {
+impl State {
     fn stopped(&self) -> bool {
         self.stop.load(Ordering::SeqCst)
     }
 
     fn acknowledged(&self) -> Vec<u64> {
-        let marks = self.writers.iter();
-        marks.map(|marks| get(&marks.acknowledged)).collect()
+        let progress = self.writers.iter();
+        progress
+            .map(|progress| get(&progress.acknowledged))
+            .collect()
     }
 
     fn begun(&self) -> Vec<u64> {
-        let marks = self.writers.iter();
-        marks.map(|marks| get(&marks.begun)).collect()
+        let progress = self.writers.iter();
+        progress.map(|progress| get(&progress.begun)).collect()
     }
 
-    /// Holds a list against the steps that were acknowledged before it began, and those that had
-    /// begun when it ended.
+    /// Compares a list with the steps that were acknowledged before it began (`before`) and the steps
+    /// that had begun when it ended (`after`).
     fn check(&self, run: &str, before: &[u64], list: &[&str], after: &[u64]) {
         for (writer, (&first, &last)) in before.iter().zip(after).enumerate() {
             let prefix = format!("{writer} ");
@@ -130,41 +134,41 @@ impl Seen {
                 .filter_map(|name| name.strip_prefix(&prefix))
                 .map(|step| step.parse().expect("a step"))
                 .collect();
-            let right = match found[..] {
+            let current = match found[..] {
                 [] => (first..=last).any(|step| run_after(step) != Some(run)),
                 [step] => (first..=last).contains(&step) && run_after(step) == Some(run),
                 _ => false,
             };
-            if !right {
+            if !current {
                 let mut stale = self.stale.lock().expect("no panic");
                 stale.push(format!(
-                    "writer {writer}, {run}: steps {found:?}, which is none of {first}..={last}"
+                    "writer {writer}, {run}: steps {found:?}, expected one of {first}..={last}"
                 ));
             }
         }
     }
 }
 
-async fn write(seen: Arc<Seen>, writer: usize, mut replicas: Vec<Client>) {
-    let marks = &seen.writers[writer];
+async fn write(state: Arc<State>, writer: usize, mut replicas: Vec<Client>) {
+    let progress = &state.writers[writer];
     let mut id = String::new();
     let mut step = 0;
-    while !seen.stopped() {
+    while !state.stopped() {
         step += 1;
-        marks.begun.store(step, Ordering::SeqCst);
+        progress.begun.store(step, Ordering::SeqCst);
         let request_id = Uuid::new_v4().to_string();
-        // A replica that refuses leaves it to the next.
+        // After a refusal, the step is retried on the next replica.
         let mut turn = usize::try_from(step).expect("few steps") + writer;
         loop {
             let count = replicas.len();
-            let taken = take(
+            let result = run_step(
                 &mut replicas[turn % count],
                 writer,
                 step,
                 &mut id,
                 &request_id,
             );
-            match taken.await {
+            match result.await {
                 Ok(()) => break,
                 Err(status) => {
                     let expected = matches!(status.code(), Code::Unavailable | Code::Aborted);
@@ -172,17 +176,17 @@ async fn write(seen: Arc<Seen>, writer: usize, mut replicas: Vec<Client>) {
                     tokio::time::sleep(PAUSE).await;
                 }
             }
-            if seen.stopped() {
+            if state.stopped() {
                 return;
             }
             turn += 1;
         }
-        marks.acknowledged.store(step, Ordering::SeqCst);
+        progress.acknowledged.store(step, Ordering::SeqCst);
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn take(
+async fn run_step(
     client: &mut Client,
     writer: usize,
     step: u64,
@@ -223,18 +227,18 @@ async fn take(
     Ok(())
 }
 
-async fn read(seen: Arc<Seen>, mut client: Client) {
+async fn read(state: Arc<State>, mut client: Client) {
     for run in RUNS.iter().cycle() {
-        if seen.stopped() {
+        if state.stopped() {
             return;
         }
-        let before = seen.acknowledged();
+        let before = state.acknowledged();
         let list = client.list_locations(of_run(run)).await;
-        let after = seen.begun();
-        let list = list.expect("no fault of the cache fails a read");
-        seen.check(run, &before, &names(&list), &after);
+        let after = state.begun();
+        let list = list.expect("reads survive faults of the cache");
+        state.check(run, &before, &names(&list), &after);
         if cache_status(&list).contains("; hit") {
-            seen.hits.fetch_add(1, Ordering::SeqCst);
+            state.hits.fetch_add(1, Ordering::SeqCst);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD as BASE64};
-use location_service::{auth, model::OwnerId, proto::location::v1};
+use location_service::{auth::NewToken, model::OwnerId, proto::location::v1};
 use tonic::{Code, Status};
 
 use super::{
@@ -181,13 +181,15 @@ async fn whoever_is_not_known_is_not_let_in(app: &TestApp) {
     let none = BASE64.encode(r#"{"alg":"none","typ":"JWT"}"#);
     let root = BASE64.encode(r#"{"sub":"root","admin":true}"#);
     let subject = OwnerId::parse("ann".to_owned()).expect("a subject");
-    let mint =
-        |secret: &[u8], ttl| auth::mint(secret, &subject, true, ttl, None, None).expect("it signs");
-    let wrong_key = mint(
+    let sign = |secret: &[u8], ttl| {
+        let token = NewToken::new(subject.clone(), true, ttl);
+        token.sign(secret).expect("it signs")
+    };
+    let wrong_key = sign(
         b"another secret, of 32 bytes or more",
         Duration::from_mins(1),
     );
-    let expired = mint(SECRET, Duration::ZERO);
+    let expired = sign(SECRET, Duration::ZERO);
     for authorization in [
         None,
         Some(String::new()),

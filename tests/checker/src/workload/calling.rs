@@ -2,7 +2,7 @@
 
 use std::{error::Error as _, io, ops::Range, sync::atomic::Ordering, time::Duration};
 
-use location_service::{auth, error::Error, model::OwnerId};
+use location_service::{auth::NewToken, error::Error, model::OwnerId};
 use rand::{RngExt as _, rngs::StdRng};
 use tonic::{
     Code, Request, Response, Status,
@@ -144,7 +144,7 @@ pub(super) fn bearer(
 ) -> Result<AsciiMetadataValue, Error> {
     const MONTH: Duration = Duration::from_hours(30 * 24);
     let owner = OwnerId::parse(subject.to_owned()).map_err(Error::internal)?;
-    let token = auth::mint(secret, &owner, admin, MONTH, None, None)?;
+    let token = NewToken::new(owner, admin, MONTH).sign(secret)?;
     format!("Bearer {token}").parse().map_err(Error::internal)
 }
 

@@ -1,0 +1,629 @@
+//! Tests of tokens and keys: each builds a key file and verifies tokens with it.
+
+use std::{
+    fs,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use arc_swap::Guard;
+use aws_lc_rs::{
+    encoding::AsDer as _,
+    rsa::KeySize,
+    signature::{ECDSA_P256_SHA256_FIXED_SIGNING, ECDSA_P384_SHA384_FIXED_SIGNING},
+    signature::{EcdsaKeyPair, Ed25519KeyPair, KeyPair as _, RsaKeyPair},
+};
+use base64::{
+    Engine as _,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
+use http::header::AUTHORIZATION;
+use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::{
+    keys::{KeySet, MAX_KEY_FILE_BYTES},
+    verifier::Refusal,
+    *,
+};
+use crate::config::KeyFile;
+
+const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
+const NOW: f64 = 1_800_000_000.0;
+
+/// A signing key, and the public key that the service verifies with.
+struct Signer {
+    algorithm: Algorithm,
+    key: EncodingKey,
+    public_pem: String,
+}
+
+impl Signer {
+    fn rsa(size: KeySize) -> Self {
+        let pair = RsaKeyPair::generate(size).unwrap();
+        let private = pem("PRIVATE KEY", pair.as_der().unwrap().as_ref());
+        Self {
+            algorithm: Algorithm::RS256,
+            key: EncodingKey::from_rsa_pem(private.as_bytes()).unwrap(),
+            public_pem: pem("PUBLIC KEY", pair.public_key().as_der().unwrap().as_ref()),
+        }
+    }
+
+    fn ec() -> Self {
+        let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
+        Self {
+            algorithm: Algorithm::ES256,
+            key: EncodingKey::from_ec_der(pair.to_pkcs8v1().unwrap().as_ref()),
+            public_pem: pem("PUBLIC KEY", pair.public_key().as_der().unwrap().as_ref()),
+        }
+    }
+
+    fn ed() -> Self {
+        let pair = Ed25519KeyPair::generate().unwrap();
+        Self {
+            algorithm: Algorithm::EdDSA,
+            key: EncodingKey::from_ed_der(pair.to_pkcs8v1().unwrap().as_ref()),
+            public_pem: pem("PUBLIC KEY", pair.public_key().as_der().unwrap().as_ref()),
+        }
+    }
+
+    fn secret(secret: &[u8]) -> Self {
+        Self {
+            algorithm: Algorithm::HS256,
+            key: EncodingKey::from_secret(secret),
+            public_pem: String::new(),
+        }
+    }
+
+    fn jwk(&self, id: &str) -> Value {
+        let mut jwk = Jwk::from_encoding_key(&self.key, self.algorithm).unwrap();
+        jwk.common.key_id = Some(id.to_owned());
+        serde_json::to_value(jwk).unwrap()
+    }
+
+    fn sign(&self, id: Option<&str>, claims: &Value) -> String {
+        let mut header = Header::new(self.algorithm);
+        header.kid = id.map(str::to_owned);
+        jsonwebtoken::encode(&header, claims, &self.key).unwrap()
+    }
+}
+
+fn pem(label: &str, der: &[u8]) -> String {
+    let body = BASE64_STANDARD.encode(der);
+    let lines: Vec<_> = body
+        .as_bytes()
+        .chunks(64)
+        .map(|line| str::from_utf8(line).unwrap())
+        .collect();
+    format!(
+        "-----BEGIN {label}-----\n{}\n-----END {label}-----\n",
+        lines.join("\n")
+    )
+}
+
+/// A token without a signature, with headers that no library writes.
+fn unsigned(header: &Value, claims: &Value) -> String {
+    let part = |value: &Value| BASE64_URL_SAFE_NO_PAD.encode(value.to_string());
+    format!("{}.{}.", part(header), part(claims))
+}
+
+/// A key file and a verifier that reads it.
+struct Fixture {
+    _directory: TempDir,
+    path: PathBuf,
+    verifier: Verifier,
+}
+
+impl Fixture {
+    fn new(kind: fn(PathBuf) -> KeyFile, content: impl AsRef<[u8]>) -> Self {
+        Self::with(kind, content, None, None).unwrap()
+    }
+
+    fn with(
+        kind: fn(PathBuf) -> KeyFile,
+        content: impl AsRef<[u8]>,
+        issuer: Option<&str>,
+        audience: Option<&str>,
+    ) -> Result<Self, KeyError> {
+        let directory = TempDir::new().unwrap();
+        let path = directory.path().join("key");
+        fs::write(&path, content).unwrap();
+        let config = AuthConfig {
+            keys: None,
+            issuer: issuer.map(str::to_owned),
+            audience: audience.map(str::to_owned),
+        };
+        let verifier = Verifier::new(&kind(path.clone()), &config)?;
+        Ok(Self {
+            _directory: directory,
+            path,
+            verifier,
+        })
+    }
+
+    fn verify(&self, token: &str) -> Result<Principal, Refusal> {
+        self.verifier.verify(token, NOW)
+    }
+
+    /// Replaces the key file atomically, by a rename.
+    fn replace(&self, content: impl AsRef<[u8]>) {
+        let new = self.path.with_extension("new");
+        fs::write(&new, content).unwrap();
+        fs::rename(new, &self.path).unwrap();
+    }
+
+    fn check(&self) {
+        let keys = &self.verifier.keys;
+        keys.check(&mut keys.watch.lock());
+    }
+
+    fn keys(&self) -> Guard<Arc<KeySet>> {
+        self.verifier.keys.current()
+    }
+}
+
+fn jwks(keys: &[Value]) -> String {
+    json!({ "keys": keys }).to_string()
+}
+
+fn ann() -> Value {
+    json!({ "sub": "ann", "exp": NOW + 10.0 })
+}
+
+fn problem(kind: fn(PathBuf) -> KeyFile, content: impl AsRef<[u8]>) -> String {
+    match Fixture::with(kind, content, None, None) {
+        Ok(_) => panic!("the key file was accepted"),
+        Err(KeyError::Invalid { problem, .. }) => problem,
+        Err(KeyError::Read { source, .. }) => source.to_string(),
+    }
+}
+
+#[test]
+fn a_key_verifies_only_tokens_of_its_own_algorithm() {
+    let signers = [Signer::rsa(KeySize::Rsa2048), Signer::ec(), Signer::ed()];
+    for signer in &signers {
+        let fixture = Fixture::new(KeyFile::PublicKey, &signer.public_pem);
+        let ann = fixture.verify(&signer.sign(None, &ann())).unwrap();
+        assert_eq!((ann.subject.as_str(), ann.admin), ("ann", false));
+        for other in &signers {
+            if other.algorithm != signer.algorithm {
+                let refusal = fixture.verify(&other.sign(None, &self::ann()));
+                assert_eq!(refusal, Err(Refusal::UnknownKey));
+            }
+        }
+    }
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    let token = Signer::secret(SECRET).sign(None, &ann());
+    assert_eq!(fixture.verify(&token).unwrap().subject.as_str(), "ann");
+}
+
+#[test]
+fn a_public_key_is_never_used_as_a_secret() {
+    let signer = Signer::rsa(KeySize::Rsa2048);
+    let fixture = Fixture::new(KeyFile::PublicKey, &signer.public_pem);
+    let forged = Signer::secret(signer.public_pem.as_bytes()).sign(None, &ann());
+    assert_eq!(fixture.verify(&forged), Err(Refusal::UnknownKey));
+}
+
+#[test]
+fn unsigned_and_unknown_algorithms_are_refused() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    for algorithm in ["none", "None", "HS1", ""] {
+        let token = unsigned(&json!({ "alg": algorithm }), &ann());
+        assert_eq!(
+            fixture.verify(&token),
+            Err(Refusal::Malformed),
+            "{algorithm}"
+        );
+    }
+    let empty_signature = unsigned(&json!({ "alg": "HS256" }), &ann());
+    assert_eq!(fixture.verify(&empty_signature), Err(Refusal::Signature));
+    let stronger = jsonwebtoken::encode(
+        &Header::new(Algorithm::HS512),
+        &ann(),
+        &EncodingKey::from_secret(SECRET),
+    );
+    assert_eq!(fixture.verify(&stronger.unwrap()), Err(Refusal::UnknownKey));
+}
+
+#[test]
+fn malformed_tokens_are_refused() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    for token in ["x", "a.b", "a.b.c", "..", "a.b.c.d", "é.é.é"] {
+        assert_eq!(fixture.verify(token), Err(Refusal::Malformed), "{token}");
+    }
+    let good = Signer::secret(SECRET).sign(None, &ann());
+    let (message, signature) = good.rsplit_once('.').unwrap();
+    let not_base64 = format!("{message}.{signature}=");
+    assert_eq!(fixture.verify(&not_base64), Err(Refusal::Malformed));
+}
+
+#[test]
+fn a_changed_or_foreign_token_is_refused() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    let foreign = Signer::secret(&[b'x'; 32]).sign(None, &ann());
+    assert_eq!(fixture.verify(&foreign), Err(Refusal::Signature));
+
+    let good = Signer::secret(SECRET).sign(None, &ann());
+    let (head, signature) = good.rsplit_once('.').unwrap();
+    let (header, _) = head.split_once('.').unwrap();
+    let claims = BASE64_URL_SAFE_NO_PAD.encode(r#"{"sub":"ann","admin":true}"#);
+    let changed = format!("{header}.{claims}.{signature}");
+    assert_eq!(fixture.verify(&changed), Err(Refusal::Signature));
+}
+
+#[test]
+fn critical_extensions_are_refused() {
+    let mut header = Header::new(Algorithm::HS256);
+    header.crit = Some(vec!["b64".to_owned()]);
+    let token = jsonwebtoken::encode(&header, &ann(), &EncodingKey::from_secret(SECRET)).unwrap();
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    assert_eq!(fixture.verify(&token), Err(Refusal::Critical));
+}
+
+#[test]
+fn claims_are_checked() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    let verify = |claims: Value| fixture.verify(&Signer::secret(SECRET).sign(None, &claims));
+    let time = |name| Err(Refusal::Time(name));
+    assert_eq!(
+        verify(json!({"sub": "a", "exp": NOW})),
+        Err(Refusal::Expired)
+    );
+    assert_eq!(
+        verify(json!({"sub": "a", "exp": -1})),
+        Err(Refusal::Expired)
+    );
+    assert!(verify(json!({"sub": "a", "exp": NOW + 0.5})).is_ok());
+    assert!(verify(json!({"sub": "a"})).is_ok(), "exp is optional");
+    assert_eq!(verify(json!({"sub": "a", "exp": "soon"})), time("exp"));
+    assert_eq!(verify(json!({"sub": "a", "exp": null})), time("exp"));
+    assert_eq!(
+        verify(json!({"sub": "a", "nbf": NOW + 1.0})),
+        Err(Refusal::NotYetValid)
+    );
+    assert!(verify(json!({"sub": "a", "nbf": NOW})).is_ok());
+    assert_eq!(verify(json!({"sub": "a", "nbf": []})), time("nbf"));
+    assert_eq!(verify(json!(["a"])), Err(Refusal::Claims));
+    for subject in [
+        json!(null),
+        json!(7),
+        json!(""),
+        json!("a".repeat(256)),
+        json!("a\0"),
+    ] {
+        let refusal = verify(json!({ "sub": subject }));
+        assert!(
+            matches!(refusal, Err(Refusal::Subject(_))),
+            "{subject}: {refusal:?}"
+        );
+    }
+    assert!(matches!(verify(json!({})), Err(Refusal::Subject(_))));
+    assert!(verify(json!({"sub": "é".repeat(255)})).is_ok());
+}
+
+#[test]
+fn a_claim_or_a_role_makes_an_admin() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    for (claims, admin) in [
+        (json!({"sub": "a"}), false),
+        (json!({"sub": "a", "admin": true}), true),
+        (json!({"sub": "a", "admin": false}), false),
+        (json!({"sub": "a", "admin": "true"}), false),
+        (json!({"sub": "a", "admin": 1}), false),
+        (json!({"sub": "a", "roles": ["x", "admin"]}), true),
+        (json!({"sub": "a", "roles": ["administrator"]}), false),
+        (json!({"sub": "a", "roles": "admin"}), false),
+        (json!({"sub": "a", "roles": {"admin": true}}), false),
+    ] {
+        let token = Signer::secret(SECRET).sign(None, &claims);
+        assert_eq!(fixture.verify(&token).unwrap().admin, admin, "{claims}");
+    }
+}
+
+#[test]
+fn issuer_and_audience_are_required_once_configured() {
+    let fixture = Fixture::with(
+        KeyFile::Secret,
+        SECRET,
+        Some("https://id"),
+        Some("locations"),
+    )
+    .unwrap();
+    let verify = |claims: Value| fixture.verify(&Signer::secret(SECRET).sign(None, &claims));
+    let aud = |aud: Value| verify(json!({"sub": "a", "iss": "https://id", "aud": aud}));
+    assert!(aud(json!("locations")).is_ok());
+    assert!(aud(json!(["x", "locations"])).is_ok());
+    for other in [
+        json!("x"),
+        json!([]),
+        json!(["x"]),
+        json!(null),
+        json!({"locations": 1}),
+    ] {
+        assert_eq!(aud(other), Err(Refusal::Audience));
+    }
+    for issuer in [json!("https://evil"), json!(null), json!(["https://id"])] {
+        let refusal = verify(json!({"sub": "a", "iss": issuer, "aud": "locations"}));
+        assert_eq!(refusal, Err(Refusal::Issuer));
+    }
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    let token = Signer::secret(SECRET).sign(None, &json!({"sub": "a", "iss": 1, "aud": "x"}));
+    assert!(
+        fixture.verify(&token).is_ok(),
+        "not checked unless configured"
+    );
+}
+
+#[test]
+fn a_jwks_key_is_chosen_by_id_or_else_by_algorithm() {
+    let (rsa, ec, ed) = (Signer::rsa(KeySize::Rsa2048), Signer::ec(), Signer::ed());
+    let (oct, ec2) = (Signer::secret(SECRET), Signer::ec());
+    let keys = [
+        rsa.jwk("r"),
+        ec.jwk("e1"),
+        ec2.jwk("e2"),
+        ed.jwk("d"),
+        oct.jwk("o"),
+    ];
+    let fixture = Fixture::new(KeyFile::Jwks, jwks(&keys));
+    for (signer, id) in [
+        (&rsa, "r"),
+        (&ec, "e1"),
+        (&ec2, "e2"),
+        (&ed, "d"),
+        (&oct, "o"),
+    ] {
+        assert!(
+            fixture.verify(&signer.sign(Some(id), &ann())).is_ok(),
+            "{id}"
+        );
+        assert!(
+            fixture.verify(&signer.sign(None, &ann())).is_ok(),
+            "{id} without kid"
+        );
+        let refusal = fixture.verify(&signer.sign(Some("other"), &ann()));
+        assert_eq!(refusal, Err(Refusal::UnknownKey), "{id}");
+    }
+    let swapped = fixture.verify(&ec.sign(Some("e2"), &ann()));
+    assert_eq!(swapped, Err(Refusal::Signature));
+    let crossed = fixture.verify(&ec.sign(Some("r"), &ann()));
+    assert_eq!(crossed, Err(Refusal::UnknownKey));
+}
+
+#[test]
+fn jwks_keys_for_other_uses_are_ignored() {
+    let with = |name: &str, value: Value| {
+        let mut jwk = Signer::ec().jwk("e");
+        jwk[name] = value;
+        jwk
+    };
+    let others = [
+        with("use", json!("enc")),
+        with("key_ops", json!(["sign"])),
+        with("alg", json!("ES384")),
+        with("crv", json!("secp256k1")),
+        json!({"kty": "new", "kid": "n"}),
+    ];
+    assert!(problem(KeyFile::Jwks, jwks(&others)).starts_with("holds no key"));
+    let good = Signer::ec();
+    let mut all = others.to_vec();
+    all.push(good.jwk("good"));
+    let fixture = Fixture::new(KeyFile::Jwks, jwks(&all));
+    assert!(fixture.verify(&good.sign(Some("good"), &ann())).is_ok());
+}
+
+#[test]
+fn invalid_keys_are_refused_at_start() {
+    assert!(problem(KeyFile::Secret, "\n").contains("no secret"));
+    let pems = |content: &str| problem(KeyFile::PublicKey, content);
+    assert!(pems("").contains("PUBLIC KEY"));
+    assert!(pems("-----BEGIN PUBLIC KEY-----\nAAAA\n-----END PUBLIC KEY-----\n").contains("RSA"));
+    let ec = Signer::ec();
+    let private = pem("PRIVATE KEY", ec.key.as_bytes());
+    assert!(pems(&private).contains("private key"));
+    assert!(pems(&ec.public_pem.repeat(2)).contains("one PEM block"));
+    let p384 = EcdsaKeyPair::generate(&ECDSA_P384_SHA384_FIXED_SIGNING).unwrap();
+    let p384 = pem("PUBLIC KEY", p384.public_key().as_der().unwrap().as_ref());
+    assert!(pems(&p384).contains("P-256"));
+
+    let sets = |keys: &[Value]| problem(KeyFile::Jwks, jwks(keys));
+    assert!(problem(KeyFile::Jwks, "{").contains("isn't a JSON Web Key Set"));
+    assert!(sets(&[]).starts_with("holds no key"));
+    assert!(sets(&vec![ec.jwk("e"); 65]).contains("over the limit of 64"));
+    let mut off_curve = ec.jwk("e");
+    off_curve["x"] = off_curve["y"].clone();
+    assert!(sets(&[off_curve]).contains("keys[0] has an EC key"));
+    let mut short_ed = Signer::ed().jwk("d");
+    short_ed["x"] = json!("AAAA");
+    assert!(sets(&[short_ed]).contains("Ed25519"));
+    assert!(sets(&[json!({"kty": "oct", "k": ""})]).contains("no secret"));
+    assert!(sets(&[json!({"kty": "oct", "k": "!"})]).contains("base64url"));
+    let small = json!({"kty": "RSA", "n": BASE64_URL_SAFE_NO_PAD.encode([255; 128]), "e": "AQAB"});
+    assert!(sets(&[small]).contains("1024 bits"));
+    assert!(sets(&[json!({"kty": "RSA", "n": "", "e": "AQAB"})]).contains("0 bits"));
+
+    let large = vec![b' '; usize::try_from(MAX_KEY_FILE_BYTES).unwrap() + 1];
+    assert!(problem(KeyFile::Jwks, large).contains("larger than the limit"));
+    let directory = TempDir::new().unwrap();
+    for path in [
+        directory.path().to_owned(),
+        directory.path().join("missing"),
+    ] {
+        let config = AuthConfig {
+            keys: Some(KeyFile::Jwks(path)),
+            ..AuthConfig::default()
+        };
+        assert!(matches!(
+            Authenticator::new(&config),
+            Err(KeyError::Read { .. })
+        ));
+    }
+}
+
+#[test]
+fn a_newline_at_the_end_is_not_part_of_the_secret() {
+    let token = Signer::secret(SECRET).sign(None, &ann());
+    for end in ["", "\n", "\r\n"] {
+        let fixture = Fixture::new(KeyFile::Secret, [SECRET, end.as_bytes()].concat());
+        assert!(fixture.verify(&token).is_ok(), "{end:?}");
+        assert_eq!(read_secret(&fixture.path).unwrap(), SECRET);
+    }
+}
+
+#[test]
+fn a_new_key_works_at_once_and_a_removed_one_no_longer() {
+    let (old, new) = (Signer::ec(), Signer::ec());
+    let fixture = Fixture::new(KeyFile::Jwks, jwks(&[old.jwk("1")]));
+    let (old_token, new_token) = (old.sign(Some("1"), &ann()), new.sign(Some("2"), &ann()));
+    assert!(fixture.verify(&old_token).is_ok());
+    assert_eq!(fixture.verify(&new_token), Err(Refusal::UnknownKey));
+
+    fixture.replace(jwks(&[old.jwk("1"), new.jwk("2")]));
+    assert!(fixture.verify(&new_token).is_ok());
+    assert!(fixture.verify(&old_token).is_ok());
+
+    fixture.replace(jwks(&[new.jwk("2")]));
+    fixture.verifier.keys.watch.lock().next_check = Instant::now();
+    let refusal = fixture.verify(&old_token);
+    assert_eq!(
+        refusal,
+        Err(Refusal::UnknownKey),
+        "the cache of verified tokens was kept"
+    );
+}
+
+#[test]
+fn a_broken_key_file_keeps_the_old_keys() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    let token = Signer::secret(SECRET).sign(None, &ann());
+    let keys = fixture.keys();
+    fixture.replace("");
+    fixture.check();
+    assert!(fixture.verify(&token).is_ok());
+    fs::remove_file(&fixture.path).unwrap();
+    fixture.check();
+    assert!(fixture.verify(&token).is_ok());
+    assert!(Arc::ptr_eq(&keys, &fixture.keys()));
+
+    let other = [b'x'; 32];
+    fixture.replace(other);
+    assert!(
+        fixture
+            .verify(&Signer::secret(&other).sign(None, &ann()))
+            .is_ok()
+    );
+    assert_eq!(fixture.verify(&token), Err(Refusal::Signature));
+}
+
+#[test]
+fn an_unchanged_file_is_not_read_again() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    let keys = fixture.keys();
+    fixture.check();
+    assert!(Arc::ptr_eq(&keys, &fixture.keys()));
+}
+
+#[test]
+fn a_cached_token_expires_on_time() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    let token = Signer::secret(SECRET).sign(None, &json!({"sub": "a", "exp": NOW + 10.0}));
+    let verify = |now| fixture.verifier.verify(&token, now);
+    assert!(verify(NOW).is_ok());
+    assert_eq!(fixture.keys().verified.len(), 1);
+    assert!(verify(NOW + 9.9).is_ok());
+    assert_eq!(verify(NOW + 10.0), Err(Refusal::Expired));
+}
+
+#[test]
+fn a_token_is_cached_for_a_minute_at_most() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    let token = Signer::secret(SECRET).sign(None, &json!({"sub": "a"}));
+    fixture.verify(&token).unwrap();
+    let digest = blake3::hash(token.as_bytes());
+    let verified = fixture.keys().verified.get(digest.as_bytes());
+    assert!((verified.unwrap().until - NOW - 60.0).abs() < 1e-6);
+}
+
+#[test]
+fn refused_tokens_are_not_cached() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    let early = Signer::secret(SECRET).sign(None, &json!({"sub": "a", "nbf": NOW + 1.0}));
+    assert_eq!(fixture.verify(&early), Err(Refusal::NotYetValid));
+    assert_eq!(fixture.keys().verified.len(), 0);
+    assert!(fixture.verifier.verify(&early, NOW + 1.0).is_ok());
+}
+
+#[test]
+fn the_headers_must_have_exactly_one_bearer_token() {
+    let found = |entries: &[&str]| {
+        let mut headers = HeaderMap::new();
+        for entry in entries {
+            headers.append(AUTHORIZATION, entry.parse().unwrap());
+        }
+        bearer_token(&headers).map(str::to_owned)
+    };
+    assert_eq!(found(&["Bearer abc"]), Ok("abc".to_owned()));
+    assert_eq!(found(&["bEARER  abc"]), Ok("abc".to_owned()));
+    assert_eq!(found(&[]), Err(Refusal::Missing));
+    assert_eq!(found(&["Bearer a", "Bearer a"]), Err(Refusal::Repeated(2)));
+    for entry in ["", "abc", "Bearer", "Bearer ", "Basic abc", "Bearerabc"] {
+        assert_eq!(found(&[entry]), Err(Refusal::Scheme), "{entry:?}");
+    }
+    assert!(found(&[&format!("Bearer {}", "a".repeat(8192))]).is_ok());
+    let long = found(&[&format!("Bearer {}", "a".repeat(8193))]);
+    assert_eq!(long, Err(Refusal::TooLong(8193)));
+}
+
+#[test]
+fn refusals_are_unauthenticated_and_say_how_to_correct_the_call() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    let config = AuthConfig {
+        keys: Some(KeyFile::Secret(fixture.path.clone())),
+        ..AuthConfig::default()
+    };
+    let authenticator = Authenticator::new(&config).unwrap();
+    assert!(!authenticator.is_development());
+    let refusal = authenticator.authenticate(&HeaderMap::new());
+    let Err(Error::Unauthenticated(message)) = refusal else {
+        panic!("{refusal:?}");
+    };
+    assert!(message.contains("send the metadata"), "{message}");
+}
+
+#[test]
+fn without_a_key_every_caller_is_an_admin() {
+    let authenticator = Authenticator::new(&AuthConfig::default()).unwrap();
+    assert!(authenticator.is_development());
+    let caller = authenticator.authenticate(&HeaderMap::new()).unwrap();
+    assert_eq!(
+        (caller.subject.as_str(), caller.admin),
+        ("development", true)
+    );
+}
+
+#[test]
+fn a_signed_token_is_valid_until_it_expires() {
+    let fixture = Fixture::with(KeyFile::Secret, SECRET, Some("me"), Some("you")).unwrap();
+    let subject = OwnerId::parse("ann".to_owned()).unwrap();
+    let sign = |issuer: Option<&str>| {
+        let token = NewToken {
+            issuer: issuer.map(str::to_owned),
+            audience: Some("you".to_owned()),
+            ..NewToken::new(subject.clone(), true, Duration::from_mins(1))
+        };
+        token.sign(SECRET).unwrap()
+    };
+    let now = unix_now();
+    let token = sign(Some("me"));
+    let ann = fixture.verifier.verify(&token, now).unwrap();
+    assert_eq!((ann.subject.as_str(), ann.admin), ("ann", true));
+    let later = fixture.verifier.verify(&token, now + 62.0);
+    assert_eq!(later, Err(Refusal::Expired));
+    assert_eq!(
+        fixture.verifier.verify(&sign(None), now),
+        Err(Refusal::Issuer)
+    );
+}

@@ -1,0 +1,179 @@
+//! Verifying tokens: the signature, then the claims.
+
+use http::{HeaderMap, header::AUTHORIZATION};
+use serde_json::Value;
+
+use super::keys::{KeyError, KeySet, WatchedKeys};
+use crate::{
+    config::{AuthConfig, KeyFile},
+    model::{OwnerId, Principal},
+};
+
+/// Maximum length of a token. A longer one carries data beyond what identifies a caller.
+const MAX_TOKEN_BYTES: usize = 8 * 1024;
+
+/// Seconds for which a verified token is cached, unless it expires earlier.
+const VERIFIED_TTL_SECS: f64 = 60.0;
+
+/// Why a token is refused. Shown to callers: says how to correct the call, and nothing about the
+/// keys.
+#[derive(Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    #[error("the call has no authorization: send the metadata `authorization: Bearer <JWT>`")]
+    Missing,
+    #[error("the call has {0} authorization entries: send one")]
+    Repeated(usize),
+    #[error("the authorization isn't a bearer token: send `authorization: Bearer <JWT>`")]
+    Scheme,
+    #[error(
+        "the token has {0} bytes, over the limit of {MAX_TOKEN_BYTES}: use one with fewer claims"
+    )]
+    TooLong(usize),
+    #[error(
+        "the token isn't a signed JWT with a known algorithm: \
+         send header, claims and signature in base64url, joined with dots"
+    )]
+    Malformed,
+    #[error("the token has the header `crit`, and no extension is supported: use one without")]
+    Critical,
+    #[error("the token's `alg` or `kid` matches no key of this service: use a token issued for it")]
+    UnknownKey,
+    #[error("the token's signature is wrong: use an unchanged token issued for this service")]
+    Signature,
+    #[error("the token's claims aren't a JSON object")]
+    Claims,
+    #[error("the token's claim `{0}` isn't a number of seconds since 1970")]
+    Time(&'static str),
+    #[error("the token has expired: get a new one")]
+    Expired,
+    #[error("the token isn't valid yet (`nbf`): wait, or check the clock of its issuer")]
+    NotYetValid,
+    #[error("the token's `iss` is missing or isn't the issuer that this service trusts")]
+    Issuer,
+    #[error("the token's `aud` is missing or doesn't name this service: get one issued for it")]
+    Audience,
+    #[error("the token's claim `sub` {0}")]
+    Subject(String),
+}
+
+/// The token in a request's headers.
+pub fn bearer_token(headers: &HeaderMap) -> Result<&str, Refusal> {
+    let mut entries = headers.get_all(AUTHORIZATION).iter();
+    let entry = entries.next().ok_or(Refusal::Missing)?;
+    // A proxy ahead of the service may have checked any one of several entries.
+    let more = entries.count();
+    if more > 0 {
+        return Err(Refusal::Repeated(more + 1));
+    }
+    let (scheme, token) = entry
+        .to_str()
+        .ok()
+        .and_then(|text| text.split_once(' '))
+        .ok_or(Refusal::Scheme)?;
+    let token = token.trim_matches(' ');
+    if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() {
+        return Err(Refusal::Scheme);
+    }
+    if token.len() > MAX_TOKEN_BYTES {
+        return Err(Refusal::TooLong(token.len()));
+    }
+    Ok(token)
+}
+
+/// Verifies tokens with the keys of a file.
+pub struct Verifier {
+    pub(super) keys: WatchedKeys,
+    issuer: Option<String>,
+    audience: Option<String>,
+}
+
+/// A verified token.
+#[derive(Clone)]
+pub struct Verified {
+    principal: Principal,
+    /// The end of the result's validity, in seconds since 1970.
+    pub(super) until: f64,
+}
+
+impl Verifier {
+    /// Reads the key file.
+    pub fn new(file: &KeyFile, config: &AuthConfig) -> Result<Self, KeyError> {
+        Ok(Self {
+            keys: WatchedKeys::load(file)?,
+            issuer: config.issuer.clone(),
+            audience: config.audience.clone(),
+        })
+    }
+
+    /// Returns the caller that the token identifies at `now`, in seconds since 1970.
+    pub fn verify(&self, token: &str, now: f64) -> Result<Principal, Refusal> {
+        let keys = self.keys.current();
+        match self.verify_with(&keys, token, now) {
+            // The key may be new.
+            Err(refusal @ (Refusal::UnknownKey | Refusal::Signature)) => {
+                match self.keys.reload(&keys) {
+                    Some(keys) => self.verify_with(&keys, token, now),
+                    None => Err(refusal),
+                }
+            }
+            outcome => outcome,
+        }
+    }
+
+    fn verify_with(&self, keys: &KeySet, token: &str, now: f64) -> Result<Principal, Refusal> {
+        let digest = *blake3::hash(token.as_bytes()).as_bytes();
+        if let Some(verified) = keys.verified.get(&digest)
+            && now < verified.until
+        {
+            return Ok(verified.principal);
+        }
+        let claims = keys.check_signature(token)?;
+        let verified = self.check_claims(&claims, now)?;
+        keys.verified.insert(digest, verified.clone());
+        Ok(verified.principal)
+    }
+
+    fn check_claims(&self, claims: &Value, now: f64) -> Result<Verified, Refusal> {
+        if !claims.is_object() {
+            return Err(Refusal::Claims);
+        }
+        let time = |name| match claims.get(name) {
+            None => Ok(None),
+            Some(value) => value.as_f64().map(Some).ok_or(Refusal::Time(name)),
+        };
+        let expiry = time("exp")?.unwrap_or(f64::INFINITY);
+        if now >= expiry {
+            return Err(Refusal::Expired);
+        }
+        if time("nbf")?.is_some_and(|start| now < start) {
+            return Err(Refusal::NotYetValid);
+        }
+        if let Some(issuer) = &self.issuer
+            && claims["iss"] != **issuer
+        {
+            return Err(Refusal::Issuer);
+        }
+        if let Some(audience) = &self.audience
+            && claims["aud"] != **audience
+            && !contains(&claims["aud"], audience)
+        {
+            return Err(Refusal::Audience);
+        }
+        let subject = claims["sub"]
+            .as_str()
+            .ok_or_else(|| Refusal::Subject("must be text of 1 to 255 characters".to_owned()))?;
+        Ok(Verified {
+            principal: Principal {
+                subject: OwnerId::parse(subject.to_owned()).map_err(Refusal::Subject)?,
+                admin: claims["admin"] == true || contains(&claims["roles"], "admin"),
+            },
+            until: expiry.min(now + VERIFIED_TTL_SECS),
+        })
+    }
+}
+
+fn contains(array: &Value, text: &str) -> bool {
+    array
+        .as_array()
+        .is_some_and(|items| items.iter().any(|item| item == text))
+}

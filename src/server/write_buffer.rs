@@ -1,0 +1,166 @@
+//! Write coalescing. HTTP/2 writes and flushes frame by frame. The frames of a connection are
+//! buffered until all tasks that are ready have run, because these may write more, and are then
+//! written to the socket together.
+
+use std::{
+    io,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker, ready},
+};
+
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use tokio::{io::AsyncWrite as _, net::tcp::OwnedWriteHalf, task::yield_now};
+
+/// The capacity of a connection's buffer.
+const MAX_BUFFERED_BYTES: usize = 256 << 10;
+
+/// The write half of a connection.
+///
+/// Implements [`Wake`] itself, so that the deferred flush doesn't poll the HTTP/2 connection unless
+/// the socket is full.
+pub struct Writer {
+    buffer: Mutex<WriteBuffer>,
+    /// Polls the connection when the socket was full at the deferred flush.
+    connection: AtomicWaker,
+}
+
+struct WriteBuffer {
+    socket: OwnedWriteHalf,
+    bytes: Vec<u8>,
+    /// The length of the prefix of `bytes` that the socket has taken.
+    written: usize,
+    flush: Flush,
+}
+
+/// The state of a flush.
+#[derive(PartialEq, Eq)]
+enum Flush {
+    /// None was asked for.
+    Idle,
+    /// Runs once all ready tasks have run.
+    Scheduled,
+    /// Runs as soon as the socket is writable.
+    Due,
+}
+
+impl Writer {
+    /// A writer with an empty buffer.
+    pub fn new(socket: OwnedWriteHalf) -> Self {
+        Self {
+            buffer: Mutex::new(WriteBuffer {
+                socket,
+                bytes: Vec::new(),
+                written: 0,
+                flush: Flush::Idle,
+            }),
+            connection: AtomicWaker::new(),
+        }
+    }
+
+    /// Appends as many bytes as the buffer has space for, and returns their number. Waits for the
+    /// socket if the buffer is full.
+    pub fn poll_append<'a>(
+        &self,
+        context: &mut Context<'_>,
+        slices: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Poll<io::Result<usize>> {
+        let mut buffer = self.buffer.lock();
+        if buffer.bytes.len() >= MAX_BUFFERED_BYTES {
+            ready!(buffer.poll_write(context))?;
+        }
+        Poll::Ready(Ok(slices
+            .into_iter()
+            .map(|slice| buffer.append(slice))
+            .sum()))
+    }
+
+    /// Schedules a flush unless one is pending.
+    pub fn schedule_flush(self: &Arc<Self>, context: &mut Context<'_>) {
+        let mut buffer = self.buffer.lock();
+        if buffer.flush != Flush::Idle || buffer.bytes.is_empty() {
+            return;
+        }
+        buffer.flush = Flush::Scheduled;
+        drop(buffer);
+        self.connection.register(context.waker());
+        // The runtime wakes a task that yields after all tasks that are ready.
+        let flush = Waker::from(Arc::clone(self));
+        let _ = pin!(yield_now()).poll(&mut Context::from_waker(&flush));
+    }
+
+    /// Writes the buffer to the socket if a flush is due.
+    pub fn poll_due(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut buffer = self.buffer.lock();
+        if buffer.flush == Flush::Due {
+            buffer.poll_write(context)
+        } else {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// Writes the buffer to the socket, and shuts it down.
+    pub fn poll_shutdown(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut buffer = self.buffer.lock();
+        ready!(buffer.poll_write(context))?;
+        Pin::new(&mut buffer.socket).poll_shutdown(context)
+    }
+}
+
+impl Wake for Writer {
+    /// The deferred flush.
+    fn wake(self: Arc<Self>) {
+        let mut buffer = self.buffer.lock();
+        if buffer.try_write().is_err() {
+            buffer.flush = Flush::Due;
+            self.connection.wake();
+        }
+    }
+}
+
+impl WriteBuffer {
+    fn append(&mut self, bytes: &[u8]) -> usize {
+        let appended = bytes.len().min(MAX_BUFFERED_BYTES - self.bytes.len());
+        self.bytes.extend_from_slice(&bytes[..appended]);
+        appended
+    }
+
+    /// Writes the buffer to the socket; an error if the socket is full.
+    fn try_write(&mut self) -> io::Result<()> {
+        while let Some(rest @ [_, ..]) = self.bytes.get(self.written..) {
+            let count = self.socket.try_write(rest)?;
+            self.advance(count)?;
+        }
+        self.reset();
+        Ok(())
+    }
+
+    /// Writes the buffer to the socket; waits while the socket is full.
+    fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while let Some(rest @ [_, ..]) = self.bytes.get(self.written..) {
+            let count = ready!(Pin::new(&mut self.socket).poll_write(context, rest))?;
+            self.advance(count)?;
+        }
+        self.reset();
+        Poll::Ready(Ok(()))
+    }
+
+    fn advance(&mut self, count: usize) -> io::Result<()> {
+        if count == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        self.written += count;
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        if self.bytes.len() < self.bytes.capacity() / 4 {
+            // Frees the memory of a connection that has become idle: it sends only small pings.
+            self.bytes = Vec::new();
+        }
+        self.bytes.clear();
+        self.written = 0;
+        self.flush = Flush::Idle;
+    }
+}
