@@ -696,7 +696,7 @@ async fn killed_before_reopen(lost: bool) {
         ..create(storage("new", "run"))
     };
     victim.proxy.holds.commit.arm();
-    victim.proxy.holds.answer.arm();
+    victim.proxy.holds.reply.arm();
     let writing = start(&victim.client, request.clone());
     victim.proxy.holds.commit.held().await;
     if lost {
@@ -704,7 +704,7 @@ async fn killed_before_reopen(lost: bool) {
         assert_eq!(held(&victim.reader, "run").await, ["old"]);
     }
     victim.proxy.holds.commit.release();
-    victim.proxy.holds.answer.held().await;
+    victim.proxy.holds.reply.held().await;
     victim.signal("KILL");
     writing.await.expect("no panic").expect_err("it died");
     if !lost {
