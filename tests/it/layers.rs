@@ -12,7 +12,7 @@ const RULES: &[(&str, &[&str])] = &[
     ("clap_complete", &["cli/"]),
     ("csv", &["cli/"]),
     ("indicatif", &["cli/"]),
-    ("prost_reflect", &["cli/"]),
+    ("prost_reflect", &["cli/", "api/", "proto/"]),
     ("toml", &["cli/"]),
     ("crate::cli", &["main.rs", "cli/"]),
     ("sqlx", &["store/"]),
