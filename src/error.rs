@@ -1,96 +1,96 @@
-//! What can go wrong, in the words of the domain. `api::status` alone turns it into a gRPC status.
+//! Errors of the domain. `api::status` maps them to gRPC statuses.
 
 use std::{error::Error as StdError, sync::Arc};
 
 use crate::model::LocationId;
 
-/// A result of this crate.
+/// A result with an [`Error`] of the domain.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// The cause of an error, for the log and never for a client.
+/// The cause of an error. It is logged, and never sent to a client.
 pub type Cause = Arc<dyn StdError + Send + Sync>;
 
-/// Why a call failed. Cheap to clone, because callers who share one database read share its error.
+/// Why a call failed. Cheap to clone, because calls that share a database read share its error.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
-    /// Fields of the request are bad; all of them are here.
+    /// Fields of the request are invalid. All violations are included.
     #[error("{}", describe(.0))]
     InvalidArgument(Vec<Violation>),
 
-    /// No locations with these ids, or none that the caller may see.
+    /// No locations that the caller may see have these ids.
     #[error("location {} was not found{}", .0[0], and_more(.0.len()))]
     NotFound(Vec<LocationId>),
 
-    /// The id is used. `indexes` are the colliding requests of a batch.
+    /// A location with the id exists.
     #[error("location {id} already exists{}", and_more(indexes.len()))]
     AlreadyExists {
-        /// The first id that is used.
+        /// The first id that exists.
         id: LocationId,
-        /// Which requests of the batch collide.
+        /// The indexes of the requests in the batch whose ids exist.
         indexes: Vec<usize>,
     },
 
-    /// The caller used this request id for another body.
-    #[error("request_id {0} was used with another body: use a new one")]
+    /// The caller used the request id with a different body.
+    #[error("request_id {0} was used with a different body: use a new one")]
     RequestIdReused(uuid::Uuid),
 
-    /// The etag that a write is conditional on isn't current.
+    /// The etag of a conditional write isn't current.
     #[error("location {0} has changed: read it again and retry with its current etag")]
     EtagMismatch(LocationId),
 
-    /// The caller isn't known.
+    /// The caller has no valid token.
     #[error("{0}")]
     Unauthenticated(String),
 
-    /// The caller may not do this.
+    /// The caller lacks the permission.
     #[error("{0}")]
     PermissionDenied(String),
 
-    /// The database has no room left.
-    #[error("the database has no room left to write to: nothing was changed")]
+    /// The database is full.
+    #[error("the database is full: nothing was changed")]
     StorageFull(#[source] Cause),
 
-    /// Another write was in the way, and the database undid this one.
-    #[error("another write was in the way: nothing was changed, try again")]
+    /// The write conflicted with a concurrent one and was rolled back.
+    #[error("the write conflicted with a concurrent one: nothing was changed, retry it")]
     Conflict(#[source] Cause),
 
-    /// The database doesn't answer.
+    /// The database isn't available.
     #[error("the database is unavailable")]
     DatabaseUnavailable(#[source] Cause),
 
-    /// The cache doesn't answer, so that a write can't invalidate it.
+    /// The cache isn't available, so a write can't invalidate it.
     #[error("the cache is unavailable: nothing was changed")]
     CacheUnavailable(#[source] Cause),
 
-    /// A write may or may not have been done.
+    /// A write may or may not have been committed.
     #[error(
         "the outcome of the write is unknown: read before you retry, or retry with the same request_id"
     )]
     OutcomeUnknown(#[source] Cause),
 
-    /// The caller went away before the write was committed.
+    /// The caller cancelled before the write was committed.
     #[error("cancelled by the caller: nothing was changed")]
     Cancelled,
 
-    /// The caller's deadline, or the service's own, is over. Shown only if the caller still waits.
-    #[error("not done within {0:?}: nothing was changed unless the commit had begun")]
+    /// The deadline of the caller or of the service has passed.
+    #[error("not completed within {0:?}: nothing was changed unless the commit had begun")]
     DeadlineExceeded(std::time::Duration),
 
     /// The service is stopping.
     #[error("the service is stopping")]
     Stopping,
 
-    /// A fault of the service.
+    /// A bug in the service, or corrupt data.
     #[error("internal error")]
     Internal(#[source] Cause),
 }
 
-/// What is wrong with a field of a request.
+/// A constraint that a field of a request violates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Violation {
     /// The path of the field, such as `location.address.region_code`.
     pub field: String,
-    /// What is wrong, the limit, and how to mend it.
+    /// The constraint, the actual value where it helps, and how to correct it.
     pub description: String,
 }
 
@@ -129,7 +129,7 @@ impl Violations {
 }
 
 impl Error {
-    /// One bad field.
+    /// An invalid field.
     pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
         Self::InvalidArgument(vec![Violation {
             field: field.into(),
@@ -137,12 +137,12 @@ impl Error {
         }])
     }
 
-    /// A fault of the service, with its cause.
+    /// An internal error with its cause.
     pub fn internal(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Internal(cause.into().into())
     }
 
-    /// A write that met another one.
+    /// A write conflict with its cause.
     pub fn conflict(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Conflict(cause.into().into())
     }

@@ -21,13 +21,13 @@ use crate::{
 #[derive(Clone)]
 pub struct CacheApi {
     service: Service,
-    /// Whether replicas share a Redis.
+    /// Whether the cache has a tier in Redis, which replicas share.
     shared: bool,
 }
 
 impl CacheApi {
-    /// The API of a service's cache, which has a tier in Redis if it is shared. Requests carry
-    /// their [`Principal`](crate::model::Principal) as an extension.
+    /// Creates the API of a service's cache. `shared` tells whether the cache has a tier in Redis.
+    /// Requests need a [`Principal`](crate::model::Principal) as an extension.
     pub fn new(service: Service, shared: bool) -> Self {
         Self { service, shared }
     }
@@ -127,7 +127,7 @@ impl CacheService for CacheApi {
     }
 }
 
-/// Whether the answer would come from the cache, and why.
+/// Returns whether a list would be a hit, and why.
 fn explain(cached: &Explanation) -> (bool, String) {
     let Explanation {
         current,
@@ -137,52 +137,55 @@ fn explain(cached: &Explanation) -> (bool, String) {
     } = cached;
     if current.is_none() && *writers > 0 {
         let why = match writers {
-            1 => "Bypass: a write on the tag is in flight, and until it is done or dead the \
-                  database answers."
-                .to_owned(),
+            1 => {
+                "Bypass: a write on the tag is in flight. Until it completes or expires, lists are \
+                  read from the database."
+                    .to_owned()
+            }
             _ => format!(
-                "Bypass: {writers} writes on the tag are in flight, and until they are done or \
-                 dead the database answers."
+                "Bypass: {writers} writes on the tag are in flight. Until they complete or expire, \
+                 lists are read from the database."
             ),
         };
         return (false, why);
     }
     let Some(current) = current else {
-        let why = "Miss: the tag has no version, because a write has closed it or nothing was \
-                   cached under it; the next read opens it.";
+        let why = "Miss: the tag has no version, because a write closed it or nothing was cached \
+                   under it. The next read opens it.";
         return (false, why.to_owned());
     };
-    let is_current = |held: &Option<EntryInfo>| held.is_some_and(|held| held.version == *current);
-    let held_before = local.or(*redis).is_some();
+    let is_current =
+        |entry: &Option<EntryInfo>| entry.is_some_and(|entry| entry.version == *current);
+    let is_stored = local.or(*redis).is_some();
     match (is_current(local), is_current(redis)) {
         (true, _) => (
             true,
-            "Hit: the process holds the answer under the tag's current version.".to_owned(),
+            "Hit: the process holds the response under the tag's current version.".to_owned(),
         ),
         (false, true) => (
             true,
-            "Hit: Redis holds the answer under the tag's current version.".to_owned(),
+            "Hit: Redis holds the response under the tag's current version.".to_owned(),
         ),
-        (false, false) if held_before => (
+        (false, false) if is_stored => (
             false,
-            "Miss: the answer that is held has an older version of the tag than the current one, \
-             because a location that the tag covers has changed since."
+            "Miss: the stored response has an older version of the tag, because a location that \
+             the tag covers has changed since."
                 .to_owned(),
         ),
         (false, false) => (
             false,
-            "Miss: the tag is open, but this request's answer isn't cached.".to_owned(),
+            "Miss: the tag is open, but this request's response isn't cached.".to_owned(),
         ),
     }
 }
 
 impl From<EntryInfo> for v1::CachedEntry {
-    fn from(held: EntryInfo) -> Self {
+    fn from(entry: EntryInfo) -> Self {
         Self {
-            version: held.version.to_string(),
-            // Of the message alone.
-            size_bytes: count(held.bytes.saturating_sub(Frame::PREFIX_BYTES as u64)),
-            age: Some(duration(held.age)),
+            version: entry.version.to_string(),
+            // The size of the message, without the frame's prefix.
+            size_bytes: count(entry.bytes.saturating_sub(Frame::PREFIX_BYTES as u64)),
+            age: Some(duration(entry.age)),
         }
     }
 }

@@ -1,8 +1,9 @@
-//! The fast path of the cached methods: the frame that the cache holds is the body of the response,
-//! ahead of tonic, which would copy it into a buffer of its own.
+//! The fast path of the cached methods: the frame in the cache is the body of the response. tonic
+//! would copy it into a buffer of its own.
 //!
-//! It takes the calls that nearly all clients make: one message, not compressed, and no wish for a
-//! compressed answer. Any other call, and one that can't be decoded, goes to tonic as it came.
+//! It takes calls of one uncompressed message whose client accepts an uncompressed response, as most
+//! clients do. Other calls, and malformed ones, pass on to tonic unchanged; there the methods are
+//! those of [`LocationApi`] as well.
 
 use std::{
     mem,
@@ -34,92 +35,98 @@ use crate::{
 };
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
+
 const OK: HeaderValue = HeaderValue::from_static("0");
 
-/// A call of a cached method.
-enum Call {
-    List(v1::ListLocationsRequest),
-    Get(v1::GetLocationRequest),
-    Reports(v1::ListLocationReportsRequest),
+#[derive(Clone, Copy)]
+enum CachedMethod {
+    List,
+    Get,
+    Reports,
 }
 
-/// How a cached method's message becomes a call.
-type Decode = fn(&[u8]) -> Result<Call, DecodeError>;
-
-fn cached_method(path: &str) -> Option<Decode> {
-    Some(match path {
-        "/location.v1.LocationService/ListLocations" => |message| {
-            let request = v1::ListLocationsRequest::decode(message)?;
-            Ok(Call::List(request))
-        },
-        "/location.v1.LocationService/GetLocation" => |message| {
-            let request = v1::GetLocationRequest::decode(message)?;
-            Ok(Call::Get(request))
-        },
-        "/location.v1.LocationService/ListLocationReports" => |message| {
-            let request = v1::ListLocationReportsRequest::decode(message)?;
-            Ok(Call::Reports(request))
-        },
-        _ => return None,
-    })
+impl CachedMethod {
+    fn from_path(path: &str) -> Option<Self> {
+        match path {
+            "/location.v1.LocationService/ListLocations" => Some(Self::List),
+            "/location.v1.LocationService/GetLocation" => Some(Self::Get),
+            "/location.v1.LocationService/ListLocationReports" => Some(Self::Reports),
+            _ => None,
+        }
+    }
 }
 
-/// Answers calls of the cached methods ahead of the services that it wraps. `admit` tells who sent
-/// a request's headers.
+/// A layer that responds to plain calls of the cached methods.
+///
+/// `authenticate` returns the caller that sent a request's headers.
 #[derive(Clone)]
 pub struct FastPath<A> {
     api: LocationApi,
-    admit: A,
+    authenticate: A,
 }
 
 impl<A> FastPath<A>
 where
     A: Fn(&HeaderMap) -> Result<Principal, Error>,
 {
-    /// The fast path to an API.
-    pub fn new(api: LocationApi, admit: A) -> Self {
-        Self { api, admit }
+    /// Creates the fast path to an API.
+    pub fn new(api: LocationApi, authenticate: A) -> Self {
+        Self { api, authenticate }
     }
 
-    /// The response to a call, or the request, unchanged, if tonic has to answer it.
-    async fn answer(
+    /// Responds to a call, or returns it unchanged for tonic.
+    async fn respond(
         &self,
-        decode: Decode,
+        method: CachedMethod,
         request: Request<Body>,
     ) -> Result<Response<ResponseBody>, Request<Body>> {
         let (head, body) = request.into_parts();
-        let caller = match (self.admit)(&head.headers) {
+        let caller = match (self.authenticate)(&head.headers) {
             Ok(caller) => caller,
-            Err(error) => return Ok(refuse(error)),
+            Err(error) => return Ok(error_response(error)),
         };
-        let frame = match sole_frame(body).await {
+        let frame = match only_frame(body).await {
             Ok(frame) => frame,
             Err(body) => return Err(Request::from_parts(head, body)),
         };
-        let Ok(call) = decode(frame.message()) else {
-            let body = Body::new(Full::new(frame.into_bytes()));
-            return Err(Request::from_parts(head, body));
-        };
-        let served = self.call(&caller, cache_mode(&head.headers), call).await;
-        Ok(served.map_or_else(refuse, respond))
+        let mode = cache_mode(&head.headers);
+        match self.call(method, &caller, mode, frame.message()).await {
+            Ok(Ok(response)) => Ok(cached_response(response)),
+            Ok(Err(error)) => Ok(error_response(error)),
+            Err(_malformed) => {
+                let body = Body::new(Full::new(frame.into_bytes()));
+                Err(Request::from_parts(head, body))
+            }
+        }
     }
 
     async fn call(
         &self,
+        method: CachedMethod,
         caller: &Principal,
         mode: CacheMode,
-        call: Call,
-    ) -> Result<CachedResponse, Error> {
-        match call {
-            Call::List(request) => self.api.list(caller, mode, request).await,
-            Call::Get(request) => self.api.get(caller, mode, &request).await,
-            Call::Reports(request) => self.api.reports(caller, mode, request).await,
-        }
+        message: &[u8],
+    ) -> Result<Result<CachedResponse, Error>, DecodeError> {
+        Ok(match method {
+            CachedMethod::List => {
+                let request = v1::ListLocationsRequest::decode(message)?;
+                self.api.list(caller, mode, request).await
+            }
+            CachedMethod::Get => {
+                let request = v1::GetLocationRequest::decode(message)?;
+                self.api.get(caller, mode, &request).await
+            }
+            CachedMethod::Reports => {
+                let request = v1::ListLocationReportsRequest::decode(message)?;
+                self.api.reports(caller, mode, request).await
+            }
+        })
     }
 }
 
-fn respond(CachedResponse { frame, source }: CachedResponse) -> Response<ResponseBody> {
+fn cached_response(CachedResponse { frame, source }: CachedResponse) -> Response<ResponseBody> {
     let mut response = Response::new(ResponseBody::Frame(frame.into_bytes()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, GRPC);
@@ -127,43 +134,44 @@ fn respond(CachedResponse { frame, source }: CachedResponse) -> Response<Respons
     response
 }
 
-fn refuse(error: Error) -> Response<ResponseBody> {
+fn error_response(error: Error) -> Response<ResponseBody> {
     Status::from(error).into_http()
 }
 
-/// Whether a request's headers ask for nothing that tonic alone can do.
+/// Whether the headers of a request need nothing that only tonic does.
 fn is_plain(request: &Request<Body>) -> bool {
     let headers = request.headers();
     request.method() == Method::POST
-        && headers.get(CONTENT_TYPE).is_some_and(|kind| {
-            [&b"application/grpc"[..], b"application/grpc+proto"].contains(&kind.as_bytes())
+        && headers.get(CONTENT_TYPE).is_some_and(|content_type| {
+            [&b"application/grpc"[..], b"application/grpc+proto"].contains(&content_type.as_bytes())
         })
         && !headers.contains_key("grpc-encoding")
         && !headers.contains_key("grpc-accept-encoding")
 }
 
-/// The frame of a body that is just one, uncompressed and in one piece; or the body as it was.
-async fn sole_frame(mut body: Body) -> Result<proto::Frame, Body> {
+/// Returns the frame of a body that is one uncompressed frame in one piece. Returns any other body
+/// unchanged.
+async fn only_frame(mut body: Body) -> Result<proto::Frame, Body> {
     let first = match body.frame().await {
         Some(Ok(first)) => first,
-        other => return Err(again(other, body)),
+        other => return Err(unread(other, body)),
     };
     let Some(frame) = first.data_ref().cloned().and_then(proto::Frame::parse) else {
-        return Err(again([Ok(first)], body));
+        return Err(unread([Ok(first)], body));
     };
     while !body.is_end_stream() {
         match body.frame().await {
             None => break,
-            // What many clients end with.
+            // Many clients end the stream with an empty data frame.
             Some(Ok(end)) if end.data_ref().is_some_and(Bytes::is_empty) => {}
-            Some(more) => return Err(again([Ok(first), more], body)),
+            Some(more) => return Err(unread([Ok(first), more], body)),
         }
     }
     Ok(frame)
 }
 
-/// A body from which something was read.
-fn again(
+/// Puts the parts that were read back in front of a body.
+fn unread(
     read: impl IntoIterator<Item = Result<Frame<Bytes>, Status>, IntoIter: Send + 'static>,
     rest: Body,
 ) -> Body {
@@ -175,14 +183,14 @@ fn again(
 /// The body of a response.
 #[derive(Default)]
 pub enum ResponseBody {
-    /// A frame, and trailers that say it went well.
+    /// A frame, then trailers with the status `OK`.
     Frame(Bytes),
     /// The trailers.
     Trailers,
-    /// Nothing.
+    /// The end.
     #[default]
     End,
-    /// What tonic answers.
+    /// A body from tonic.
     Tonic(Body),
 }
 
@@ -220,24 +228,24 @@ impl http_body::Body for ResponseBody {
 }
 
 impl<A: Clone, S> Layer<S> for FastPath<A> {
-    type Service = Fast<A, S>;
+    type Service = WithFastPath<A, S>;
 
-    fn layer(&self, inner: S) -> Fast<A, S> {
-        Fast {
+    fn layer(&self, inner: S) -> Self::Service {
+        WithFastPath {
             path: self.clone(),
             inner,
         }
     }
 }
 
-/// Services with a [`FastPath`] ahead of them.
+/// A service with a [`FastPath`] in front of it.
 #[derive(Clone)]
-pub struct Fast<A, S> {
+pub struct WithFastPath<A, S> {
     path: FastPath<A>,
     inner: S,
 }
 
-impl<A, S> Service<Request<Body>> for Fast<A, S>
+impl<A, S> Service<Request<Body>> for WithFastPath<A, S>
 where
     A: Fn(&HeaderMap) -> Result<Principal, Error> + Clone + Send + Sync + 'static,
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
@@ -252,14 +260,14 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let decode = cached_method(request.uri().path()).filter(|_| is_plain(&request));
+        let method = CachedMethod::from_path(request.uri().path()).filter(|_| is_plain(&request));
         let path = self.path.clone();
-        // The clone may not be ready, and this one is.
-        let fresh = self.inner.clone();
-        let mut inner = mem::replace(&mut self.inner, fresh);
+        // The clone may not be ready, but `self.inner` is.
+        let clone = self.inner.clone();
+        let mut inner = mem::replace(&mut self.inner, clone);
         async move {
-            let request = match decode {
-                Some(decode) => match path.answer(decode, request).await {
+            let request = match method {
+                Some(method) => match path.respond(method, request).await {
                     Ok(response) => return Ok(response),
                     Err(request) => request,
                 },

@@ -1,17 +1,25 @@
-//! The generated traits' thin implementations: convert, call, map.
+//! The gRPC API: requests → the service's queries and writes, results → responses.
+//!
+//! | module | |
+//! | --- | --- |
+//! | `fast_path` | the cached methods, ahead of tonic |
+//! | `cache` | `location.v1.CacheService` |
+//! | `convert` | requests → queries and writes |
+//! | `cache_headers` | `cache-control` and `cache-status` |
+//! | `status` | errors → statuses |
 
 mod cache;
 mod cache_headers;
-pub mod codec;
 mod convert;
 pub mod fast_path;
 mod status;
 
+use prost::Message;
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 
 pub use self::cache::CacheApi;
 use self::{
-    codec::Encoded,
+    cache_headers::{CACHE_STATUS, cache_mode, cache_status},
     convert::{Paged, WriteCall},
 };
 use crate::{
@@ -28,7 +36,7 @@ pub struct LocationApi {
 }
 
 impl LocationApi {
-    /// The API of a service. Requests carry their [`Principal`] as an extension.
+    /// Creates the API of a service. Requests need a [`Principal`] as an extension.
     pub fn new(service: Service) -> Self {
         Self { service }
     }
@@ -81,25 +89,17 @@ impl LocationService for LocationApi {
     async fn list_locations(
         &self,
         request: Request<v1::ListLocationsRequest>,
-    ) -> Result<Response<Encoded>, Status> {
-        let (caller, mode) = (
-            caller(&request)?,
-            cache_headers::cache_mode(request.metadata().as_ref()),
-        );
-        let served = self.list(&caller, mode, request.into_inner()).await?;
-        Ok(respond(&served))
+    ) -> Result<Response<v1::ListLocationsResponse>, Status> {
+        let (caller, mode) = (caller(&request)?, cache_mode(request.metadata().as_ref()));
+        decode(&self.list(&caller, mode, request.into_inner()).await?)
     }
 
     async fn get_location(
         &self,
         request: Request<v1::GetLocationRequest>,
-    ) -> Result<Response<Encoded>, Status> {
-        let (caller, mode) = (
-            caller(&request)?,
-            cache_headers::cache_mode(request.metadata().as_ref()),
-        );
-        let served = self.get(&caller, mode, request.get_ref()).await?;
-        Ok(respond(&served))
+    ) -> Result<Response<v1::Location>, Status> {
+        let (caller, mode) = (caller(&request)?, cache_mode(request.metadata().as_ref()));
+        decode(&self.get(&caller, mode, request.get_ref()).await?)
     }
 
     async fn batch_get_locations(
@@ -109,8 +109,7 @@ impl LocationService for LocationApi {
         let caller = caller(&request)?;
         let ids = convert::batch_get(request.get_ref())?;
         let found = self.service.batch_get(&caller, &ids).await?;
-        let response = convert::batch_get_response(&ids, found)?;
-        Ok(Response::new(response))
+        Ok(Response::new(convert::batch_get_response(&ids, found)?))
     }
 
     async fn create_location(
@@ -118,8 +117,8 @@ impl LocationService for LocationApi {
         request: Request<v1::CreateLocationRequest>,
     ) -> Result<Response<v1::Location>, Status> {
         let caller = caller(&request)?;
-        let write = convert::create(request.into_inner(), &caller)?;
-        Ok(Response::new(one(self.write(caller, write).await?)?))
+        let call = convert::create(request.into_inner(), &caller)?;
+        Ok(Response::new(only(self.write(caller, call).await?)?))
     }
 
     async fn batch_create_locations(
@@ -127,8 +126,8 @@ impl LocationService for LocationApi {
         request: Request<v1::BatchCreateLocationsRequest>,
     ) -> Result<Response<v1::BatchCreateLocationsResponse>, Status> {
         let caller = caller(&request)?;
-        let write = convert::batch_create(request.into_inner(), &caller)?;
-        let locations = self.write(caller, write).await?;
+        let call = convert::batch_create(request.into_inner(), &caller)?;
+        let locations = self.write(caller, call).await?;
         Ok(Response::new(v1::BatchCreateLocationsResponse {
             locations,
         }))
@@ -139,8 +138,8 @@ impl LocationService for LocationApi {
         request: Request<v1::UpdateLocationRequest>,
     ) -> Result<Response<v1::Location>, Status> {
         let caller = caller(&request)?;
-        let write = convert::update(request.into_inner())?;
-        Ok(Response::new(one(self.write(caller, write).await?)?))
+        let call = convert::update(request.into_inner())?;
+        Ok(Response::new(only(self.write(caller, call).await?)?))
     }
 
     async fn delete_location(
@@ -148,48 +147,45 @@ impl LocationService for LocationApi {
         request: Request<v1::DeleteLocationRequest>,
     ) -> Result<Response<()>, Status> {
         let caller = caller(&request)?;
-        let write = convert::delete(request.get_ref())?;
-        self.write(caller, write).await?;
+        let call = convert::delete(request.get_ref())?;
+        self.write(caller, call).await?;
         Ok(Response::new(()))
     }
 
     async fn list_location_reports(
         &self,
         request: Request<v1::ListLocationReportsRequest>,
-    ) -> Result<Response<Encoded>, Status> {
-        let (caller, mode) = (
-            caller(&request)?,
-            cache_headers::cache_mode(request.metadata().as_ref()),
-        );
-        let served = self.reports(&caller, mode, request.into_inner());
-        Ok(respond(&served.await?))
+    ) -> Result<Response<v1::ListLocationReportsResponse>, Status> {
+        let (caller, mode) = (caller(&request)?, cache_mode(request.metadata().as_ref()));
+        decode(&self.reports(&caller, mode, request.into_inner()).await?)
     }
 }
 
-/// Who calls, as the interceptor found out.
+/// Returns the caller that authentication has added to the request.
 fn caller<T>(request: &Request<T>) -> Result<Principal, Error> {
     request
         .extensions()
         .get()
         .cloned()
-        .ok_or_else(|| Error::internal("the request was let in without a principal"))
+        .ok_or_else(|| Error::internal("the request has no principal"))
 }
 
-fn one(locations: Vec<v1::Location>) -> Result<v1::Location, Error> {
+/// Returns the only location of a write.
+fn only(locations: Vec<v1::Location>) -> Result<v1::Location, Error> {
     locations
         .into_iter()
         .next()
-        .ok_or_else(|| Error::internal("a write of one location answered none"))
+        .ok_or_else(|| Error::internal("a write of one location returned none"))
 }
 
-/// The answer to a call that isn't one for [`fast_path`].
-fn respond(served: &CachedResponse) -> Response<Encoded> {
-    let mut response = Response::new(Encoded(bytes::Bytes::copy_from_slice(
-        served.frame.message(),
-    )));
-    response.metadata_mut().insert(
-        cache_headers::CACHE_STATUS,
-        MetadataValue::from_static(cache_headers::cache_status(served.source)),
+/// Decodes a cached response, because tonic encodes it again. Only calls that the fast path passes
+/// on come here: mostly those with compression.
+fn decode<M: Message + Default>(response: &CachedResponse) -> Result<Response<M>, Status> {
+    let message = M::decode(response.frame.message()).map_err(Error::internal)?;
+    let mut decoded = Response::new(message);
+    decoded.metadata_mut().insert(
+        CACHE_STATUS,
+        MetadataValue::from_static(cache_status(response.source)),
     );
-    response
+    Ok(decoded)
 }

@@ -1,4 +1,4 @@
-//! The one place that turns an error into a gRPC status, and that logs it.
+//! Maps errors to gRPC statuses and logs them; no other module does either.
 
 use std::{error::Error as _, fmt::Write as _, time::Duration};
 
@@ -12,11 +12,11 @@ use crate::error::{Error, Violation};
 const DOMAIN: &str = "location.v1";
 const LOCATION: &str = "location.v1.Location";
 
-/// When a call that failed for want of a server may be tried again.
+/// The delay in `RetryInfo`.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// How much text the details of a status hold: clients take 8 KiB of trailers, in which the details
-/// are encoded as base64.
+/// Maximum size of the text in a status's details. Clients accept 8 KiB of trailers, where the
+/// details are encoded as base64.
 const MAX_DETAIL_BYTES: usize = 3_000;
 
 impl From<Error> for Status {
@@ -30,16 +30,17 @@ impl From<Error> for Status {
                 details.push(BadRequest::new(field_violations(violations)).into());
             }
             Error::NotFound(ids) => {
-                let mut room = MAX_DETAIL_BYTES;
+                let mut bytes_left = MAX_DETAIL_BYTES;
                 details.extend(
-                    ids.iter()
-                        .map_while(|id| resource(&id.to_string(), "wasn't found", &mut room)),
+                    ids.iter().map_while(|id| {
+                        resource(&id.to_string(), "was not found", &mut bytes_left)
+                    }),
                 );
             }
             Error::AlreadyExists { id, indexes } => {
                 info.metadata.insert("indexes".to_owned(), ranges(indexes));
-                let mut room = MAX_DETAIL_BYTES;
-                details.extend(resource(&id.to_string(), "already exists", &mut room));
+                let mut bytes_left = MAX_DETAIL_BYTES;
+                details.extend(resource(&id.to_string(), "already exists", &mut bytes_left));
             }
             Error::RequestIdReused(id) => {
                 let violation = FieldViolation::new("request_id", error.to_string());
@@ -48,8 +49,8 @@ impl From<Error> for Status {
                 details.push(BadRequest::new([violation]).into());
             }
             Error::EtagMismatch(id) => {
-                let mut room = MAX_DETAIL_BYTES;
-                details.extend(resource(&id.to_string(), "has changed", &mut room));
+                let mut bytes_left = MAX_DETAIL_BYTES;
+                details.extend(resource(&id.to_string(), "has changed", &mut bytes_left));
             }
             _ => {}
         }
@@ -61,7 +62,7 @@ impl From<Error> for Status {
     }
 }
 
-/// The canonical code of an error, and its stable reason.
+/// Returns the canonical code of an error, and its stable reason.
 fn classify(error: &Error) -> (Code, &'static str) {
     match error {
         Error::InvalidArgument(_) => (Code::InvalidArgument, "INVALID_FIELD"),
@@ -101,13 +102,13 @@ fn log(error: &Error, code: Code, reason: &str) {
     }
 }
 
-/// As many of the violations as a status holds, and how many more there are.
+/// Returns the violations that fit in a status, followed by the number of the rest.
 fn field_violations(violations: &[Violation]) -> Vec<FieldViolation> {
-    let mut room = MAX_DETAIL_BYTES;
+    let mut bytes_left = MAX_DETAIL_BYTES;
     let mut shown: Vec<_> = violations
         .iter()
         .map_while(|Violation { field, description }| {
-            room = room.checked_sub(field.len() + description.len())?;
+            bytes_left = bytes_left.checked_sub(field.len() + description.len())?;
             Some(FieldViolation::new(field, description))
         })
         .collect();
@@ -118,12 +119,12 @@ fn field_violations(violations: &[Violation]) -> Vec<FieldViolation> {
     shown
 }
 
-fn resource(name: &str, description: &str, room: &mut usize) -> Option<ErrorDetail> {
-    *room = room.checked_sub(LOCATION.len() + name.len() + description.len())?;
+fn resource(name: &str, description: &str, bytes_left: &mut usize) -> Option<ErrorDetail> {
+    *bytes_left = bytes_left.checked_sub(LOCATION.len() + name.len() + description.len())?;
     Some(ResourceInfo::new(LOCATION, name, "", description).into())
 }
 
-/// Ascending indexes as ranges, `0-11,17`, as many as a status holds.
+/// Formats ascending indexes as ranges such as `0-11,17`, as many as fit in a status.
 fn ranges(indexes: &[usize]) -> String {
     let mut text = String::new();
     for run in indexes.chunk_by(|a, b| a + 1 == *b) {
@@ -150,7 +151,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn indexes_are_told_as_ranges() {
+    fn indexes_are_formatted_as_ranges() {
         assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "0-2,5,7-8");
         assert_eq!(ranges(&[]), "");
         let every_other: Vec<_> = (0..1_000).map(|index| index * 2).collect();
@@ -158,7 +159,7 @@ mod tests {
     }
 
     #[test]
-    fn no_status_outgrows_the_trailers_that_clients_take() {
+    fn details_fit_in_trailers() {
         let violations = (0..10_000)
             .map(|index| Violation {
                 field: format!("requests[{index}].location.display_name"),
@@ -167,7 +168,7 @@ mod tests {
             .collect();
         let status = Status::from(Error::InvalidArgument(violations));
         assert!(status.details().len() * 4 / 3 + status.message().len() < 8_192);
-        let details = status.get_details_bad_request().expect("given");
+        let details = status.get_details_bad_request().expect("a BadRequest");
         let last = details.field_violations.last().expect("some");
         assert!(last.description.starts_with("and "));
     }

@@ -39,9 +39,6 @@ pub fn to_dynamic(location: &location::v1::Location) -> Result<DynamicMessage> {
     Ok(message)
 }
 
-/// `google.protobuf.Empty`.
-pub type Empty = ();
-
 /// Package `location`.
 pub mod location {
     /// Package `location.v1`: the contract. A Rust client is
@@ -49,7 +46,5 @@ pub mod location {
     #[allow(missing_docs, clippy::pedantic, reason = "generated code")]
     pub mod v1 {
         include!(concat!(env!("OUT_DIR"), "/location.v1.rs"));
-        include!(concat!(env!("OUT_DIR"), "/location.v1.LocationService.rs"));
-        include!(concat!(env!("OUT_DIR"), "/location.v1.CacheService.rs"));
     }
 }

@@ -171,9 +171,9 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
     assert!(!told.would_hit);
     // The process learns of another version when it reads the entry, and not before.
     let expected = if shared(pair) {
-        "Miss: the answer that is held has an older version"
+        "Miss: the stored response has an older version"
     } else {
-        "Miss: the tag is open, but this request's answer isn't cached"
+        "Miss: the tag is open, but this request's response isn't cached"
     };
     assert!(
         told.explanation.starts_with(expected),
