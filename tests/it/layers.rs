@@ -1,86 +1,201 @@
-//! Data goes one way, `main → app → {api, auth} → service → {cache, store} → {model, proto, error}`,
-//! and each foreign crate is known where it must be and nowhere else.
+//! Data goes one way, `main → cli → app → server → {api, auth} → service → {cache, store} → {model,
+//! proto, error}`, and every module names only the modules and crates that it needs.
 
-use std::{fs, path::Path};
+use std::{collections::BTreeSet, fs, path::Path};
 
-/// What a name in the code means, and the files (or folders) of `src/` that may say it. Whatever
-/// isn't said of a file here, it may do.
-const RULES: &[(&str, &[&str])] = &[
-    ("tonic", &["cli/", "server/", "api/"]),
-    // The command line, which the library doesn't know.
-    ("clap", &["cli/"]),
-    ("clap_complete", &["cli/"]),
-    ("csv", &["cli/"]),
-    ("indicatif", &["cli/"]),
-    ("prost_reflect", &["cli/", "api/", "proto/"]),
-    ("toml", &["cli/"]),
-    ("crate::cli", &["main.rs", "cli/"]),
-    ("sqlx", &["store/"]),
-    ("fred", &["cache/redis/"]),
-    // The engines.
-    ("crate::store::sqlite", &["app.rs", "store/"]),
-    ("crate::store::postgres", &["app.rs", "store/"]),
-    ("MemoryCache", &["app.rs", "cache/"]),
-    ("RedisCache", &["app.rs", "coordination.rs", "cache/"]),
-    // The layers, each known to those above it.
-    ("crate::app", &["cli/", "app.rs"]),
-    ("crate::telemetry", &["cli/"]),
-    (
-        "crate::config",
-        &["cli/", "app.rs", "auth/", "telemetry.rs"],
-    ),
-    ("crate::auth", &["cli/", "app.rs", "server/", "auth/"]),
-    // `proto` names the codec of the cached answers in what it generates, which isn't in `src/`.
-    ("crate::server", &["app.rs", "server/"]),
-    ("crate::api", &["server/", "api/"]),
-    ("crate::service", &["app.rs", "server/", "api/"]),
-    ("crate::page_token", &["service/"]),
-    ("crate::coordination", &["app.rs", "service/"]),
-    (
-        "crate::cache",
-        &["app.rs", "api/", "service/", "coordination.rs", "cache/"],
-    ),
-    (
-        "crate::store",
-        &[
-            "cli/",
-            "app.rs",
-            "config.rs",
-            "server/",
-            "service/",
-            "coordination.rs",
-            "store/",
+/// Crates that every module may use.
+const COMMON: &[&str] = &[
+    "arc_swap",
+    "async_trait",
+    "bytes",
+    "futures_util",
+    "parking_lot",
+    "thiserror",
+    "tokio",
+    "tokio_stream",
+    "tokio_util",
+    "tracing",
+    "uuid",
+];
+
+/// A module of `src/`, with the other modules and the crates that it may use.
+struct Module {
+    name: &'static str,
+    modules: &'static [&'static str],
+    crates: &'static [&'static str],
+}
+
+/// Every module, from the top layer down.
+#[rustfmt::skip]
+const MODULES: &[Module] = &[
+    Module {
+        name: "main",
+        modules: &["cli"],
+        crates: &["mimalloc"],
+    },
+    Module {
+        name: "cli",
+        modules: &[
+            "app", "auth", "config", "error", "model", "proto", "store", "telemetry",
         ],
-    ),
+        crates: &[
+            "base64", "clap", "clap_complete", "csv", "http", "indicatif", "prost",
+            "prost_reflect", "prost_types", "serde", "serde_json", "toml", "tonic",
+            "tonic_health", "tonic_types", "tracing_subscriber",
+        ],
+    },
+    Module {
+        name: "lib",
+        modules: &[],
+        crates: &[],
+    },
+    Module {
+        name: "config",
+        modules: &["store"],
+        crates: &["tracing_subscriber"],
+    },
+    Module {
+        name: "telemetry",
+        modules: &["config"],
+        crates: &["tracing_subscriber"],
+    },
+    Module {
+        name: "app",
+        modules: &[
+            "auth", "cache", "config", "coordination", "error", "server", "service", "store",
+        ],
+        crates: &[],
+    },
+    Module {
+        name: "server",
+        modules: &["api", "auth", "error", "model", "proto", "service", "store"],
+        crates: &["http", "tonic", "tonic_health", "tonic_reflection", "tonic_types", "tower"],
+    },
+    Module {
+        name: "auth",
+        modules: &["config", "error", "model"],
+        crates: &[
+            "aws_lc_rs", "base64", "blake3", "http", "jsonwebtoken", "quick_cache", "serde_json",
+        ],
+    },
+    Module {
+        name: "api",
+        modules: &["cache", "error", "model", "proto", "service"],
+        crates: &[
+            "blake3", "http", "http_body", "http_body_util", "prost", "prost_reflect",
+            "prost_types", "tonic", "tonic_types", "tower",
+        ],
+    },
+    Module {
+        name: "service",
+        modules: &[
+            "cache", "controls", "coordination", "error", "model", "page_token", "proto", "store",
+        ],
+        crates: &[],
+    },
+    Module {
+        name: "coordination",
+        modules: &["cache", "model", "store"],
+        crates: &[],
+    },
+    Module {
+        name: "cache",
+        modules: &["controls", "model", "proto"],
+        crates: &["blake3", "fred", "percent_encoding", "prost", "quick_cache", "rand"],
+    },
+    Module {
+        name: "store",
+        modules: &["error", "model"],
+        crates: &["serde", "serde_json", "sqlx"],
+    },
+    Module {
+        name: "page_token",
+        modules: &["error", "model", "proto"],
+        crates: &["base64", "blake3"],
+    },
+    Module {
+        name: "proto",
+        modules: &["error", "model"],
+        crates: &["prost", "prost_reflect", "prost_types"],
+    },
+    Module {
+        name: "error",
+        modules: &["model"],
+        crates: &[],
+    },
+    Module {
+        name: "model",
+        modules: &[],
+        crates: &[],
+    },
+    Module {
+        name: "controls",
+        modules: &[],
+        crates: &[],
+    },
+];
+
+/// Names that only some files of a module may use.
+const RESTRICTED: &[(&str, &[&str])] = &[
+    ("fred", &["cache/redis/"]),
+    ("crate::store::sqlite", &["app.rs"]),
+    ("crate::store::postgres", &["app.rs"]),
+    ("crate::cache::MemoryCache", &["app.rs"]),
+    ("crate::cache::RedisCache", &["app.rs", "coordination.rs"]),
 ];
 
 #[test]
-fn each_layer_knows_only_what_is_beneath_it() {
-    let mut wrong = Vec::new();
-    let mut files = 0;
-    visit(
-        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")),
-        "",
-        &mut |file, source| {
-            files += 1;
-            let names = names_in(source);
-            for (name, allowed) in RULES {
-                let may = allowed.iter().any(|place| match place.strip_suffix('/') {
-                    Some(folder) => file.starts_with(place) || file == format!("{folder}.rs"),
-                    None => file == *place,
-                });
-                let says = names.iter().any(|said| {
-                    said.strip_prefix(name)
-                        .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
-                });
-                if says && !may {
-                    wrong.push(format!("src/{file} names {name}, which is for {allowed:?}"));
-                }
+fn each_module_uses_only_what_its_layer_may() {
+    let crates = dependencies();
+    let mut errors = Vec::new();
+    for_each_file(&mut |file, source| {
+        let module = file.split(['/', '.']).next().unwrap_or_default();
+        let Some(allowed) = MODULES.iter().find(|listed| listed.name == module) else {
+            errors.push(format!("src/{file} is in no module of the table"));
+            return;
+        };
+        for name in names_in(source) {
+            let mut segments = name.split("::");
+            let first = segments.next().unwrap_or_default();
+            let used = match segments.next() {
+                Some(module) if first == "crate" => module,
+                Some(_) if crates.contains(first) => first,
+                _ => continue,
+            };
+            let may = if first == "crate" {
+                used == module || allowed.modules.contains(&used)
+            } else {
+                COMMON.contains(&used) || allowed.crates.contains(&used)
+            };
+            if !may {
+                errors.push(format!("src/{file} uses {name}"));
             }
-        },
-    );
-    assert!(files > 10, "src/ has {files} files");
-    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+        }
+    });
+    errors.sort();
+    errors.dedup();
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
+}
+
+#[test]
+fn engines_are_named_only_where_they_are_opened() {
+    let mut errors = Vec::new();
+    for_each_file(&mut |file, source| {
+        let names = names_in(source);
+        for (restricted, places) in RESTRICTED {
+            let may = places
+                .iter()
+                .any(|place| file == *place || (place.ends_with('/') && file.starts_with(place)));
+            let uses = names.iter().any(|name| {
+                name.strip_prefix(restricted)
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+            });
+            if uses && !may {
+                errors.push(format!("src/{file} uses {restricted}"));
+            }
+        }
+    });
+    assert!(errors.is_empty(), "{}", errors.join("\n"));
 }
 
 #[test]
@@ -95,13 +210,44 @@ fn names_are_found_however_they_are_written() {
     for name in [
         "crate::cache::NextFlight",
         "crate::store::Store",
-        "sqlx",
+        "sqlx::",
         "tonic::Status",
         "crate::app::run",
     ] {
         assert!(names.iter().any(|said| said == name), "{name}: {names:?}");
     }
     assert!(!names.iter().any(|said| said.starts_with("fred")));
+}
+
+/// The dependencies, as they are named in paths.
+fn dependencies() -> BTreeSet<String> {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    let manifest = fs::read_to_string(manifest).expect("it is readable");
+    let (_, rest) = manifest
+        .split_once("\n[dependencies]\n")
+        .expect("it has dependencies");
+    let crates: BTreeSet<_> = rest
+        .lines()
+        .take_while(|line| !line.starts_with('['))
+        .filter_map(|line| line.split_once(['=', '.']))
+        .map(|(name, _)| name.trim().replace('-', "_"))
+        .collect();
+    assert!(crates.len() > 20, "{crates:?}");
+    crates
+}
+
+/// Calls `each` with the path in `src/` and the source of every file.
+fn for_each_file(each: &mut impl FnMut(&str, &str)) {
+    let mut files = 0;
+    visit(
+        Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")),
+        "",
+        &mut |file, source| {
+            files += 1;
+            each(file, source);
+        },
+    );
+    assert!(files > 10, "src/ has {files} files");
 }
 
 fn visit(folder: &Path, prefix: &str, each: &mut impl FnMut(&str, &str)) {
@@ -117,7 +263,8 @@ fn visit(folder: &Path, prefix: &str, each: &mut impl FnMut(&str, &str)) {
     }
 }
 
-/// The paths in a source, outside comments, with the braces of `use` written out.
+/// The paths in a source, outside comments, with the braces of `use` expanded. A path of one segment
+/// after `use` ends with `::`.
 fn names_in(source: &str) -> Vec<String> {
     let code: String = source
         .lines()
@@ -129,6 +276,7 @@ fn names_in(source: &str) -> Vec<String> {
     // The prefix that each open brace stands behind: empty if it isn't one of `use`.
     let mut prefixes = vec![String::new()];
     let mut path = String::new();
+    let mut after_use = false;
     for char in code.chars() {
         match char {
             'a'..='z' | 'A'..='Z' | '0'..='9' | '_' | ':' => path.push(char),
@@ -144,7 +292,12 @@ fn names_in(source: &str) -> Vec<String> {
             _ => {
                 if !path.is_empty() {
                     let prefix = prefixes.last().map_or("", String::as_str);
-                    names.push(format!("{prefix}{path}"));
+                    let mut name = format!("{prefix}{path}");
+                    if after_use && !name.contains("::") {
+                        name.push_str("::");
+                    }
+                    after_use = name == "use";
+                    names.push(name);
                     path.clear();
                 }
                 if char == '}' && prefixes.len() > 1 {
