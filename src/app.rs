@@ -75,7 +75,9 @@ pub struct App(Server);
 impl App {
     /// Opens the engines that the configuration names, and builds the service on them.
     pub async fn build(config: &ServeConfig) -> Result<Self, StartError> {
-        Self::assemble(config, Self::open(config).await?).await
+        // An invalid key file must not leave a migrated database.
+        let authenticator = Authenticator::new(&config.auth)?;
+        Self::compose(config, Self::open(config).await?, authenticator).await
     }
 
     /// Opens the engines that the configuration names.
@@ -100,9 +102,12 @@ impl App {
                     max_local_bytes: max_bytes,
                     ttl,
                 };
-                let store = postgres::open(url, options).await?;
+                // Both parse their settings before they connect, and neither changes anything: an
+                // invalid setting must not leave a migrated database.
+                let epochs = postgres::epochs(url)?;
                 let cache = Arc::new(RedisCache::connect(&redis).await?);
-                let epochs = Coordinator::follow(postgres::epochs(url)?, Arc::clone(&cache))
+                let store = postgres::open(url, options).await?;
+                let epochs = Coordinator::follow(epochs, Arc::clone(&cache))
                     .await
                     .map_err(Error::from)?;
                 Ok(Engines {
@@ -116,6 +121,15 @@ impl App {
 
     /// Builds the service on these engines.
     pub async fn assemble(config: &ServeConfig, engines: Engines) -> Result<Self, StartError> {
+        let authenticator = Authenticator::new(&config.auth)?;
+        Self::compose(config, engines, authenticator).await
+    }
+
+    async fn compose(
+        config: &ServeConfig,
+        engines: Engines,
+        authenticator: Authenticator,
+    ) -> Result<Self, StartError> {
         let Engines {
             store,
             cache,
@@ -124,7 +138,7 @@ impl App {
         Ok(Self(Server {
             service: Service::new(Arc::clone(&store), cache, epochs).await?,
             store,
-            authenticator: Arc::new(Authenticator::new(&config.auth)?),
+            authenticator: Arc::new(authenticator),
             shared_cache: config.redis.is_some(),
             shutdown_grace: config.server.shutdown_grace,
         }))

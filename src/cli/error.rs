@@ -12,6 +12,7 @@ use std::{
 use location_service::{
     app::{ServeError, StartError},
     auth::KeyError,
+    store::OpenError,
 };
 use tonic_health::pb::health_check_response::ServingStatus;
 
@@ -92,6 +93,7 @@ impl Error {
             | Self::Start(
                 StartError::Key(_)
                 | StartError::Redis(_)
+                | StartError::Database(OpenError::Url(_))
                 | StartError::PostgresWithoutRedis
                 | StartError::RedisWithoutPostgres,
             ) => ExitCode::from(2),

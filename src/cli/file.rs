@@ -157,8 +157,8 @@ fn mask(mut error: clap::Error) -> clap::Error {
         error.get(ContextKind::InvalidArg),
         error.get(ContextKind::InvalidValue),
     ) && arg.contains("-url ")
-        && let Some((scheme, _)) = value.split_once(':')
     {
+        let scheme = value.split_once(':').map_or("", |(scheme, _)| scheme);
         let masked = ContextValue::String(format!("{scheme}:..."));
         error.insert(ContextKind::InvalidValue, masked);
     }

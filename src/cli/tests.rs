@@ -1,9 +1,12 @@
 //! Tests of arguments, settings and their precedence.
 
-use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeMap, ffi::OsString, fs, path::PathBuf, time::Duration};
 
 use clap::{Args as _, CommandFactory as _};
-use location_service::config::{DatabaseUrl, KeyFile, LogFormat, ServeConfig};
+use location_service::{
+    config::{DatabaseUrl, KeyFile, LogFormat, ServeConfig},
+    store::Migrate,
+};
 use tempfile::TempDir;
 
 use super::{
@@ -161,30 +164,89 @@ fn the_file_satisfies_what_token_requires() {
     assert!(error.contains("--jwt-secret-file"), "{error}");
 }
 
+/// A value of each setting that isn't its default.
+fn values_by_flag(files: &Files) -> BTreeMap<&'static str, String> {
+    let database = files.0.path().join("x.db");
+    [
+        ("listen", "127.0.0.1:1".to_owned()),
+        ("shutdown-grace-secs", "0".to_owned()),
+        ("database-url", format!("sqlite:{}", database.display())),
+        ("database-max-connections", "3".to_owned()),
+        ("migrate", "never".to_owned()),
+        ("redis-url", "redis://cache".to_owned()),
+        ("redis-key-prefix", "p:".to_owned()),
+        ("cache-ttl", "9".to_owned()),
+        ("cache-max-bytes", "10".to_owned()),
+        ("jwt-secret-file", files.write("secret", "s")),
+        ("jwt-public-key-file", files.write("key", "k")),
+        ("jwks-file", files.write("jwks", "{}")),
+        ("jwt-issuer", "i".to_owned()),
+        ("jwt-audience", "a".to_owned()),
+        ("log-format", "json".to_owned()),
+        ("log-filter", "warn,location_service=debug".to_owned()),
+    ]
+    .into()
+}
+
 #[test]
 fn every_setting_can_come_from_the_file() {
     let files = Files::new();
-    let jwks = files.write("jwks", "{}");
-    let database = files.0.path().join("x.db");
-    let config = from_file(&format!(
-        "listen = '0.0.0.0:1'\nshutdown-grace-secs = 0\ndatabase-url = 'sqlite:{}'\n\
-         redis-url = 'redis://cache'\ncache-ttl = '9'\ncache-max-bytes = 10\n\
-         jwks-file = '{jwks}'\njwt-issuer = 'i'\njwt-audience = 'a'\n\
-         log-format = 'json'\nlog-filter = 'warn,location_service=debug'",
-        database.display()
-    ));
+    let values = values_by_flag(&files);
+    let serve = ServeArgs::augment_args(clap::Command::new("serve"));
+    for arg in serve.get_arguments().filter(|arg| arg.get_id() != CONFIG) {
+        let flag = arg.get_long().unwrap();
+        let value = values.get(flag);
+        let value = value.unwrap_or_else(|| panic!("{flag} has no value to try"));
+        let default = arg.get_default_values().first();
+        assert!(
+            default.is_none_or(|default| default != value.as_str()),
+            "{flag}"
+        );
+
+        let file = files.write("one.toml", &format!("{flag} = '{value}'"));
+        let matches = matches(Cli::command(), words(&["serve", "--config", &file]));
+        let matches = matches.unwrap_or_else(|error| panic!("{flag}: {error}"));
+        let (_, serve) = matches.subcommand().unwrap();
+        let parsed: Vec<_> = serve.get_raw(arg.get_id().as_str()).unwrap().collect();
+        assert_eq!(parsed, [value.as_str()], "{flag}");
+    }
+}
+
+#[test]
+fn settings_of_the_file_reach_the_service() {
+    let files = Files::new();
+    let values = values_by_flag(&files);
+    let lines: Vec<_> = values
+        .iter()
+        // Tokens are verified with one key file.
+        .filter(|(flag, _)| !["jwt-secret-file", "jwt-public-key-file"].contains(flag))
+        .map(|(flag, value)| match value.parse::<u64>() {
+            Ok(number) => format!("{flag} = {number}"),
+            Err(_) => format!("{flag} = '{value}'"),
+        })
+        .collect();
+    let config = from_file(&lines.join("\n"));
     let config = config.map_err(|error| error.to_string()).ok().unwrap();
-    assert_eq!(config.server.listen.to_string(), "0.0.0.0:1");
+    assert_eq!(config.server.listen.to_string(), "127.0.0.1:1");
     assert_eq!(config.server.shutdown_grace, Duration::ZERO);
-    assert!(config.database.url == DatabaseUrl::Sqlite(database));
+    assert!(config.database.url == DatabaseUrl::Sqlite(files.0.path().join("x.db")));
+    assert_eq!(config.database.max_connections, 3);
+    assert_eq!(config.database.migrate, Migrate::Never);
+    let redis = config.redis.unwrap();
     assert_eq!(
-        config.redis.as_ref().map(|redis| redis.url.as_str()),
-        Some("redis://cache")
+        (redis.url.as_str(), redis.key_prefix.as_str()),
+        ("redis://cache", "p:")
     );
     assert_eq!(config.cache.ttl, Duration::from_secs(9));
     assert_eq!(config.cache.max_bytes, 10);
-    assert_eq!(config.auth.keys, Some(KeyFile::Jwks(jwks.into())));
+    assert_eq!(
+        config.auth.keys,
+        Some(KeyFile::Jwks(values["jwks-file"].clone().into()))
+    );
+    assert_eq!(config.auth.issuer.as_deref(), Some("i"));
+    assert_eq!(config.auth.audience.as_deref(), Some("a"));
     assert_eq!(config.log.format, LogFormat::Json);
+    assert_eq!(config.log.filter.to_string(), "location_service=debug,warn");
 }
 
 #[test]
@@ -283,16 +345,92 @@ fn bad_flags_are_refused_with_the_limit() {
 #[test]
 fn no_password_is_shown() {
     for flag in ["--database-url", "--redis-url"] {
-        for url in ["postgress://ann:hunter2@db", "rediss:hunter2@db"] {
+        for url in ["postgress://ann:hunter2@db", "rediss:hunter2@db", "hunter2"] {
             let error = refusal(serve(&[flag, url]));
-            assert!(error.contains("ss:..."), "{error}");
+            assert!(error.contains(":..."), "{error}");
             assert!(!error.contains("hunter2"), "{error}");
         }
     }
 }
 
 #[test]
-fn urls_of_every_engine_are_taken() {
+fn a_syntax_error_in_the_file_shows_no_password() {
+    for content in [
+        "cache-ttl = 1\ndatabase-url = \"postgres://ann:hunter2@db",
+        "cache-ttl = 1\nredis-url = 'redis://:hunter2@db\nlisten = 'x'",
+        "cache-ttl = 1\nredis-url = redis://:hunter2@db",
+        "cache-ttl = 1\nredis-url = \"redis://:\\hunter2@db\"",
+        "cache-ttl = 1\nredis-url 'redis://:hunter2@db'",
+    ] {
+        let error = refusal(from_file(content));
+        assert!(error.contains("isn't TOML: line 2, column "), "{error}");
+        assert!(!error.contains("unter2"), "{error}");
+    }
+}
+
+#[test]
+fn unknown_url_parameters_are_refused_by_name() {
+    for (flag, url, expected) in [
+        (
+            "--database-url",
+            "postgres://ann:hunter2@db/d?sslmod=require",
+            "unknown parameter `sslmod`: use sslmode, ",
+        ),
+        (
+            "--database-url",
+            "postgres://ann:hunter2@db/d?sslmode=require&SSLROOTCERT=/x",
+            "unknown parameter `SSLROOTCERT`",
+        ),
+        ("--database-url", "postgres://ann:p?hunter2@db/d", "%3F"),
+        (
+            "--redis-url",
+            "redis://:hunter2@host?db=3",
+            "unknown parameter `db`: redis:// has none",
+        ),
+        (
+            "--redis-url",
+            "rediss://:hunter2@host?node=b:1",
+            "unknown parameter `node`",
+        ),
+        (
+            "--redis-url",
+            "redis-cluster://:hunter2@host:1?nodes=b:1",
+            "unknown parameter `nodes`: use node",
+        ),
+        (
+            "--redis-url",
+            "redis-sentinel://:hunter2@host?sentinelServiceName=m&sentinelUser=x",
+            "unknown parameter `sentinelUser`: use node, sentinelServiceName, sentinelUsername",
+        ),
+    ] {
+        let error = refusal(serve(&[flag, url]));
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+        let error = refusal(from_file(&format!("{} = '{url}'", &flag[2..])));
+        assert!(error.contains(expected), "{error}");
+        assert!(!error.contains("hunter2"), "{error}");
+    }
+    for (flag, url) in [
+        (
+            "--database-url",
+            "postgres://db/d?sslmode=require&options[search_path]=x&user=ann",
+        ),
+        (
+            "--database-url",
+            "postgres:///d?host=/run/postgresql&application_name=a",
+        ),
+        ("--redis-url", "redis-cluster://a:1?node=b:1&node=c:1"),
+        (
+            "--redis-url",
+            "rediss-sentinel://a?sentinelServiceName=m&node=b:1",
+        ),
+    ] {
+        assert!(serve(&[flag, url]).is_ok(), "{url}");
+    }
+}
+
+#[test]
+fn urls_of_every_engine_are_accepted() {
     for url in ["postgres://u:p@h/d", "postgresql://h/d"] {
         let config = serve(&["--database-url", url]).ok().unwrap();
         assert!(config.database.url == DatabaseUrl::Postgres(url.to_owned()));

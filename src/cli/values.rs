@@ -34,12 +34,55 @@ pub fn endpoint(text: &str) -> Result<Endpoint, String> {
         .ok_or_else(|| "must be a URL such as http://127.0.0.1:50051".to_owned())
 }
 
+/// The parameters of a `PostgreSQL` URL. The driver ignores any other, and a misspelled `sslmode`
+/// would connect without TLS.
+const POSTGRES_PARAMETERS: &[&str] = &[
+    "sslmode",
+    "ssl-mode",
+    "sslrootcert",
+    "ssl-root-cert",
+    "ssl-ca",
+    "sslcert",
+    "ssl-cert",
+    "sslkey",
+    "ssl-key",
+    "host",
+    "hostaddr",
+    "port",
+    "dbname",
+    "user",
+    "password",
+    "application_name",
+    "options",
+    "statement-cache-capacity",
+];
+
+/// The prefix of `PostgreSQL` parameters that set one option of the session, as in
+/// `options[search_path]`.
+const POSTGRES_OPTION: &str = "options[";
+
+/// The parameters of a Redis Cluster URL.
+const CLUSTER_PARAMETERS: &[&str] = &["node"];
+
+/// The parameters of a Redis Sentinel URL.
+const SENTINEL_PARAMETERS: &[&str] = &[
+    "node",
+    "sentinelServiceName",
+    "sentinelUsername",
+    "sentinelPassword",
+];
+
 /// Parses the engine and the address of a database.
 pub fn database_url(text: &str) -> Result<DatabaseUrl, String> {
     if ["postgres://", "postgresql://"]
         .iter()
         .any(|scheme| text.starts_with(scheme))
     {
+        check_parameters(text, |name| {
+            POSTGRES_PARAMETERS.contains(&name)
+                || (name.starts_with(POSTGRES_OPTION) && name.ends_with(']'))
+        })
+        .map_err(|problem| format!("{problem}: use {}", POSTGRES_PARAMETERS.join(", ")))?;
         return Ok(DatabaseUrl::Postgres(text.to_owned()));
     }
     let file = text
@@ -62,17 +105,53 @@ pub fn database_url(text: &str) -> Result<DatabaseUrl, String> {
     }
 }
 
-/// Checks the form of a Redis URL. The engine parses it, and knows the schemes.
+/// Checks the form and the parameters of a Redis URL. The engine parses the rest.
 pub fn redis_url(text: &str) -> Result<String, String> {
-    match text.split_once("://") {
-        Some((scheme, host)) if scheme.starts_with("redis") && !host.is_empty() => {
-            Ok(text.to_owned())
+    let scheme = match text.split_once("://") {
+        Some((scheme, host)) if scheme.starts_with("redis") && !host.is_empty() => scheme,
+        _ => {
+            return Err(
+                "must be a host after redis://, redis-sentinel:// or redis-cluster://, or with TLS \
+                 after rediss://, rediss-sentinel:// or rediss-cluster://"
+                    .to_owned(),
+            );
         }
-        _ => Err(
-            "must be a host after redis://, redis-sentinel:// or redis-cluster://, or with TLS \
-             after rediss://, rediss-sentinel:// or rediss-cluster://"
-                .to_owned(),
-        ),
+    };
+    let known = match scheme.rsplit_once('-') {
+        Some((_, "cluster")) => CLUSTER_PARAMETERS,
+        Some((_, "sentinel")) => SENTINEL_PARAMETERS,
+        _ => &[],
+    };
+    check_parameters(text, |name| known.contains(&name)).map_err(|problem| {
+        if known.is_empty() {
+            format!("{problem}: {scheme}:// has none; a database number is the path, as in /3")
+        } else {
+            format!("{problem}: use {}", known.join(", "))
+        }
+    })?;
+    Ok(text.to_owned())
+}
+
+/// Checks the names of the parameters of a URL. The error names the unknown one, unless it may be a
+/// part of a password that has an unescaped `?`.
+fn check_parameters(url: &str, is_known: impl Fn(&str) -> bool) -> Result<(), String> {
+    let Some((_, query)) = url.split_once('?') else {
+        return Ok(());
+    };
+    let unknown = query
+        .split('&')
+        .filter(|parameter| !parameter.is_empty())
+        .map(|parameter| parameter.split('=').next().unwrap_or_default())
+        .find(|name| !is_known(name));
+    match unknown {
+        None => Ok(()),
+        Some(_) if query.contains('@') => {
+            Err("has an unknown parameter (in a password, write ? as %3F)".to_owned())
+        }
+        Some(name) => Err(format!(
+            "has the unknown parameter `{}`",
+            name.escape_debug()
+        )),
     }
 }
 

@@ -50,6 +50,7 @@ mod races;
 mod redis;
 mod replicas;
 mod robustness;
+mod startup;
 mod tags;
 mod transfer;
 mod watch;

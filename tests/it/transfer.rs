@@ -3,14 +3,15 @@
 use std::{
     fmt::Write as _,
     fs,
+    net::TcpListener,
     path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::{Child, Command, Output, Stdio},
 };
 
 use location_service::proto::location::v1;
 
 use crate::{
-    harness::{create, token},
+    harness::{create, eventually, token},
     process::{Home, Process, isolated},
 };
 
@@ -170,6 +171,41 @@ fn without_output_only(export: &str) -> Vec<String> {
     words
 }
 
+fn interrupt(child: &Child) {
+    let kill = Command::new("sh")
+        .args(["-c", "kill -INT \"$1\"", "sh"])
+        .arg(child.id().to_string())
+        .status();
+    assert!(kill.expect("a shell").success());
+}
+
+#[tokio::test]
+async fn an_interrupted_export_exits_with_130_and_leaves_no_file() {
+    // It accepts connections and never responds.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = silent.local_addr().expect("bound");
+    let home = Home::new();
+    let folder = home.dir.path().join("exports");
+    fs::create_dir(&folder).expect("a folder");
+    let files = || fs::read_dir(&folder).expect("the folder").count();
+    let child = isolated(env!("CARGO_BIN_EXE_location-service"))
+        .args(["export", "--server", &format!("http://{address}")])
+        .arg(folder.join("all.ndjson"))
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    eventually("the export begins", || {
+        let begun = files() == 1;
+        async move { begun }
+    })
+    .await;
+    interrupt(&child);
+    let stopped = child.wait_with_output().expect("it ends");
+    assert_eq!(stopped.status.code(), Some(130), "{}", summary(&stopped));
+    assert_eq!(summary(&stopped), "error: interrupted");
+    assert_eq!(files(), 0);
+}
+
 #[tokio::test]
 async fn an_import_that_is_interrupted_is_completed_by_a_second_run() {
     let home = Home::new();
@@ -195,11 +231,7 @@ async fn an_import_that_is_interrupted_is_completed_by_a_second_run() {
             break;
         }
     }
-    let interrupt = Command::new("sh")
-        .args(["-c", "kill -INT \"$1\"", "sh"])
-        .arg(child.id().to_string())
-        .status();
-    assert!(interrupt.expect("a shell").success());
+    interrupt(&child);
     let stopped = child.wait_with_output().expect("it ends");
     assert_eq!(stopped.status.code(), Some(130), "{}", summary(&stopped));
 

@@ -1,0 +1,98 @@
+//! Settings are checked before anything is opened: an invalid one leaves no trace.
+
+use std::{fs, path::Path, process::Command};
+
+use servers::{
+    postgres::{Postgres, number},
+    redis::RedisServer,
+};
+
+use crate::process::{Home, Refusal, isolated};
+
+/// A URL that only the Redis client finds invalid.
+const BAD_REDIS_URL: &str = "redis://127.0.0.1:port";
+
+fn serve(database: &str) -> Command {
+    let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
+    command.args([
+        "serve",
+        "--listen",
+        "127.0.0.1:0",
+        "--database-url",
+        database,
+    ]);
+    command
+}
+
+async fn refusal(home: &Home, command: Command) -> Refusal {
+    let refusal = home
+        .run(command)
+        .await
+        .map(|_| ())
+        .expect_err("it is refused");
+    assert_eq!(refusal.status.code(), Some(2), "{}", refusal.stderr);
+    refusal
+}
+
+fn empty_jwks(home: &Home) -> String {
+    let path = home.dir.path().join("jwks");
+    fs::write(&path, r#"{"keys":[]}"#).expect("a file");
+    path.display().to_string()
+}
+
+#[tokio::test]
+async fn invalid_settings_leave_no_sqlite_file() {
+    let home = Home::new();
+    let jwks = empty_jwks(&home);
+    let database = format!("sqlite:{}", home.database.display());
+    for setting in [["--redis-url", BAD_REDIS_URL], ["--jwks-file", &jwks]] {
+        let mut command = serve(&database);
+        command.args(setting);
+        refusal(&home, command).await;
+        assert_eq!(files_of(&home.database), 0, "{setting:?}");
+    }
+    // The same folder is fit for a database.
+    home.start().await;
+    assert_ne!(files_of(&home.database), 0);
+}
+
+/// The number of files whose name begins with that of the database.
+fn files_of(database: &Path) -> usize {
+    let name = database.file_name().and_then(|name| name.to_str());
+    let name = name.expect("a name in UTF-8");
+    fs::read_dir(database.parent().expect("a folder"))
+        .expect("the folder")
+        .filter(|entry| {
+            let entry = entry.as_ref().expect("an entry").file_name();
+            entry.to_string_lossy().starts_with(name)
+        })
+        .count()
+}
+
+#[tokio::test]
+async fn invalid_settings_leave_no_table_in_postgres() {
+    const TABLES: &str = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    let home = Home::new();
+    let jwks = empty_jwks(&home);
+    let redis = RedisServer::start().url();
+    let database = Postgres::shared().database().await;
+    for settings in [
+        &["--redis-url", BAD_REDIS_URL][..],
+        &["--redis-url", &redis, "--jwks-file", &jwks],
+        &[],
+    ] {
+        let mut command = serve(&database);
+        command.args(settings);
+        let refusal = refusal(&home, command).await;
+        assert_eq!(
+            number(&database, TABLES).await,
+            0,
+            "{settings:?}: {}",
+            refusal.stderr
+        );
+    }
+    let mut command = serve(&database);
+    command.args(["--redis-url", &redis]);
+    home.run(command).await.expect("it starts");
+    assert_ne!(number(&database, TABLES).await, 0);
+}
