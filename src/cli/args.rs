@@ -15,8 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     error::ConfigError,
-    values::{claim, existing_file, log_filter, seconds, socket_address},
-    values::{database_url, redis_url},
+    values::{claim, database_url, existing_file, log_filter, redis_url, seconds, socket_address},
 };
 
 pub const SERVE_EXAMPLES: &str = "\
@@ -40,6 +39,10 @@ loopback only. SIGTERM and SIGINT stop it after the calls in flight have finishe
 pub const CONFIG: &str = "config";
 
 /// Options of `serve` and `migrate`.
+#[allow(
+    clippy::doc_markdown,
+    reason = "the comments are the help, where backticks don't belong"
+)]
 #[derive(Args, Clone)]
 pub struct ServeArgs {
     #[command(flatten)]
@@ -61,7 +64,7 @@ pub struct ServeArgs {
     #[arg(help_heading = "Server")]
     shutdown_grace_secs: Duration,
 
-    /// Database of the locations: `sqlite:FILE` (created if missing) or `postgres://USER@HOST/NAME`
+    /// Database of the locations: sqlite:FILE (created if missing) or postgres://USER@HOST/NAME
     #[arg(
         long,
         value_name = "URL",
@@ -124,7 +127,7 @@ pub struct ServeArgs {
     #[arg(value_parser = existing_file, help_heading = "Authentication")]
     jwt_secret_file: Option<PathBuf>,
 
-    /// Public key in PEM that verifies tokens (RS256, ES256 or `EdDSA`)
+    /// Public key in PEM that verifies tokens (RS256, ES256 or EdDSA)
     #[arg(
         long,
         value_name = "FILE",

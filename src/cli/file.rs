@@ -29,8 +29,8 @@ pub fn parse<C: Parser>(args: Vec<OsString>) -> Result<C, ConfigError> {
 }
 
 pub(super) fn matches(command: Command, args: Vec<OsString>) -> Result<ArgMatches, ConfigError> {
-    // The first pass only finds the file. Its errors are ignored, because the file may provide what
-    // is missing; the second pass reports the rest.
+    // The first pass only finds the file. Its errors are ignored, because the file may provide a
+    // missing argument; the second pass reports the remaining errors.
     let first = command
         .clone()
         .ignore_errors(true)

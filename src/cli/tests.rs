@@ -60,7 +60,7 @@ fn from_file(content: &str) -> Result<ServeConfig, ConfigError> {
 }
 
 #[test]
-fn the_command_line_is_sound() {
+fn clap_finds_no_conflict_in_the_command_line() {
     Cli::command().debug_assert();
 }
 
@@ -89,7 +89,7 @@ fn every_flag_has_its_environment_variable() {
 }
 
 #[test]
-fn a_flag_wins_over_the_environment_over_the_file_over_the_default() {
+fn flags_override_the_environment_then_the_file_then_the_default() {
     let files = Files::new();
     let file = files.write(
         "config.toml",
@@ -127,7 +127,7 @@ fn a_flag_wins_over_the_environment_over_the_file_over_the_default() {
 }
 
 #[test]
-fn the_file_can_be_named_by_the_environment() {
+fn the_environment_can_name_the_file() {
     let files = Files::new();
     let file = files.write("config.toml", "cache-ttl = 7");
     let command = Cli::command().mut_subcommand("serve", |serve| {
@@ -143,7 +143,7 @@ fn the_file_can_be_named_by_the_environment() {
 }
 
 #[test]
-fn the_file_satisfies_what_token_requires() {
+fn the_file_provides_required_options_of_token() {
     let files = Files::new();
     let secret = files.write("secret", "s");
     let content = format!("jwt-secret-file = '{secret}'\njwt-issuer = 'me'\nlog-format = 'json'");
@@ -279,7 +279,7 @@ fn an_unknown_key_is_named_with_its_file_and_the_nearest_known_one() {
 }
 
 #[test]
-fn a_bad_value_in_the_file_is_named_with_key_and_limit() {
+fn an_invalid_value_in_the_file_is_refused_with_key_and_limit() {
     for (line, limit) in [
         ("cache-ttl = 0", "1..=31536000"),
         ("cache-ttl = -1", "invalid digit"),
@@ -302,7 +302,7 @@ fn a_bad_value_in_the_file_is_named_with_key_and_limit() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_named() {
+fn an_unreadable_file_is_named() {
     let error = refusal(serve(&["--config", "/missing.toml"]));
     assert!(
         error.contains("/missing.toml") && error.contains("No such file"),
@@ -316,7 +316,7 @@ fn a_file_that_cannot_be_read_is_named() {
 }
 
 #[test]
-fn bad_flags_are_refused_with_the_limit() {
+fn invalid_flags_are_refused_with_the_limit() {
     for (flags, expected) in [
         (["--listen", "localhost"], "127.0.0.1:50051"),
         (["--shutdown-grace-secs", "3601"], "0..=3600"),
@@ -343,7 +343,7 @@ fn bad_flags_are_refused_with_the_limit() {
 }
 
 #[test]
-fn no_password_is_shown() {
+fn errors_show_no_password() {
     for flag in ["--database-url", "--redis-url"] {
         for url in ["postgress://ann:hunter2@db", "rediss:hunter2@db", "hunter2"] {
             let error = refusal(serve(&[flag, url]));
@@ -459,7 +459,7 @@ fn development_mode_listens_on_loopback_only() {
 }
 
 #[test]
-fn one_key_file_at_most() {
+fn two_key_files_are_refused() {
     let files = Files::new();
     let key = files.write("key", "k");
     let kinds = ["--jwt-secret-file", "--jwt-public-key-file", "--jwks-file"];

@@ -1,5 +1,5 @@
-//! Parsers of option values. An error says what the value must be, and never repeats a URL, which
-//! may hold a password.
+//! Parsers of option values. Errors state the valid form, and never repeat a URL, which may hold a
+//! password.
 
 use std::{
     fs::{self, File},

@@ -1,4 +1,4 @@
-//! Starts the real binary as a process of its own, and ends it in every way that a process ends.
+//! Runs the binary as a process, and ends it by shutdown, signal or crash.
 
 use std::{
     env, fs,
@@ -14,9 +14,9 @@ use tonic::transport::Endpoint;
 
 use crate::harness::{Bearer, Client, PATIENCE, SECRET, eventually, token};
 
-/// What a service needs, for one process after the other.
+/// The files of a service, which several processes can use in turn.
 pub struct Home {
-    /// Holds the secret, the log, and the database unless that is elsewhere.
+    /// Contains the secret, the log, and the database if it is SQLite.
     pub dir: TempDir,
     pub database: PathBuf,
 }
@@ -27,7 +27,7 @@ pub struct Process {
     pub url: String,
 }
 
-/// A service that didn't start.
+/// The exit of a service that refused to start.
 #[derive(Debug)]
 pub struct Refusal {
     pub status: ExitStatus,
@@ -42,7 +42,7 @@ impl Home {
         Self { dir, database }
     }
 
-    /// Starts the service, which is to start.
+    /// Starts the service, and panics if it refuses.
     pub async fn start(&self) -> Process {
         self.try_start().await.expect("it starts")
     }
@@ -51,7 +51,7 @@ impl Home {
         self.run(self.command()).await
     }
 
-    /// The command that serves from here, on a free port.
+    /// The command that serves from this folder, on a free port.
     pub fn command(&self) -> Command {
         let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
         command
@@ -63,16 +63,16 @@ impl Home {
         command
     }
 
-    /// What the process that was last started has logged.
+    /// The log of the process that was started last.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.path().join("log")).expect("it logs UTF-8")
     }
 
-    /// Runs a command that ends in the service, and waits until it listens.
+    /// Runs a command that starts the service, and waits until it listens.
     pub async fn run(&self, mut command: Command) -> Result<Process, Refusal> {
         let path = self.dir.path().join("log");
         fs::write(&path, "").expect("a file");
-        // Another process from here, if there is one, goes on writing to it.
+        // Appends, because an earlier process may still write to it.
         let log = fs::File::options().append(true).open(path);
         let mut child = command
             .stdin(Stdio::null())
@@ -91,7 +91,7 @@ impl Home {
         });
         let line = tokio::time::timeout(PATIENCE, first_line)
             .await
-            .expect("it starts or refuses in time")
+            .expect("it starts or exits in time")
             .expect("no panic")
             .expect("it prints UTF-8");
         match line.trim_end().strip_prefix("listening on ") {
@@ -123,13 +123,13 @@ impl Process {
         LocationServiceClient::with_interceptor(channel, bearer)
     }
 
-    /// Ends it as a crash does (SIGKILL).
+    /// Kills it, like a crash (SIGKILL).
     pub fn kill(mut self) {
         self.child.kill().expect("it runs");
         self.child.wait().expect("it ends");
     }
 
-    /// Asks it to stop (SIGTERM).
+    /// Requests a graceful shutdown (SIGTERM).
     pub fn terminate(&self) {
         let kill = Command::new("sh")
             .args(["-c", "kill -TERM \"$1\"", "sh"])
@@ -138,7 +138,7 @@ impl Process {
         assert!(kill.expect("a shell").success());
     }
 
-    /// Waits for its end.
+    /// Waits until it has exited.
     pub async fn wait(mut self) -> ExitStatus {
         let mut status = None;
         eventually("it ends", || {
@@ -153,13 +153,13 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
-        // Both fail when it has ended already.
+        // Both fail if it has exited already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A command that none of the caller's own settings reach.
+/// A command without the settings and proxies of the caller's environment.
 pub fn isolated(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
     for (name, _) in env::vars_os() {
@@ -173,7 +173,7 @@ pub fn isolated(program: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// Runs a command to its end, which is to be a success, and answers what it printed.
+/// Runs a command and returns its stdout. Panics if it fails.
 pub async fn output_of(mut command: Command) -> String {
     const LIMIT: Duration = Duration::from_mins(2);
     let shown = format!("{command:?}");
@@ -193,7 +193,7 @@ pub async fn output_of(mut command: Command) -> String {
     stdout
 }
 
-/// A program or folder that `tests/run` installs.
+/// The path of a program or folder that `tests/run` installs.
 pub fn tool(path: &str) -> PathBuf {
     let tool = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("target/tools")

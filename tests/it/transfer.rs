@@ -15,7 +15,7 @@ use crate::{
     process::{Home, Process, isolated},
 };
 
-/// The command of the binary that calls a service as an admin.
+/// A command of the binary that calls a service as an admin.
 fn client_command(service: &Process, command: &str, admin: &str) -> Command {
     let mut binary = isolated(env!("CARGO_BIN_EXE_location-service"));
     binary
@@ -37,7 +37,7 @@ fn export(service: &Process, file: &Path) -> String {
     fs::read_to_string(file).expect("it was written")
 }
 
-/// What an import said at its end.
+/// The text that a command printed to stderr.
 fn summary(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr);
     text.trim_end().to_owned()
@@ -69,7 +69,7 @@ const MAPPED: [&str; 8] = [
 ];
 
 #[tokio::test]
-async fn an_import_that_runs_again_creates_nothing_twice_and_tells_the_bad_rows() {
+async fn an_import_that_runs_again_creates_nothing_twice_and_reports_rejected_rows() {
     let home = Home::new();
     let service = home.start().await;
     let mut csv = places(2_500);
@@ -78,16 +78,16 @@ async fn an_import_that_runs_again_creates_nothing_twice_and_tells_the_bad_rows(
 
     let first = import(&service, &file, &MAPPED);
     assert_eq!(first.status.code(), Some(1), "{first:?}");
-    let said = summary(&first);
+    let text = summary(&first);
     assert!(
-        said.contains("2,501 created, 0 already existed, 2 rejected"),
-        "{said}"
+        text.contains("2,501 created, 0 already existed, 2 rejected"),
+        "{text}"
     );
     let rejects = fs::read_dir(home.dir.path())
         .expect("the folder")
         .map(|entry| entry.expect("an entry").path())
         .find(|path| path.to_string_lossy().contains("reject"))
-        .expect("the rejected rows are in a file");
+        .expect("a file of rejected rows");
     let rejects = fs::read_to_string(rejects).expect("it is text");
     for (line, reason) in [("2502", "display_name"), ("2503", "capacity")] {
         let row = rejects.lines().find(|row| row.contains(line));
@@ -95,15 +95,15 @@ async fn an_import_that_runs_again_creates_nothing_twice_and_tells_the_bad_rows(
     }
 
     let second = import(&service, &file, &MAPPED);
-    let said = summary(&second);
+    let text = summary(&second);
     assert!(
-        said.contains("0 created, 2,501 already existed, 2 rejected"),
-        "{said}"
+        text.contains("0 created, 2,501 already existed, 2 rejected"),
+        "{text}"
     );
 }
 
 #[tokio::test]
-async fn what_is_exported_is_imported_unchanged() {
+async fn an_export_is_imported_unchanged() {
     let home = Home::new();
     let service = home.start().await;
     let mut client = service.admin().await;
@@ -158,7 +158,7 @@ async fn what_is_exported_is_imported_unchanged() {
     }
 }
 
-/// An export without what the service itself sets, in whatever order.
+/// The words of an export, sorted, without the values that the service sets.
 fn without_output_only(export: &str) -> Vec<String> {
     let timestamp = |text: &str| text.starts_with("20") && text.ends_with('Z');
     let etag = |text: &str| text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
@@ -207,7 +207,7 @@ async fn an_interrupted_export_exits_with_130_and_leaves_no_file() {
 }
 
 #[tokio::test]
-async fn an_import_that_is_interrupted_is_completed_by_a_second_run() {
+async fn a_second_run_completes_an_interrupted_import() {
     let home = Home::new();
     let service = home.start().await;
     let file = write(&home, "places.csv", &places(20_000));

@@ -104,8 +104,8 @@ impl Field {
         }
     }
 
-    /// Sets the field to the value of the text, which isn't empty. An error says what the text must
-    /// be, as in "must be a whole number".
+    /// Sets the field to the value of the text, which isn't empty. The error states the expected
+    /// form, as in "must be a whole number".
     pub fn set(&self, location: &mut DynamicMessage, text: &str) -> Result<(), String> {
         let value = self.parse(text)?;
         let mut message = location;

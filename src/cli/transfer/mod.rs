@@ -103,7 +103,7 @@ impl Compression {
 /// Why a transfer failed.
 #[derive(Debug, thiserror::Error)]
 pub enum TransferError {
-    /// The arguments contradict each other or the file. The text says what to change.
+    /// The arguments contradict each other or the file. The text includes the remedy.
     #[error("{0}")]
     Usage(String),
 

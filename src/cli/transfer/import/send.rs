@@ -71,7 +71,7 @@ fn is_about_rows(code: Code) -> bool {
     )
 }
 
-/// Moves the rows that the service refuses to the outcome, and returns the batches of the others. If
+/// Moves the rows that the service refuses to the outcome, and returns batches of the other rows. If
 /// the status names no row, the halves of the batch are sent, until the row is found. Each batch is
 /// smaller than the one before, so this terminates.
 pub(super) fn split(status: &Status, mut rows: Vec<Row>, outcome: &mut Outcome) -> Vec<Vec<Row>> {
