@@ -8,22 +8,13 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     str::FromStr,
-    sync::LazyLock,
 };
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
-use location_service::proto::DESCRIPTORS;
+use location_service::proto::LOCATION;
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey,
-    MessageDescriptor, Value,
+    DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value,
 };
-
-static LOCATION: LazyLock<MessageDescriptor> = LazyLock::new(|| {
-    DescriptorPool::decode(DESCRIPTORS)
-        .ok()
-        .and_then(|pool| pool.get_message_by_name("location.v1.Location"))
-        .expect("the build embeds the descriptor of Location")
-});
 
 /// The fields that the service sets. An import ignores them, except the id, which has a field of its
 /// own in the request.
