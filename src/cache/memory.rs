@@ -137,6 +137,24 @@ impl Shared {
 }
 
 impl Tags {
+    /// The tag's version. Sets a fresh one if there is none, unless a write is in flight: then `None`.
+    fn open(&mut self, tag: &Tag) -> Option<Version> {
+        if let Some(state) = self.states.get_mut(tag) {
+            if state.version.is_some() {
+                return state.version;
+            }
+            state.expire_writes();
+            if !state.writers.is_empty() {
+                return None;
+            }
+        }
+        let version = Version::generate();
+        let state = self.states.entry(tag.clone()).or_default();
+        state.version = Some(version);
+        self.bound(tag);
+        Some(version)
+    }
+
     /// Takes an entry that is gone out of its tag's index.
     fn forget(&mut self, key: &Digest, entry: &Entry) {
         if let Some(tag) = &entry.tag {
@@ -255,36 +273,21 @@ impl TagState {
 #[async_trait]
 impl Cache for MemoryCache {
     async fn lookup(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
-        let version = self
-            .0
-            .tags()
-            .states
-            .get(tag)
-            .and_then(|state| state.version);
-        let answer = version.and_then(|version| self.0.entries.get(key.digest(), version));
-        Ok(match answer {
-            Some(answer) => Lookup::Hit(answer, Tier::Local),
+        let Some(version) = self.0.tags().open(tag) else {
+            return Ok(Lookup::Closed);
+        };
+        Ok(match self.0.entries.get(key.digest(), version) {
+            Some(body) => Lookup::Hit {
+                body,
+                tier: Tier::Local,
+                version,
+            },
             None => Lookup::Miss(version),
         })
     }
 
     fn peek_local(&self, key: &Key, version: Version) -> Option<Bytes> {
         self.0.entries.get(key.digest(), version)
-    }
-
-    async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
-        let mut tags = self.0.tags();
-        let state = tags.states.entry(tag.clone()).or_default();
-        state.expire_writes();
-        if !state.writers.is_empty() {
-            return Ok(None);
-        }
-        let fresh = state.version.is_none();
-        let version = *state.version.get_or_insert_with(Version::generate);
-        if fresh {
-            tags.bound(tag);
-        }
-        Ok(Some(version))
     }
 
     async fn fill(
@@ -410,7 +413,7 @@ mod tests {
     }
 
     async fn fill(cache: &MemoryCache, tag: &Tag, key: &Key, bytes: usize) -> bool {
-        let version = cache.open(tag).await.expect("in memory").expect("open");
+        let version = open(cache, tag).expect("no write is in flight");
         let answer = Bytes::from(vec![0; bytes]);
         cache
             .fill(tag, key, version, answer)
@@ -418,8 +421,12 @@ mod tests {
             .expect("in memory")
     }
 
+    fn open(cache: &MemoryCache, tag: &Tag) -> Option<Version> {
+        cache.0.tags().open(tag)
+    }
+
     async fn is_hit(cache: &MemoryCache, tag: &Tag, key: &Key) -> bool {
-        matches!(cache.lookup(tag, key).await, Ok(Lookup::Hit(..)))
+        matches!(cache.lookup(tag, key).await, Ok(Lookup::Hit { .. }))
     }
 
     #[tokio::test(start_paused = true)]
@@ -432,9 +439,11 @@ mod tests {
             .await
             .expect("in memory");
         tokio::time::advance(WRITE_DEADLINE.saturating_sub(Duration::from_millis(1))).await;
-        assert_eq!(cache.open(&tag).await.expect("in memory"), None);
+        let found = cache.lookup(&tag, &key(0)).await;
+        assert_eq!(found, Ok(Lookup::Closed));
         tokio::time::advance(Duration::from_millis(2)).await;
-        assert!(cache.open(&tag).await.expect("in memory").is_some());
+        let found = cache.lookup(&tag, &key(0)).await;
+        assert!(matches!(found, Ok(Lookup::Miss(_))), "{found:?}");
     }
 
     #[tokio::test]
@@ -442,7 +451,7 @@ mod tests {
         let cache = cache(1 << 20);
         let tag = Tag::of_predicate(&Predicate::default());
         let tags = BTreeSet::from([tag.clone()]);
-        let before = cache.open(&tag).await.expect("in memory").expect("open");
+        let before = open(&cache, &tag).expect("open");
         let write = WriteId::generate();
         cache.close(&tags, write, None).await.expect("in memory");
         let late = cache.fill(&tag, &key(0), before, Bytes::new()).await;
@@ -450,7 +459,7 @@ mod tests {
         cache.reopen(&tags, write, None).await.expect("in memory");
         let late = cache.fill(&tag, &key(0), before, Bytes::new()).await;
         assert!(!late.expect("in memory"), "filled with an old version");
-        let after = cache.open(&tag).await.expect("in memory").expect("open");
+        let after = open(&cache, &tag).expect("open");
         assert_ne!(before, after);
     }
 
@@ -470,12 +479,12 @@ mod tests {
         let cache = cache(1 << 20);
         let tag = Tag::of_predicate(&Predicate::default());
         let others = (1..MAX_BARE_TAGS).map(|_| Tag::of_location(LocationId::generate()));
-        cache.open(&tag).await.expect("in memory");
+        open(&cache, &tag);
         cache.invalidate(&tag).await.expect("in memory");
         for other in others {
-            cache.open(&other).await.expect("in memory");
+            open(&cache, &other);
         }
-        let version = cache.open(&tag).await.expect("in memory").expect("open");
+        let version = open(&cache, &tag).expect("open");
         let answer = Bytes::from_static(b"answer");
         let filled = cache.fill(&tag, &key(0), version, answer).await;
         assert!(filled.expect("in memory"));
@@ -520,8 +529,8 @@ mod tests {
             assert!(is_hit(&cache, &tag, &key(0)).await);
         }
         assert!(!fill(&cache, &tag, &key(0), 2 << 20).await);
-        assert!(!is_hit(&cache, &tag, &key(0)).await);
         assert!(cache.0.tags().states.is_empty(), "the index is clean");
+        assert!(!is_hit(&cache, &tag, &key(0)).await);
     }
 
     #[tokio::test]
@@ -529,7 +538,7 @@ mod tests {
         let cache = cache(1 << 20);
         for _ in 0..2 * MAX_BARE_TAGS {
             let tag = Tag::of_location(LocationId::generate());
-            cache.open(&tag).await.expect("in memory");
+            open(&cache, &tag);
         }
         assert_eq!(cache.0.tags().states.len(), MAX_BARE_TAGS);
     }

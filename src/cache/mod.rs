@@ -9,8 +9,7 @@
 //!
 //! | step | when | what it does, atomically on a tag |
 //! | --- | --- | --- |
-//! | [`lookup`](Cache::lookup) | a read begins | the version, and the entry if it was filled under it; may `open` as well |
-//! | [`open`](Cache::open) | a miss found no version | sets a fresh version, unless a write is in flight |
+//! | [`lookup`](Cache::lookup) | a read begins | opens the tag with a fresh version if it has none and no write is in flight; returns the version, and the entry if it was filled under it |
 //! | [`fill`](Cache::fill) | the database was read | stores the answer, if the version is still the one from before the read |
 //! | [`close`](Cache::close) | before a commit | notes the write as in flight, drops version and entries |
 //! | [`reopen`](Cache::reopen) | after the commit, before the acknowledgement | takes the note away, drops the version again |
@@ -91,13 +90,23 @@ impl WriteId {
     }
 }
 
-/// What the cache knows of a tag and a key at one moment.
-#[derive(Debug, Clone)]
+/// A tag and a key at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
-    /// The serialized answer, which is current.
-    Hit(Bytes, Tier),
-    /// No current entry. The tag's version, if it is open.
-    Miss(Option<Version>),
+    /// The entry is current.
+    Hit {
+        /// The serialized response.
+        body: Bytes,
+        /// Where the entry was found.
+        tier: Tier,
+        /// The version of the tag and of the entry.
+        version: Version,
+    },
+    /// There is no current entry, and the tag is open with this version: a read of the database that
+    /// starts now may be filled under it.
+    Miss(Version),
+    /// A write is in flight on the tag: nothing may be filled.
+    Closed,
 }
 
 /// Where a hit came from.
@@ -133,24 +142,48 @@ pub struct EntryInfo {
     pub age: Duration,
 }
 
-/// The cache doesn't answer, or not in time.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("the cache is unavailable: {0}")]
-pub struct CacheError(pub String);
+/// Why a step failed. It may have been executed nevertheless, or may still be.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CacheError {
+    /// The database hasn't confirmed within [`LEASE`] that the cache is active.
+    #[error("the lease on the cache has expired")]
+    NoLease,
+    /// The cache is suspended.
+    #[error("the cache is suspended")]
+    Suspended,
+    /// The epoch of the write isn't the current one.
+    #[error("the cache's epoch has changed")]
+    EpochChanged,
+    /// There is no connection to the cache server.
+    #[error("there is no connection to the cache server")]
+    Disconnected,
+    /// The cache server didn't respond in time.
+    #[error("the cache server didn't respond in time")]
+    Timeout,
+    /// Too many commands are queued or in flight.
+    #[error("too many commands are waiting for the cache server")]
+    QueueFull,
+    /// The task that runs the step has ended: the cache is being dropped.
+    #[error("the cache is shutting down")]
+    ShuttingDown,
+    /// The cache server isn't the one that the epoch names, or can't be used.
+    #[error("the cache server can't be used: {0}")]
+    WrongServer(String),
+    /// The command failed, on the server or in the client.
+    #[error("the cache server failed: {0}")]
+    Server(String),
+}
 
 /// The steps of the protocol. Each is atomic on a tag.
 #[async_trait]
 pub trait Cache: Send + Sync + 'static {
-    /// Reads a tag's version and a key's entry together; a hit only if they belong together. May open
-    /// the tag.
+    /// Opens the tag with a fresh version, if it has none and no write is in flight on it; and reads
+    /// its version and the key's entry: a hit if the entry was filled under that version.
     async fn lookup(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError>;
 
     /// The answer that the process holds under a key, if it was filled under this version: current if
     /// the version is.
     fn peek_local(&self, key: &Key, version: Version) -> Option<Bytes>;
-
-    /// Opens a tag that has no version, unless a write is in flight on it: then `None`.
-    async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError>;
 
     /// Stores an answer that was read from the database after `version` was. False if the version
     /// has changed since, or if the answer doesn't fit.

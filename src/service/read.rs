@@ -273,8 +273,8 @@ impl Service {
             CacheMode::Default => Some(self.cache.lookup(&tag, &key).await),
             CacheMode::NoCache => None,
         };
-        if let Some(Ok(Lookup::Hit(frame, tier))) = first {
-            return Ok(hit(frame, tier));
+        if let Some(Ok(Lookup::Hit { body, tier, .. })) = first {
+            return Ok(hit(body, tier));
         }
         let cache = Arc::clone(&self.cache);
         let flight = move |at_once: bool| async move {
@@ -285,15 +285,13 @@ impl Service {
                 _ => cache.lookup(&tag, &key).await.ok(),
             };
             let (version, reason) = match lookup {
-                Some(Lookup::Hit(frame, tier)) if mode == CacheMode::Default => {
-                    return Ok(hit(frame, tier));
+                Some(Lookup::Hit { body, tier, .. }) if mode == CacheMode::Default => {
+                    return Ok(hit(body, tier));
                 }
-                Some(Lookup::Hit(..) | Lookup::Miss(None)) => match cache.open(&tag).await {
-                    Ok(None) => (None, FwdReason::Closed),
-                    Ok(version) => (version, FwdReason::Miss),
-                    Err(_) => (None, FwdReason::Unavailable),
-                },
-                Some(Lookup::Miss(version)) => (version, FwdReason::Miss),
+                Some(Lookup::Hit { version, .. } | Lookup::Miss(version)) => {
+                    (Some(version), FwdReason::Miss)
+                }
+                Some(Lookup::Closed) => (None, FwdReason::Closed),
                 None => (None, FwdReason::Unavailable),
             };
             // Another flight may have filled the cache since the lookup.
@@ -304,7 +302,11 @@ impl Service {
             }
             let frame = load.await?;
             let version = if without(Control::FillWithoutVersionCheck) {
-                cache.open(&tag).await.unwrap_or(version)
+                match cache.lookup(&tag, &key).await {
+                    Ok(Lookup::Hit { version, .. } | Lookup::Miss(version)) => Some(version),
+                    Ok(Lookup::Closed) => None,
+                    Err(_) => version,
+                }
             } else {
                 version
             };

@@ -18,12 +18,14 @@ use location_service::{
     cache::{Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Version, WriteId},
     model::{Epoch, Predicate, ProductionRunId},
     proto::location::v1,
+    store::Store,
 };
 use tempfile::TempDir;
 use tokio::sync::Barrier;
-use tonic::{Response, Status};
+use tonic::{Request, Response, Status};
 
 use crate::{
+    gates::{GatedStore, Gates},
     harness::{Client, TestApp, cache_status, create, of_run, shared_config, storage},
     redis::{EPOCH, connect_with},
 };
@@ -44,18 +46,19 @@ struct Counted {
 
 impl Counted {
     async fn spawn() -> Self {
-        Self::spawn_with(|cache| cache).await
+        Self::spawn_with(|store, cache| (store, cache)).await
     }
 
-    async fn spawn_with(wrap: impl FnOnce(Arc<dyn Cache>) -> Arc<dyn Cache>) -> Self {
+    async fn spawn_with(
+        wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
+    ) -> Self {
         let redis = RedisServer::start();
         let postgres = Postgres::start_with(|_| "log_statement = all".to_owned());
         let dir = TempDir::new().expect("a temporary folder");
         let database = postgres.database().await;
         let config = shared_config(database, redis.url(), "test:".to_owned(), &dir);
         Self {
-            app: TestApp::spawn_config(config, dir.into(), |store, cache| (store, wrap(cache)))
-                .await,
+            app: TestApp::spawn_config(config, dir.into(), wrap).await,
             redis,
             postgres,
         }
@@ -158,6 +161,55 @@ async fn a_miss_is_two_round_trips_and_one_statement() {
     counted.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_no_cache_read_is_two_round_trips_and_one_statement() {
+    let counted = Counted::spawn().await;
+    let mut client = counted.app.admin();
+    // First the tag is closed or unknown, then open, and its entry in the process.
+    for _ in 0..2 {
+        let before = Counted::stats(&counted.app).await.round_trip_count;
+        let statements = counted.statements().len();
+        let mut request = Request::new(of_run("run"));
+        let no_cache = "no-cache".parse().expect("ASCII");
+        request.metadata_mut().insert("cache-control", no_cache);
+        let list = client.list_locations(request).await.expect("listed");
+        assert_eq!(cache_status(&list), "location-service; fwd=request; stored",);
+        let after = Counted::stats(&counted.app).await.round_trip_count;
+        assert_eq!(after - before, 2, "lookup, fill");
+        assert_eq!(counted.statements().len() - statements, 1);
+    }
+    counted.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_read_during_a_write_is_one_round_trip_and_one_statement() {
+    let gates = Arc::<Gates>::default();
+    let counted = Counted::spawn_with(|inner, cache| {
+        let gates = Arc::clone(&gates);
+        (Arc::new(GatedStore { inner, gates }), cache)
+    })
+    .await;
+    let mut client = counted.app.admin();
+    gates.closed.arm();
+    let writer = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.create_location(create(storage("new", "run"))).await }
+    });
+    gates.closed.held().await;
+    let before = Counted::stats(&counted.app).await.round_trip_count;
+    let statements = counted.statements().len();
+    assert_eq!(
+        list(&mut client).await,
+        "location-service; fwd=bypass; detail=write-in-flight"
+    );
+    let after = Counted::stats(&counted.app).await.round_trip_count;
+    assert_eq!(after - before, 1, "lookup");
+    assert_eq!(counted.statements().len() - statements, 1);
+    gates.closed.release();
+    writer.await.expect("no panic").expect("created");
+    counted.stop().await;
+}
+
 /// Lookups of many pages that a replica doesn't hold, and one command of the server's for all that
 /// wait together.
 #[tokio::test]
@@ -175,7 +227,9 @@ async fn a_hundred_hits_on_entries_that_the_process_doesnt_hold_share_commands()
         })
         .collect();
     for (tag, key, number) in &entries {
-        let version = cache.open(tag).await.expect("Redis answers").expect("open");
+        let Ok(Lookup::Miss(version)) = cache.lookup(tag, key).await else {
+            panic!("nothing is filled yet");
+        };
         let answer = Bytes::from(number.to_string());
         let filled = cache.fill(tag, key, version, answer).await;
         assert!(filled.expect("Redis answers"));
@@ -186,8 +240,8 @@ async fn a_hundred_hits_on_entries_that_the_process_doesnt_hold_share_commands()
         let lookup = cache.lookup(tag, key);
         async move {
             match lookup.await.expect("Redis answers") {
-                Lookup::Hit(answer, _) => assert_eq!(answer, number.to_string()),
-                missed @ Lookup::Miss(_) => panic!("{number}: {missed:?}"),
+                Lookup::Hit { body, .. } => assert_eq!(body, number.to_string()),
+                missed => panic!("{number}: {missed:?}"),
             }
         }
     });
@@ -260,10 +314,6 @@ impl Cache for AllAtOnce {
         self.inner.peek_local(key, version)
     }
 
-    async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
-        self.inner.open(tag).await
-    }
-
     async fn fill(
         &self,
         tag: &Tag,
@@ -311,14 +361,14 @@ impl Cache for AllAtOnce {
 
 async fn all_at_once() -> (Counted, Arc<AllAtOnce>) {
     let mut at_once = None;
-    let counted = Counted::spawn_with(|inner| {
+    let counted = Counted::spawn_with(|store, inner| {
         let cache = Arc::new(AllAtOnce {
             inner,
             armed: AtomicUsize::new(0),
             all: Barrier::new(CALLERS),
         });
         at_once = Some(Arc::clone(&cache));
-        cache
+        (store, cache)
     })
     .await;
     (counted, at_once.expect("it was wrapped"))
@@ -431,9 +481,7 @@ async fn traffic_leaves_few_index_members_without_their_entries() {
                 };
                 let key = Key::new("ListLocations", None, &page);
                 let found = cache.lookup(&tag, &key).await.expect("Redis answers");
-                if let Lookup::Miss(_) = found
-                    && let Some(version) = cache.open(&tag).await.expect("Redis answers")
-                {
+                if let Lookup::Miss(version) = found {
                     let answer = Bytes::from_static(b"answer");
                     let filled = cache.fill(&tag, &key, version, answer).await;
                     filled.expect("Redis answers");

@@ -268,10 +268,6 @@ impl Cache for Uncontrolled {
         self.inner.peek_local(key, version)
     }
 
-    async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
-        self.inner.open(tag).await
-    }
-
     async fn fill(
         &self,
         tag: &Tag,
@@ -280,9 +276,11 @@ impl Cache for Uncontrolled {
         answer: Bytes,
     ) -> Result<bool, CacheError> {
         if self.without == Without::VersionCheck {
-            return match self.inner.open(tag).await? {
-                Some(current) => self.inner.fill(tag, key, current, answer).await,
-                None => Ok(false),
+            return match self.inner.lookup(tag, key).await? {
+                Lookup::Hit { version, .. } | Lookup::Miss(version) => {
+                    self.inner.fill(tag, key, version, answer).await
+                }
+                Lookup::Closed => Ok(false),
             };
         }
         self.inner.fill(tag, key, version, answer).await

@@ -33,7 +33,7 @@ use stateright::{Model, Property};
 
 use crate::{
     refute,
-    tag::{Entry, Tag, Version, Writes, renumber},
+    tag::{Entry, FRESH, Tag, Version, Writes, renumber},
     verify,
 };
 
@@ -269,7 +269,7 @@ impl Coordinator {
             // No lease is needed for it.
             (Action::Open(server), Loader::Idle) => {
                 let epoch = last_active(state.epoch);
-                Loader::Opened(epoch, self.reach(state, server, epoch)?.open(0)?)
+                Loader::Opened(epoch, self.reach(state, server, epoch)?.open(FRESH, 0)?)
             }
             (Action::Read, Loader::Opened(epoch, version)) => {
                 let list = state.committed;

@@ -4,14 +4,16 @@
 //! were acknowledged, and which are past their deadline; where each writer and each loader is.
 //!
 //! **Actions.** A writer begins, closes, commits, reopens and acknowledges; or undoes its write, or
-//! crashes, anywhere. A `close` that nobody waits for any more is executed later or never. A loader,
-//! which is what runs when a read misses, opens its tag, reads the database, and fills. Between any
-//! two steps of one, any number of steps of others happen: that is a pause. A deadline passes at any
-//! moment after the note was made; there is no other clock. The server loses a version, an entry, or
-//! all notes of a tag; in a flush one after the other.
+//! crashes, anywhere. The `close` of an abandoned writer is executed later or never. A loader looks up
+//! its key, which opens the tag, reads the database, and fills; or leaves instead of any of these: its
+//! lookup was a hit, or its caller has gone. A `no-cache` read is a loader whose lookup may be a hit:
+//! it fills under the hit's version. A loader that finds its tag closed reads the database only, which
+//! changes no state. Between any two steps, any number of other steps happen: that is a pause. A
+//! deadline passes at any moment after its note was made; there is no other clock. The server loses a
+//! version, an entry, or all notes of a tag; in a flush one after the other.
 //!
-//! **Readers** have no state here. What a lookup finds at some moment is compared with what was
-//! acknowledged by then, which is no less than when the reader arrived. What isn't found is read
+//! **Readers** have no state here. In every state a lookup's result is compared with the writes that
+//! are acknowledged by then, which include those acknowledged when its reader arrived. A miss is read
 //! from the database, which is current. `flight` and `local` have readers that wait.
 //!
 //! **Bounds.** Two writes and two loaders, or three writes and a loader; one tag or two, each with
@@ -21,7 +23,7 @@ use stateright::{Model, Property};
 
 use crate::{
     refute,
-    tag::{Entry, Tag, Version, Writes, renumber},
+    tag::{Entry, FRESH, Tag, Version, Writes, renumber},
     verify,
 };
 
@@ -50,6 +52,10 @@ pub enum Protection {
     Reopen,
     /// A write closes what the write before it on its row has touched.
     FormerTags,
+    /// A fresh version is drawn for one execution of one script. Without it a lookup that opens its
+    /// tag is executed again, any time later, with the same fresh version: as by two scripts of one
+    /// round trip that share it, or by a client that sends a command twice.
+    DrawnOnce,
 }
 
 /// What a write is.
@@ -84,6 +90,9 @@ pub struct State {
     overdue: Writes,
     writers: [Writer; MAX_WRITES],
     loaders: [Loader; 2],
+    /// A lookup's second execution on its way to the first tag, with the fresh version that the first
+    /// has set. Only without [`Protection::DrawnOnce`].
+    resent: Option<Version>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -109,7 +118,7 @@ struct Touched {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Loader {
     Idle,
-    Opened(Version),
+    LookedUp(Version),
     Read(Entry),
 }
 
@@ -124,9 +133,11 @@ pub enum Action {
     Acknowledge(usize),
     Crash(usize),
     PassDeadline(usize),
-    Open(usize),
+    Lookup(usize),
     Read(usize),
     Fill(usize),
+    Leave(usize),
+    LookupAgain,
     LoseVersion(usize),
     LoseNotes(usize),
     LoseEntry(usize),
@@ -183,8 +194,12 @@ impl Protocol {
             | Action::Acknowledge(i)
             | Action::Crash(i) => self.write(&mut state, i, action)?,
             Action::PassDeadline(i) => state.overdue |= 1 << i,
-            Action::Open(i) | Action::Read(i) | Action::Fill(i) => {
+            Action::Lookup(i) | Action::Read(i) | Action::Fill(i) | Action::Leave(i) => {
                 self.load(&mut state, i, action)?;
+            }
+            Action::LookupAgain => {
+                let version = state.resent.take()?;
+                state.tags[0].open(version, state.overdue);
             }
             Action::LoseVersion(i) => state.tags[i].version = None,
             Action::LoseNotes(i) => state.tags[i].writers = 0,
@@ -248,15 +263,21 @@ impl Protocol {
     fn load(&self, state: &mut State, i: usize, action: Action) -> Option<()> {
         let tag = &mut state.tags[self.loaders[i]?];
         state.loaders[i] = match (action, state.loaders[i]) {
-            (Action::Open(_), Loader::Idle) => {
+            (Action::Lookup(_), Loader::Idle) => {
                 let overdue = if self.has(Protection::NoteDeadline) {
                     state.overdue
                 } else {
                     0
                 };
-                Loader::Opened(tag.open(overdue)?)
+                let was_open = tag.version.is_some();
+                let version = tag.open(FRESH, overdue)?;
+                if !was_open && !self.has(Protection::DrawnOnce) {
+                    state.resent = Some(version);
+                }
+                Loader::LookedUp(version)
             }
-            (Action::Read(_), Loader::Opened(version)) => {
+            (Action::Leave(_), Loader::LookedUp(_) | Loader::Read(_)) => Loader::Idle,
+            (Action::Read(_), Loader::LookedUp(version)) => {
                 let list = state.committed;
                 Loader::Read(Entry { version, list })
             }
@@ -272,11 +293,17 @@ impl Protocol {
         Some(())
     }
 
+    /// Reads the version of the first tag as a lookup does, which opens the tag.
+    pub fn check(&self, state: &mut State) -> Option<Version> {
+        let overdue = state.overdue;
+        state.tags[0].open(FRESH, overdue)
+    }
+
     fn recovers(&self, state: &State) -> bool {
         let mut state = state.clone();
         let deadlines = (0..MAX_WRITES).map(Action::PassDeadline);
         // The first round ends what the loaders are at.
-        let loads = [0, 1, 0, 1].map(|i| [Action::Open(i), Action::Read(i), Action::Fill(i)]);
+        let loads = [0, 1, 0, 1].map(|i| [Action::Lookup(i), Action::Read(i), Action::Fill(i)]);
         for action in deadlines.chain(loads.into_iter().flatten()) {
             state = self.step(&state, action).unwrap_or(state);
         }
@@ -294,6 +321,7 @@ impl State {
             overdue: 0,
             writers: [Writer::Idle; MAX_WRITES],
             loaders: [Loader::Idle; 2],
+            resent: None,
         }
     }
 
@@ -306,9 +334,10 @@ impl State {
     pub fn versions(&mut self) -> impl Iterator<Item = &mut Version> {
         let held = self.loaders.iter_mut().filter_map(|loader| match loader {
             Loader::Idle => None,
-            Loader::Opened(version) => Some(version),
+            Loader::LookedUp(version) => Some(version),
             Loader::Read(entry) => Some(&mut entry.version),
         });
+        let held = held.chain(&mut self.resent);
         self.tags.iter_mut().flat_map(Tag::versions).chain(held)
     }
 }
@@ -349,11 +378,15 @@ impl Model for Protocol {
             }
         }
         for (i, loader) in state.loaders.iter().enumerate() {
-            actions.push(match loader {
-                Loader::Idle => Action::Open(i),
-                Loader::Opened(_) => Action::Read(i),
-                Loader::Read(_) => Action::Fill(i),
-            });
+            let next = match loader {
+                Loader::Idle => [Some(Action::Lookup(i)), None],
+                Loader::LookedUp(_) => [Some(Action::Read(i)), Some(Action::Leave(i))],
+                Loader::Read(_) => [Some(Action::Fill(i)), Some(Action::Leave(i))],
+            };
+            actions.extend(next.into_iter().flatten());
+        }
+        if state.resent.is_some() {
+            actions.push(Action::LookupAgain);
         }
         for (i, tag) in state.tags.iter().enumerate() {
             if tag.version.is_some() {
@@ -520,5 +553,14 @@ fn without_the_tags_of_a_move_an_update_acknowledges_what_the_old_run_does_not_s
         &on_one_row(&[0b11, 0b10], Some(Protection::FormerTags)),
         REFLECTS,
         12,
+    );
+}
+
+#[test]
+fn with_a_fresh_version_that_is_set_twice_a_whole_write_in_between_is_not_seen() {
+    refute(
+        &on_one_tag(1, 1, false, Some(Protection::DrawnOnce)),
+        REFLECTS,
+        9,
     );
 }

@@ -7,7 +7,7 @@ pub type Writes = u8;
 pub type Version = u8;
 
 /// A version that isn't in use.
-const FRESH: Version = Version::MAX;
+pub const FRESH: Version = Version::MAX;
 
 /// A list under the version that its tag had before the database was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -26,18 +26,19 @@ pub struct Tag {
 }
 
 impl Tag {
-    /// The entry, if it is current.
+    /// The entry, if it is current. The other half of a lookup is [`open`](Self::open).
     pub fn lookup(&self) -> Option<Writes> {
         let entry = self.entry?;
         (self.version == Some(entry.version)).then_some(entry.list)
     }
 
-    /// The version, or a fresh one, unless a write is in flight that isn't past its deadline.
-    pub fn open(&mut self, overdue: Writes) -> Option<Version> {
+    /// What a lookup does to a tag: sets the fresh version if there is none, unless a write is in
+    /// flight that isn't past its deadline. Returns the tag's version.
+    pub fn open(&mut self, fresh: Version, overdue: Writes) -> Option<Version> {
         if self.version.is_none() {
             self.writers &= !overdue;
             if self.writers == 0 {
-                self.version = Some(FRESH);
+                self.version = Some(fresh);
             }
         }
         self.version

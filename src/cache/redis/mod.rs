@@ -297,8 +297,8 @@ impl RedisCache {
         let histories = checked.map_err(unavailable)?;
         match &period.server {
             Some(server) if server.histories != histories => {
-                let why = "its data isn't what the epoch began with";
-                Err(CacheError(why.to_owned()))
+                let why = "its data isn't the data that the epoch began with";
+                Err(CacheError::WrongServer(why.to_owned()))
             }
             _ => Ok(()),
         }
@@ -311,7 +311,7 @@ impl RedisCache {
         if client.is_clustered() {
             let synced = timeout(CONNECT_TIMEOUT, client.sync_cluster()).await;
             synced
-                .map_err(|_| CacheError("the Cluster's nodes aren't told in time".to_owned()))?
+                .map_err(|_| CacheError::Timeout)?
                 .map_err(unavailable)?;
         }
         let scripts = Scripts::new(name);
@@ -337,27 +337,35 @@ impl RedisCache {
         let wanted = (tag.clone(), key.copied());
         self.reads
             .try_send(Read { wanted, answer })
-            .map_err(|_| CacheError("too many reads are waiting".to_owned()))?;
-        read.await.unwrap_or_else(|_| Err(abandoned()))
+            .map_err(|_| CacheError::QueueFull)?;
+        read.await.unwrap_or_else(|_| Err(CacheError::ShuttingDown))
     }
 
     async fn look_up(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
         if let Some(held) = self.local.peek(key.digest()) {
             if without(Control::LocalWithoutValidation)
-                && let Some(answer) = self.local.get(key.digest(), held.version)
+                && let Some(body) = self.local.get(key.digest(), held.version)
             {
-                return Ok(Lookup::Hit(answer, Tier::Local));
+                return Ok(Lookup::Hit {
+                    body,
+                    tier: Tier::Local,
+                    version: held.version,
+                });
             }
             let found = self.read(tag, None).await?;
             let Found {
-                lookup: Lookup::Miss(Some(current)),
+                lookup: Lookup::Miss(version),
                 opened: false,
             } = found
             else {
                 return Ok(found.lookup);
             };
-            if let Some(answer) = self.local.get(key.digest(), current) {
-                return Ok(Lookup::Hit(answer, Tier::Local));
+            if let Some(body) = self.local.get(key.digest(), version) {
+                return Ok(Lookup::Hit {
+                    body,
+                    tier: Tier::Local,
+                    version,
+                });
             }
             self.local.remove(key.digest(), held.version);
         }
@@ -411,10 +419,6 @@ impl Cache for RedisCache {
 
     fn peek_local(&self, key: &Key, version: Version) -> Option<Bytes> {
         self.local.get(key.digest(), version)
-    }
-
-    async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
-        self.counted(self.redis.open(tag).await)
     }
 
     async fn fill(
@@ -560,8 +564,7 @@ impl EpochState {
     }
 
     fn scripts(&self) -> Result<&Scripts, CacheError> {
-        let suspended = || CacheError("it is suspended".to_owned());
-        self.scripts.as_ref().ok_or_else(suspended)
+        self.scripts.as_ref().ok_or(CacheError::Suspended)
     }
 
     /// The names of a tag's keys.
@@ -574,7 +577,6 @@ impl EpochState {
 #[derive(Debug)]
 struct Scripts {
     lookup: Script,
-    open: Script,
     fill: Script,
     close: Script,
     reopen: Script,
@@ -588,7 +590,6 @@ impl Scripts {
         let named = |lua: &str| Script::from_lua(format!("{lua}-- {server}\n"));
         Self {
             lookup: named(include_str!("lua/lookup.lua")),
-            open: named(include_str!("lua/open.lua")),
             fill: named(include_str!("lua/fill.lua")),
             close: named(include_str!("lua/close.lua")),
             reopen: named(include_str!("lua/reopen.lua")),
@@ -600,7 +601,6 @@ impl Scripts {
     fn all(&self) -> impl Iterator<Item = &Script> {
         [
             &self.lookup,
-            &self.open,
             &self.fill,
             &self.close,
             &self.reopen,
@@ -689,7 +689,7 @@ impl Redis {
     /// The epoch that is known, current or not.
     fn period(&self) -> Result<Arc<EpochState>, CacheError> {
         let lease = self.lease();
-        let lease = lease.as_ref().ok_or_else(never_leased)?;
+        let lease = lease.as_ref().ok_or(CacheError::NoLease)?;
         Ok(Arc::clone(&lease.period))
     }
 
@@ -699,17 +699,16 @@ impl Redis {
         if epoch == Some(period.epoch) {
             Ok(period)
         } else {
-            Err(CacheError("its epoch is over".to_owned()))
+            Err(CacheError::EpochChanged)
         }
     }
 
     /// The epoch in which the cache may be used now.
     fn leased(&self) -> Result<Arc<EpochState>, CacheError> {
         let lease = self.lease();
-        let lease = lease.as_ref().ok_or_else(never_leased)?;
+        let lease = lease.as_ref().ok_or(CacheError::NoLease)?;
         if lease.until <= Instant::now() {
-            let why = "the database hasn't said lately that it is used";
-            return Err(CacheError(why.to_owned()));
+            return Err(CacheError::NoLease);
         }
         lease.period.scripts()?;
         Ok(Arc::clone(&lease.period))
@@ -719,7 +718,7 @@ impl Redis {
         if self.client().is_connected() {
             return Ok(());
         }
-        Err(CacheError("there is no connection".to_owned()))
+        Err(CacheError::Disconnected)
     }
 
     /// An entry's key, after what all keys of its tag begin with.
@@ -779,17 +778,6 @@ impl Redis {
             }));
         }
         Ok(found)
-    }
-
-    async fn open(&self, tag: &Tag) -> Result<Option<Version>, CacheError> {
-        let period = self.leased()?;
-        let names = period.names(tag);
-        let call = Call {
-            keys: vec![names.of("version"), names.of("writers")],
-            args: self.to_open(Version::generate()),
-        };
-        let version: Option<Bytes> = self.run(&period.scripts()?.open, call).await?;
-        Ok(version.as_deref().and_then(Version::from_bytes))
     }
 
     async fn fill(
@@ -957,7 +945,7 @@ impl Redis {
         replies
             .into_iter()
             .next()
-            .unwrap_or_else(|| Err(abandoned()))
+            .unwrap_or_else(|| Err(CacheError::ShuttingDown))
     }
 
     /// Runs a script once for each call, for somebody who has better to do than to wait for long.
@@ -975,7 +963,7 @@ impl Redis {
         if self.replies.load(Ordering::Relaxed) == before {
             self.stuck.notify_one();
         }
-        Err(CacheError("it doesn't answer in time".to_owned()))
+        Err(CacheError::Timeout)
     }
 
     /// Runs a script once for each call.
@@ -1007,8 +995,8 @@ impl Redis {
             Arc::clone(&self.room).acquire_many_owned(shares),
         )
         .await
-        .map_err(|_| CacheError("too many commands are under way".to_owned()))?
-        .map_err(|_| abandoned())?;
+        .map_err(|_| CacheError::QueueFull)?
+        .map_err(|_| CacheError::ShuttingDown)?;
         self.counters.round_trips.add(1);
         let client = self.client();
         let (replies, stuck) = (Arc::clone(&self.replies), Arc::clone(&self.stuck));
@@ -1200,14 +1188,21 @@ fn judge(
     version: Option<Version>,
     entry: Option<&[u8]>,
 ) -> Lookup {
+    let Some(version) = version else {
+        return Lookup::Closed;
+    };
     let entry = entry.and_then(parse_entry);
-    if let (Some(key), Some(version), Some((filled_under, _, answer))) = (key, version, entry)
+    if let (Some(key), Some((filled_under, _, body))) = (key, entry)
         && filled_under == version
     {
         // A copy, because a slice would keep the whole read buffer alive.
-        let answer = Bytes::copy_from_slice(answer);
-        keep(local, &key, version, answer.clone());
-        return Lookup::Hit(answer, Tier::Redis);
+        let body = Bytes::copy_from_slice(body);
+        keep(local, &key, version, body.clone());
+        return Lookup::Hit {
+            body,
+            tier: Tier::Redis,
+            version,
+        };
     }
     Lookup::Miss(version)
 }
@@ -1253,7 +1248,7 @@ async fn next_key(
 ) -> Result<Option<RedisKey>, CacheError> {
     match timeout(SCAN_TIMEOUT, keys.next()).await {
         Ok(key) => key.transpose().map_err(unavailable),
-        Err(_) => Err(CacheError("a scan timed out".to_owned())),
+        Err(_) => Err(CacheError::Timeout),
     }
 }
 
@@ -1339,17 +1334,16 @@ fn is_timeout<T>(reply: &Result<T, FredError>) -> bool {
     matches!(reply, Err(error) if *error.kind() == ErrorKind::Timeout)
 }
 
-fn never_leased() -> CacheError {
-    CacheError("the database hasn't said yet that it is used".to_owned())
-}
-
-fn abandoned() -> CacheError {
-    CacheError("a command was abandoned".to_owned())
-}
-
 #[expect(clippy::needless_pass_by_value, reason = "for map_err")]
 fn unavailable(error: FredError) -> CacheError {
-    CacheError(error.to_string())
+    match error.kind() {
+        ErrorKind::Timeout => CacheError::Timeout,
+        ErrorKind::Canceled | ErrorKind::IO => CacheError::Disconnected,
+        ErrorKind::Routing | ErrorKind::NotFound => {
+            CacheError::WrongServer(error.details().to_owned())
+        }
+        _ => CacheError::Server(error.to_string()),
+    }
 }
 
 /// An entry's version, the time of its fill, and the answer.
