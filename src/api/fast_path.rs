@@ -8,6 +8,7 @@
 use std::{
     mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -28,6 +29,7 @@ use super::{
     cache_headers::{CACHE_STATUS, cache_mode, cache_status},
 };
 use crate::{
+    auth::Authenticator,
     error::Error,
     model::Principal,
     proto::{self, location::v1},
@@ -59,21 +61,16 @@ impl CachedMethod {
 }
 
 /// A layer that responds to plain calls of the cached methods.
-///
-/// `authenticate` returns the caller that sent a request's headers.
 #[derive(Clone)]
-pub struct FastPath<A> {
+pub struct FastPath {
     api: LocationApi,
-    authenticate: A,
+    authenticator: Arc<Authenticator>,
 }
 
-impl<A> FastPath<A>
-where
-    A: Fn(&HeaderMap) -> Result<Principal, Error>,
-{
+impl FastPath {
     /// Creates the fast path to an API.
-    pub fn new(api: LocationApi, authenticate: A) -> Self {
-        Self { api, authenticate }
+    pub fn new(api: LocationApi, authenticator: Arc<Authenticator>) -> Self {
+        Self { api, authenticator }
     }
 
     /// Responds to a call, or returns it unchanged for tonic.
@@ -83,7 +80,7 @@ where
         request: Request<Body>,
     ) -> Result<Response<ResponseBody>, Request<Body>> {
         let (head, body) = request.into_parts();
-        let caller = match (self.authenticate)(&head.headers) {
+        let caller = match self.authenticator.authenticate(&head.headers) {
             Ok(caller) => caller,
             Err(error) => return Ok(error_response(error)),
         };
@@ -227,8 +224,8 @@ impl http_body::Body for ResponseBody {
     }
 }
 
-impl<A: Clone, S> Layer<S> for FastPath<A> {
-    type Service = WithFastPath<A, S>;
+impl<S> Layer<S> for FastPath {
+    type Service = WithFastPath<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
         WithFastPath {
@@ -240,14 +237,13 @@ impl<A: Clone, S> Layer<S> for FastPath<A> {
 
 /// A service with a [`FastPath`] in front of it.
 #[derive(Clone)]
-pub struct WithFastPath<A, S> {
-    path: FastPath<A>,
+pub struct WithFastPath<S> {
+    path: FastPath,
     inner: S,
 }
 
-impl<A, S> Service<Request<Body>> for WithFastPath<A, S>
+impl<S> Service<Request<Body>> for WithFastPath<S>
 where
-    A: Fn(&HeaderMap) -> Result<Principal, Error> + Clone + Send + Sync + 'static,
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send,
 {

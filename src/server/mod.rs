@@ -11,7 +11,6 @@ mod write_buffer;
 
 use std::{sync::Arc, time::Duration};
 
-use http::HeaderMap;
 use tokio::{
     net::TcpListener,
     sync::watch,
@@ -30,8 +29,6 @@ use self::{deadlines::Bounds, encodings::prefer_encoding, purge::purge_loop};
 use crate::{
     api::{CacheApi, LocationApi, fast_path::FastPath},
     auth::Authenticator,
-    error::Error,
-    model::Principal,
     proto::location::v1::{
         cache_service_server::CacheServiceServer, location_service_server::LocationServiceServer,
     },
@@ -97,10 +94,9 @@ impl Server {
         let watch_health = spawn(health::watch(health.clone(), Arc::clone(&self.store)));
         let _purge = spawn(purge_loop(Arc::clone(&self.store)));
 
-        let authenticate = self.authenticate();
-        let interceptor = InterceptorLayer::new(interceptor(authenticate.clone()));
+        let interceptor = InterceptorLayer::new(interceptor(Arc::clone(&self.authenticator)));
         let api = LocationApi::new(self.service.clone());
-        let fast_path = FastPath::new(api.clone(), authenticate);
+        let fast_path = FastPath::new(api.clone(), Arc::clone(&self.authenticator));
         let locations = configure!(LocationServiceServer::new(api));
         let cache = configure!(CacheServiceServer::new(CacheApi::new(
             self.service.clone(),
@@ -148,20 +144,12 @@ impl Server {
         }
         Ok(outcome.unwrap_or(Ok(()))?)
     }
-
-    /// Maps a request's headers to its caller.
-    fn authenticate(&self) -> impl Fn(&HeaderMap) -> Result<Principal, Error> + Clone + use<> {
-        let authenticator = Arc::clone(&self.authenticator);
-        move |headers| authenticator.authenticate(headers)
-    }
 }
 
-/// Refuses unauthenticated requests, and adds the extension [`Principal`] to the rest.
-fn interceptor(
-    authenticate: impl Fn(&HeaderMap) -> Result<Principal, Error> + Clone,
-) -> impl Interceptor + Clone {
+/// Refuses unauthenticated requests, and adds the extension [`Principal`](crate::model::Principal) to the rest.
+fn interceptor(authenticator: Arc<Authenticator>) -> impl Interceptor + Clone {
     move |mut request: Request<()>| {
-        let principal = authenticate(request.metadata().as_ref())?;
+        let principal = authenticator.authenticate(request.metadata().as_ref())?;
         request.extensions_mut().insert(principal);
         Ok(request)
     }

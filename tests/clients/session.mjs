@@ -65,13 +65,13 @@ function admit(more = {}) {
   return metadata;
 }
 
-// The answer, and the `cache-status` that came with it.
+// Returns the response and its `cache-status`.
 function call(method, request, options = {}) {
   const { client = plain, metadata = admit(), timeoutMs = PATIENCE_MS } = options;
   return new Promise((resolve, reject) => {
     let status;
-    client[method](request, metadata, { deadline: Date.now() + timeoutMs }, (error, answer) =>
-      error ? reject(error) : resolve([answer, status]),
+    client[method](request, metadata, { deadline: Date.now() + timeoutMs }, (error, response) =>
+      error ? reject(error) : resolve([response, status]),
     ).on("metadata", (initial) => {
       [status] = initial.get("cache-status");
     });
@@ -81,7 +81,7 @@ function call(method, request, options = {}) {
 // The error's details, by type, once it is known that the call fails with this code.
 async function refused(code, method, request, options) {
   const error = await call(method, request, options).then(
-    ([answer]) => assert.fail(`${method} answered ${JSON.stringify(answer)}`),
+    ([response]) => assert.fail(`${method} returned ${JSON.stringify(response)}`),
     (error) => error,
   );
   assert.equal(error.code, code, error.message);
@@ -96,8 +96,8 @@ async function refused(code, method, request, options) {
 }
 
 for (const service of ["", "location.v1.LocationService"]) {
-  const [answer] = await call("Check", { service }, { client: health });
-  assert.equal(answer.status, 1);
+  const [response] = await call("Check", { service }, { client: health });
+  assert.equal(response.status, 1);
 }
 
 const ofRun = { production_run_id: "node" };
@@ -125,20 +125,20 @@ assert.ok(created.id && created.etag && created.owner_id);
 const [again] = await call("CreateLocation", create);
 assert.deepEqual(again, created);
 
-let [answer, status] = await call("ListLocations", ofRun);
-assert.deepEqual(answer.locations, [created]);
+let [response, status] = await call("ListLocations", ofRun);
+assert.deepEqual(response.locations, [created]);
 assert.notEqual(status, HIT);
-[answer, status] = await call("ListLocations", ofRun);
-assert.deepEqual(answer.locations, [created]);
+[response, status] = await call("ListLocations", ofRun);
+assert.deepEqual(response.locations, [created]);
 assert.equal(status, HIT);
-[answer] = await call("GetLocation", { id: created.id });
-assert.deepEqual(answer, created);
-[answer, status] = await call(
+[response] = await call("GetLocation", { id: created.id });
+assert.deepEqual(response, created);
+[response, status] = await call(
   "GetLocation",
   { id: created.id },
   { metadata: admit({ "cache-control": "no-cache" }) },
 );
-assert.deepEqual(answer, created);
+assert.deepEqual(response, created);
 assert.equal(status, "location-service; fwd=request; stored");
 
 const update = {
@@ -170,15 +170,15 @@ const requests = Array.from({ length: 12 }, (_, number) => ({
 const [ramps] = await call("BatchCreateLocations", { requests }, { client: compressed });
 const backwards = ramps.locations.slice().reverse();
 const ids = backwards.map(({ id }) => id);
-[answer] = await call("BatchGetLocations", { ids });
-assert.deepEqual(answer.locations, backwards);
+[response] = await call("BatchGetLocations", { ids });
+assert.deepEqual(response.locations, backwards);
 const unknown = randomUUID();
 details = await refused(grpc.status.NOT_FOUND, "BatchGetLocations", { ids: [...ids, unknown] });
 assert.equal(details.ResourceInfo.resource_name, unknown);
 
-[answer] = await call("ListLocationReports", ofRun);
+[response] = await call("ListLocationReports", ofRun);
 assert.deepEqual(
-  answer.reports.map((report) => [report.type, report.location_count, report.total_capacity]),
+  response.reports.map((report) => [report.type, report.location_count, report.total_capacity]),
   [
     ["LOCATION_TYPE_DELIVERY", "12", "66"],
     ["LOCATION_TYPE_STORAGE", "1", "9007199254740993"],
@@ -189,19 +189,19 @@ const sizes = [];
 const names = [];
 const page = { ...ofRun, page_size: 5, order_by: "capacity", include_total_size: true };
 do {
-  [answer] = await call("ListLocations", page);
-  assert.equal(answer.total_size, 13);
-  sizes.push(answer.locations.length);
-  names.push(...answer.locations.map(({ display_name }) => display_name));
-  page.page_token = answer.next_page_token;
+  [response] = await call("ListLocations", page);
+  assert.equal(response.total_size, 13);
+  sizes.push(response.locations.length);
+  names.push(...response.locations.map(({ display_name }) => display_name));
+  page.page_token = response.next_page_token;
 } while (page.page_token);
 assert.deepEqual(sizes, [5, 5, 3]);
 assert.deepEqual(names, [...requests.map(({ location }) => location.display_name), "Andet lager"]);
 
 const matching = { ...ofRun, query: "RAMP 1", order_by: "capacity" };
-[answer] = await call("ListLocations", matching, { client: compressed });
+[response] = await call("ListLocations", matching, { client: compressed });
 assert.deepEqual(
-  answer.locations.map(({ capacity }) => capacity),
+  response.locations.map(({ capacity }) => capacity),
   ["1", "10", "11"],
 );
 
@@ -220,9 +220,9 @@ await refused(grpc.status.DEADLINE_EXCEEDED, "ListLocations", ofRun, { timeoutMs
 
 const remove = { id: created.id, etag: updated.etag };
 await call("DeleteLocation", remove);
-[answer, status] = await call("ListLocations", ofRun);
-assert.equal(answer.locations.length, 12);
-assert.ok(!answer.locations.some(({ id }) => id === created.id));
+[response, status] = await call("ListLocations", ofRun);
+assert.equal(response.locations.length, 12);
+assert.ok(!response.locations.some(({ id }) => id === created.id));
 assert.notEqual(status, HIT);
 await refused(grpc.status.NOT_FOUND, "DeleteLocation", remove);
 

@@ -25,15 +25,15 @@ HIT = "location-service; hit; detail=local"
 
 
 def call(method, request, *, metadata=ADMIT, timeout=PATIENCE, **options):
-    """The answer, and the `cache-status` that came with it."""
-    answer, call = method.with_call(request, metadata=metadata, timeout=timeout, **options)
-    return answer, dict(call.initial_metadata()).get("cache-status")
+    """The response, and the `cache-status` that came with it."""
+    response, call = method.with_call(request, metadata=metadata, timeout=timeout, **options)
+    return response, dict(call.initial_metadata()).get("cache-status")
 
 
 def refused(code, method, request, **options):
     """The error's details, by type, once it is known that the call fails with this code."""
     try:
-        answer, _ = call(method, request, **options)
+        response, _ = call(method, request, **options)
     except grpc.RpcError as error:
         assert error.code() == code, error
         status = rpc_status.from_call(error)
@@ -43,14 +43,14 @@ def refused(code, method, request, **options):
             details[kind] = kind()
             assert detail.Unpack(details[kind])
         return details
-    raise AssertionError(f"{code} expected, answered {answer}")
+    raise AssertionError(f"{code} expected, returned {response}")
 
 
 def session(channel):
     health = health_pb2_grpc.HealthStub(channel)
     for service in "", "location.v1.LocationService":
-        answer = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE)
-        assert answer.status == health_pb2.HealthCheckResponse.SERVING, answer
+        response = health.Check(health_pb2.HealthCheckRequest(service=service), timeout=PATIENCE)
+        assert response.status == health_pb2.HealthCheckResponse.SERVING, response
 
     stub = services.LocationServiceStub(channel)
     of_run = pb.ListLocationsRequest(production_run_id="python")
@@ -134,11 +134,11 @@ def session(channel):
     )
     sizes, names = [], []
     while True:
-        answer, _ = call(stub.ListLocations, page)
-        assert answer.total_size == 13, answer
-        sizes.append(len(answer.locations))
-        names += [location.display_name for location in answer.locations]
-        page.page_token = answer.next_page_token
+        response, _ = call(stub.ListLocations, page)
+        assert response.total_size == 13, response
+        sizes.append(len(response.locations))
+        names += [location.display_name for location in response.locations]
+        page.page_token = response.next_page_token
         if not page.page_token:
             break
     assert sizes == [5, 5, 3], sizes
@@ -147,8 +147,8 @@ def session(channel):
     matching = pb.ListLocationsRequest(
         production_run_id="python", query="RAMP 1", order_by="capacity"
     )
-    answer, _ = call(stub.ListLocations, matching, compression=grpc.Compression.Gzip)
-    assert [location.capacity for location in answer.locations] == [1, 10, 11], answer
+    response, _ = call(stub.ListLocations, matching, compression=grpc.Compression.Gzip)
+    assert [location.capacity for location in response.locations] == [1, 10, 11], response
 
     bad = pb.CreateLocationRequest(location=pb.Location(capacity=-1), request_id="x")
     details = refused(grpc.StatusCode.INVALID_ARGUMENT, stub.CreateLocation, bad)
@@ -169,9 +169,9 @@ def session(channel):
 
     delete = pb.DeleteLocationRequest(id=created.id, etag=updated.etag)
     call(stub.DeleteLocation, delete)
-    answer, status = call(stub.ListLocations, of_run)
-    assert created.id not in {location.id for location in answer.locations}, answer
-    assert len(answer.locations) == 12 and status != HIT, (answer, status)
+    response, status = call(stub.ListLocations, of_run)
+    assert created.id not in {location.id for location in response.locations}, response
+    assert len(response.locations) == 12 and status != HIT, (response, status)
     refused(grpc.StatusCode.NOT_FOUND, stub.DeleteLocation, delete)
 
 

@@ -53,7 +53,7 @@ struct Grpcurl {
     token: String,
 }
 
-/// What grpcurl printed, headers among it, and whether the call succeeded.
+/// The output of grpcurl, with headers, and whether the call succeeded.
 struct Printed {
     success: bool,
     stdout: String,
@@ -86,14 +86,14 @@ impl Grpcurl {
         self.run(&all, &[&method]).await
     }
 
-    /// The answer to a call that is to succeed.
-    async fn answer(&self, method: &str, request: Value) -> Value {
+    /// Makes a call that must succeed, and returns the response.
+    async fn response(&self, method: &str, request: Value) -> Value {
         let printed = self.call(&[], method, &request).await;
         assert!(printed.success, "{method}: {}", printed.stderr);
         serde_json::from_str(&printed.stdout).expect("grpcurl prints JSON")
     }
 
-    /// What is told of a call that is to fail.
+    /// Makes a call that must fail, and returns the error that grpcurl printed.
     async fn refusal(&self, method: &str, request: Value) -> String {
         let printed = self.call(&[], method, &request).await;
         assert!(!printed.success, "{method}: {}", printed.stdout);
@@ -151,16 +151,16 @@ async fn grpcurl_with_reflection() {
         },
         "request_id": Uuid::new_v4().to_string()
     });
-    let created = grpcurl.answer("CreateLocation", create.clone()).await;
+    let created = grpcurl.response("CreateLocation", create.clone()).await;
     assert_eq!(created["displayName"], "Første lager");
-    assert_eq!(grpcurl.answer("CreateLocation", create).await, created);
+    assert_eq!(grpcurl.response("CreateLocation", create).await, created);
 
-    let listed = grpcurl.answer("ListLocations", of_run.clone()).await;
+    let listed = grpcurl.response("ListLocations", of_run.clone()).await;
     assert_eq!(listed["locations"], json!([created]));
     assert_eq!(grpcurl.cache_status("ListLocations", &of_run).await, HIT);
     let id = &created["id"];
     assert_eq!(
-        grpcurl.answer("GetLocation", json!({"id": id})).await,
+        grpcurl.response("GetLocation", json!({"id": id})).await,
         created
     );
 
@@ -168,7 +168,7 @@ async fn grpcurl_with_reflection() {
         "location": {"id": id, "etag": created["etag"], "display_name": "Andet lager"},
         "update_mask": {"paths": ["display_name"]}
     });
-    let updated = grpcurl.answer("UpdateLocation", update.clone()).await;
+    let updated = grpcurl.response("UpdateLocation", update.clone()).await;
     assert_eq!(updated["displayName"], "Andet lager");
     assert_eq!(updated["capacity"], "12");
     let stale = grpcurl.refusal("UpdateLocation", update).await;
@@ -186,24 +186,26 @@ async fn grpcurl_with_reflection() {
             }})
         })
         .collect();
-    let ramps = grpcurl.answer("BatchCreateLocations", json!({"requests": requests}));
+    let ramps = grpcurl.response("BatchCreateLocations", json!({"requests": requests}));
     let ramps = ramps.await["locations"].take();
     let ids = json!({"ids": [ramps[2]["id"], ramps[0]["id"]]});
-    let found = grpcurl.answer("BatchGetLocations", ids).await;
+    let found = grpcurl.response("BatchGetLocations", ids).await;
     assert_eq!(found["locations"], json!([ramps[2], ramps[0]]));
-    let reports = grpcurl.answer("ListLocationReports", of_run.clone()).await;
+    let reports = grpcurl
+        .response("ListLocationReports", of_run.clone())
+        .await;
     assert_eq!(reports["reports"][0]["locationCount"], "3");
 
     let mut page = json!({"production_run_id": "grpcurl", "page_size": 3, "order_by": "capacity"});
-    let first = grpcurl.answer("ListLocations", page.clone()).await;
+    let first = grpcurl.response("ListLocations", page.clone()).await;
     assert_eq!(first["locations"], ramps);
     page["page_token"] = first["nextPageToken"].clone();
-    let second = grpcurl.answer("ListLocations", page).await;
+    let second = grpcurl.response("ListLocations", page).await;
     assert_eq!(second, json!({"locations": [updated]}));
 
     let query = json!({"query": "RAMP 2"});
-    let answer = grpcurl.answer("ListLocations", query.clone()).await;
-    assert_eq!(answer["locations"], json!([ramps[2]]));
+    let response = grpcurl.response("ListLocations", query.clone()).await;
+    assert_eq!(response["locations"], json!([ramps[2]]));
     let bad = json!({"location": {"capacity": -1}, "request_id": "x"});
     let bad = grpcurl.refusal("CreateLocation", bad).await;
     for said in [
@@ -216,10 +218,10 @@ async fn grpcurl_with_reflection() {
     }
     let delete = json!({"id": id, "etag": updated["etag"]});
     assert_eq!(
-        grpcurl.answer("DeleteLocation", delete.clone()).await,
+        grpcurl.response("DeleteLocation", delete.clone()).await,
         json!({})
     );
-    let listed = grpcurl.answer("ListLocations", of_run).await;
+    let listed = grpcurl.response("ListLocations", of_run).await;
     assert_eq!(listed["locations"].as_array().map(Vec::len), Some(3));
     let gone = grpcurl.refusal("DeleteLocation", delete).await;
     assert!(gone.contains("Code: NotFound"), "{gone}");

@@ -1,4 +1,4 @@
-//! Data goes one way, `main → cli → app → server → {api, auth} → service → {cache, store} → {model,
+//! Data goes one way, `main → cli → app → server → api → {auth, service} → {cache, store} → {model,
 //! proto, error}`, and every module names only the modules and crates that it needs.
 
 use std::{collections::BTreeSet, fs, path::Path};
@@ -80,7 +80,7 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "api",
-        modules: &["cache", "error", "model", "proto", "service"],
+        modules: &["auth", "cache", "error", "model", "proto", "service"],
         crates: &[
             "blake3", "http", "http_body", "http_body_util", "prost", "prost_reflect",
             "prost_types", "tonic", "tonic_types", "tower",

@@ -16,7 +16,7 @@ on_every_pair! { app:
     health_tells_of_each_service_and_needs_no_token
     reflection_v1_lists_the_services_and_needs_no_token
     reflection_v1alpha_lists_the_services_and_needs_no_token
-    answers_are_compressed_on_request_alone
+    responses_are_compressed_only_on_request
     requests_may_be_compressed
     a_call_ends_at_its_deadline_and_leaves_nothing_half_written
 }
@@ -37,8 +37,8 @@ async fn health_tells_of_each_service_and_needs_no_token(app: &TestApp) {
         eventually("it serves", || {
             let (mut health, request) = (health.clone(), request(service));
             async move {
-                let answer = health.check(request).await.expect("it is known");
-                answer.get_ref().status() == ServingStatus::Serving
+                let response = health.check(request).await.expect("it is known");
+                response.get_ref().status() == ServingStatus::Serving
             }
         })
         .await;
@@ -58,17 +58,17 @@ async fn reflection_v1_lists_the_services_and_needs_no_token(app: &TestApp) {
             message_request: Some(question),
         };
         let mut client = ServerReflectionClient::new(app.channel.clone());
-        let answers = client
+        let responses = client
             .server_reflection_info(tokio_stream::once(request))
             .await;
-        let answer = answers
+        let response = responses
             .expect("open")
             .into_inner()
             .message()
             .await
-            .expect("answered");
-        answer
-            .and_then(|answer| answer.message_response)
+            .expect("a response");
+        response
+            .and_then(|response| response.message_response)
             .expect("something")
     };
     let MessageResponse::ListServicesResponse(list) =
@@ -90,9 +90,9 @@ async fn reflection_v1_lists_the_services_and_needs_no_token(app: &TestApp) {
         "location.v1.Location",
         "google.rpc.BadRequest",
     ] {
-        let answer = ask(MessageRequest::FileContainingSymbol(symbol.to_owned())).await;
+        let response = ask(MessageRequest::FileContainingSymbol(symbol.to_owned())).await;
         assert!(
-            matches!(answer, MessageResponse::FileDescriptorResponse(_)),
+            matches!(response, MessageResponse::FileDescriptorResponse(_)),
             "{symbol}"
         );
     }
@@ -108,17 +108,17 @@ async fn reflection_v1alpha_lists_the_services_and_needs_no_token(app: &TestApp)
         message_request: Some(MessageRequest::ListServices(String::new())),
     };
     let mut client = ServerReflectionClient::new(app.channel.clone());
-    let answers = client
+    let responses = client
         .server_reflection_info(tokio_stream::once(request))
         .await;
-    let answer = answers
+    let response = responses
         .expect("open")
         .into_inner()
         .message()
         .await
-        .expect("answered");
+        .expect("a response");
     let Some(MessageResponse::ListServicesResponse(list)) =
-        answer.and_then(|answer| answer.message_response)
+        response.and_then(|response| response.message_response)
     else {
         panic!("it lists");
     };
@@ -129,7 +129,7 @@ async fn reflection_v1alpha_lists_the_services_and_needs_no_token(app: &TestApp)
     );
 }
 
-async fn answers_are_compressed_on_request_alone(app: &TestApp) {
+async fn responses_are_compressed_only_on_request(app: &TestApp) {
     let requests = (0..50).map(|_| create(full()));
     app.admin()
         .batch_create_locations(batch(requests))
@@ -142,29 +142,29 @@ async fn answers_are_compressed_on_request_alone(app: &TestApp) {
     for _ in 0..2 {
         for (client, encoding) in [(&plain, None), (&gzip, Some("gzip")), (&zstd, Some("zstd"))] {
             let request = authorized(v1::ListLocationsRequest::default());
-            let answer = client
+            let response = client
                 .clone()
                 .list_locations(request)
                 .await
                 .expect("listed");
-            assert_eq!(answer.get_ref().locations.len(), 50);
-            let header = answer.metadata().get("grpc-encoding");
+            assert_eq!(response.get_ref().locations.len(), 50);
+            let header = response.metadata().get("grpc-encoding");
             assert_eq!(
                 header.map(|header| header.to_str().expect("ASCII")),
                 encoding
             );
-            let ids = answer
+            let ids = response
                 .into_inner()
                 .locations
                 .into_iter()
                 .map(|location| location.id);
             let request = authorized(v1::BatchGetLocationsRequest { ids: ids.collect() });
-            let answer = client
+            let response = client
                 .clone()
                 .batch_get_locations(request)
                 .await
                 .expect("read");
-            let header = answer.metadata().get("grpc-encoding");
+            let header = response.metadata().get("grpc-encoding");
             assert_eq!(
                 header.map(|header| header.to_str().expect("ASCII")),
                 encoding
@@ -178,9 +178,9 @@ async fn requests_may_be_compressed(app: &TestApp) {
         let mut client = anonymous(app)
             .send_compressed(encoding)
             .accept_compressed(encoding);
-        let answer = client.create_location(authorized(create(full()))).await;
+        let response = client.create_location(authorized(create(full()))).await;
         assert_eq!(
-            answer.expect("created").get_ref().description,
+            response.expect("created").get_ref().description,
             full().description
         );
     }

@@ -1,4 +1,4 @@
-//! What callers are told when the database doesn't answer. No pair of engines: one that is down.
+//! Errors while the database is unavailable, from a store that always fails.
 
 use std::sync::Arc;
 
@@ -103,7 +103,7 @@ async fn a_database_that_is_down_is_unavailable_and_worth_a_retry() {
             .await
             .map(|_| ()),
     ];
-    for status in statuses.map(|answer| answer.expect_err("it is down")) {
+    for status in statuses.map(|response| response.expect_err("it is down")) {
         assert_eq!(status.code(), Code::Unavailable);
         assert_eq!(reason(&status), "DATABASE_UNAVAILABLE");
         let retry = status.get_details_retry_info().expect("given");
@@ -118,8 +118,8 @@ async fn a_database_that_is_down_is_unavailable_and_worth_a_retry() {
         let request = HealthCheckRequest {
             service: service.to_owned(),
         };
-        let answer = health.check(request).await.expect("it is known");
-        assert_eq!(answer.get_ref().status(), ServingStatus::NotServing);
+        let response = health.check(request).await.expect("it is known");
+        assert_eq!(response.get_ref().status(), ServingStatus::NotServing);
     }
     app.stop().await;
 }

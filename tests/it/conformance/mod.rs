@@ -19,7 +19,7 @@ mod updates;
 mod validation;
 mod writes;
 
-/// Whether the cache answered, whichever tier.
+/// Whether the response came from the cache, from any tier.
 fn is_hit<T>(response: &Response<T>) -> bool {
     cache_status(response).starts_with("location-service; hit")
 }
@@ -98,13 +98,13 @@ fn uuid(number: u128) -> String {
 }
 
 async fn created(client: &mut Client, location: v1::Location) -> v1::Location {
-    let answer = client.create_location(create(location)).await;
-    answer.expect("created").into_inner()
+    let response = client.create_location(create(location)).await;
+    response.expect("created").into_inner()
 }
 
 async fn read(client: &mut Client, id: &str) -> v1::Location {
-    let answer = client.get_location(get(id)).await;
-    answer.expect("it exists").into_inner()
+    let response = client.get_location(get(id)).await;
+    response.expect("it exists").into_inner()
 }
 
 /// How many locations there are.
@@ -114,8 +114,8 @@ async fn count(app: &TestApp) -> i32 {
         include_total_size: true,
         ..v1::ListLocationsRequest::default()
     };
-    let answer = app.admin().list_locations(request).await;
-    answer.expect("counted").into_inner().total_size
+    let response = app.admin().list_locations(request).await;
+    response.expect("counted").into_inner().total_size
 }
 
 /// A location with every field set that a client may set.

@@ -16,8 +16,8 @@ on_every_pair! { app:
 type Request = v1::ListLocationReportsRequest;
 
 async fn reported(app: &TestApp, request: Request) -> Vec<v1::LocationReport> {
-    let answer = app.admin().list_location_reports(request).await;
-    answer.expect("reported").into_inner().reports
+    let response = app.admin().list_location_reports(request).await;
+    response.expect("reported").into_inner().reports
 }
 
 async fn a_report_counts_and_sums_what_there_is(app: &TestApp) {
@@ -37,7 +37,7 @@ async fn a_report_counts_and_sums_what_there_is(app: &TestApp) {
         };
         last = created(&mut client, location).await;
     }
-    let answer = client.update_location(update(last, &["description"])).await;
+    let response = client.update_location(update(last, &["description"])).await;
     let expected = v1::LocationReport {
         r#type: v1::LocationType::Storage.into(),
         production_run_id: "paris".to_owned(),
@@ -45,7 +45,7 @@ async fn a_report_counts_and_sums_what_there_is(app: &TestApp) {
         active_count: 2,
         total_capacity: 12,
         region_count: 2,
-        latest_update_time: answer.expect("updated").into_inner().update_time,
+        latest_update_time: response.expect("updated").into_inner().update_time,
     };
     assert_eq!(reported(app, Request::default()).await, [expected]);
 }
@@ -111,14 +111,14 @@ async fn reports_come_in_order_and_in_pages(app: &TestApp) {
             page_token: page_token.clone(),
             ..Request::default()
         };
-        let answer = app.admin().list_location_reports(request).await;
-        let answer = answer.expect("reported").into_inner();
-        seen.extend(answer.reports.iter().map(key));
-        page_token = answer.next_page_token;
+        let response = app.admin().list_location_reports(request).await;
+        let response = response.expect("reported").into_inner();
+        seen.extend(response.reports.iter().map(key));
+        page_token = response.next_page_token;
         if page_token.is_empty() {
             break;
         }
-        assert_eq!(i32::try_from(answer.reports.len()), Ok(page_size));
+        assert_eq!(i32::try_from(response.reports.len()), Ok(page_size));
         // What comes before the page doesn't move it.
         created(
             &mut app.admin(),

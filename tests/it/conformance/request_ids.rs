@@ -9,7 +9,7 @@ use super::{batch, count, delete, get, reason, update, uuid};
 use crate::harness::{TestApp, create, storage};
 
 on_every_pair! { app:
-    a_retry_answers_the_first_result_whatever_came_after
+    a_retry_returns_the_first_result_despite_later_writes
     another_body_is_refused
     callers_do_not_share_request_ids
     a_batch_may_repeat_and_retry_requests
@@ -29,7 +29,7 @@ fn assert_reused(status: &Status) {
     assert_eq!(reason(status), "REQUEST_ID_REUSED");
 }
 
-async fn a_retry_answers_the_first_result_whatever_came_after(app: &TestApp) {
+async fn a_retry_returns_the_first_result_despite_later_writes(app: &TestApp) {
     let mut client = app.admin();
     let first = client
         .create_location(once(0xA, "x"))
@@ -46,11 +46,11 @@ async fn a_retry_answers_the_first_result_whatever_came_after(app: &TestApp) {
         .update_location(update(change, &["display_name"]))
         .await;
     let changed = changed.expect("updated").into_inner();
-    let answer = client
+    let response = client
         .create_location(retry.clone())
         .await
         .expect("a retry");
-    assert_eq!(answer.into_inner(), first);
+    assert_eq!(response.into_inner(), first);
     let current = client
         .get_location(get(&first.id))
         .await
@@ -60,8 +60,8 @@ async fn a_retry_answers_the_first_result_whatever_came_after(app: &TestApp) {
         .delete_location(delete(&first.id))
         .await
         .expect("deleted");
-    let answer = client.create_location(retry).await.expect("a retry");
-    assert_eq!(answer.into_inner(), first);
+    let response = client.create_location(retry).await.expect("a retry");
+    assert_eq!(response.into_inner(), first);
     assert_eq!(count(app).await, 0);
 }
 
@@ -79,10 +79,10 @@ async fn another_body_is_refused(app: &TestApp) {
                 .await
                 .expect_err("reused"),
         );
-        let answer = client
+        let response = client
             .batch_create_locations(batch([once(3, "z"), other]))
             .await;
-        assert_reused(&answer.expect_err("reused"));
+        assert_reused(&response.expect_err("reused"));
     }
     assert_eq!(count(app).await, 1);
 }
@@ -90,10 +90,10 @@ async fn another_body_is_refused(app: &TestApp) {
 async fn callers_do_not_share_request_ids(app: &TestApp) {
     let mut ids = HashSet::new();
     for mut client in [app.user("ann"), app.user("bob"), app.admin()] {
-        let answer = client.create_location(once(1, "x")).await.expect("created");
-        ids.insert(answer.into_inner().id);
-        let answer = client.create_location(once(1, "x")).await.expect("a retry");
-        assert!(ids.contains(&answer.into_inner().id));
+        let response = client.create_location(once(1, "x")).await.expect("created");
+        ids.insert(response.into_inner().id);
+        let response = client.create_location(once(1, "x")).await.expect("a retry");
+        assert!(ids.contains(&response.into_inner().id));
     }
     assert_eq!((ids.len(), count(app).await), (3, 3));
 }
@@ -111,19 +111,19 @@ async fn a_batch_may_repeat_and_retry_requests(app: &TestApp) {
         once(2, "b"),
         create(storage("c", "")),
     ]);
-    let answer = client.batch_create_locations(request.clone()).await;
-    let first = answer.expect("created").into_inner().locations;
+    let response = client.batch_create_locations(request.clone()).await;
+    let first = response.expect("created").into_inner().locations;
     assert_eq!(first[1], single);
     assert_eq!(first[0], first[2]);
     assert_eq!(count(app).await, 3);
-    let answer = client.batch_create_locations(request).await;
-    let second = answer.expect("created").into_inner().locations;
+    let response = client.batch_create_locations(request).await;
+    let second = response.expect("created").into_inner().locations;
     assert_eq!(second[..3], first[..3]);
     assert_ne!(second[3].id, first[3].id, "it had no request id");
-    let answer = client
+    let response = client
         .batch_create_locations(batch([once(3, "d"), once(3, "e")]))
         .await;
-    assert_reused(&answer.expect_err("reused"));
+    assert_reused(&response.expect_err("reused"));
     assert_eq!(count(app).await, 4);
 }
 
@@ -145,16 +145,16 @@ async fn concurrent_calls_with_one_id_create_one(app: &TestApp) {
             let (mut client, request) = (app.admin(), request.clone());
             calls.spawn(async move {
                 if number % 2 == 0 {
-                    let answer = client.create_location(request).await;
-                    answer.expect("created").into_inner()
+                    let response = client.create_location(request).await;
+                    response.expect("created").into_inner()
                 } else {
-                    let answer = client.batch_create_locations(batch([request])).await;
-                    answer.expect("created").into_inner().locations.remove(0)
+                    let response = client.batch_create_locations(batch([request])).await;
+                    response.expect("created").into_inner().locations.remove(0)
                 }
             });
         }
-        let answers = calls.join_all().await;
-        assert!(answers.iter().all(|answer| *answer == answers[0]));
+        let responses = calls.join_all().await;
+        assert!(responses.iter().all(|response| *response == responses[0]));
     }
     assert_eq!(count(app).await, i32::try_from(ROUNDS).expect("few"));
 }

@@ -12,8 +12,8 @@ use super::{
 use crate::harness::{SECRET, TestApp, create, names, storage, token};
 
 on_every_pair! { app:
-    users_see_their_own_alone
-    users_change_their_own_alone
+    users_see_only_their_own_locations
+    users_change_only_their_own_locations
     only_an_admin_names_owners
     whoever_is_not_known_is_not_let_in
 }
@@ -31,7 +31,7 @@ fn assert_missing(status: &Status) {
     assert_eq!(reason(status), "LOCATION_NOT_FOUND");
 }
 
-async fn users_see_their_own_alone(app: &TestApp) {
+async fn users_see_only_their_own_locations(app: &TestApp) {
     let [anns, bobs] = two_owners(app).await;
     let mut ann = app.user("ann");
     for owner_id in ["", "ann"] {
@@ -60,9 +60,9 @@ async fn users_see_their_own_alone(app: &TestApp) {
         let ids = v1::BatchGetLocationsRequest {
             ids: ids.into_iter().cloned().collect(),
         };
-        let answer = ann.batch_get_locations(ids).await;
+        let response = ann.batch_get_locations(ids).await;
         assert_eq!(
-            answer.is_err_and(|status| {
+            response.is_err_and(|status| {
                 assert_missing(&status);
                 true
             }),
@@ -79,7 +79,7 @@ async fn users_see_their_own_alone(app: &TestApp) {
         ..Default::default()
     };
     let reports = ann.list_location_reports(request).await.map(|_| ());
-    for status in [list, reports].map(|answer| answer.expect_err("bob's")) {
+    for status in [list, reports].map(|response| response.expect_err("bob's")) {
         assert_eq!(status.code(), Code::PermissionDenied);
         assert_eq!(reason(&status), "NOT_ALLOWED");
     }
@@ -93,7 +93,7 @@ async fn users_see_their_own_alone(app: &TestApp) {
     }
 }
 
-async fn users_change_their_own_alone(app: &TestApp) {
+async fn users_change_only_their_own_locations(app: &TestApp) {
     let [anns, bobs] = two_owners(app).await;
     let mut ann = app.user("ann");
     let change = v1::Location {
@@ -151,25 +151,25 @@ async fn only_an_admin_names_owners(app: &TestApp) {
         })
     };
     for (mut client, owner) in [(app.user("ann"), "ann"), (app.admin(), "bob")] {
-        let answer = client.create_location(for_bob()).await.expect("created");
-        assert_eq!(answer.get_ref().owner_id, owner);
-        let answer = client
+        let response = client.create_location(for_bob()).await.expect("created");
+        assert_eq!(response.get_ref().owner_id, owner);
+        let response = client
             .batch_create_locations(batch([for_bob()]))
             .await
             .expect("created");
-        assert_eq!(answer.get_ref().locations[0].owner_id, owner);
+        assert_eq!(response.get_ref().locations[0].owner_id, owner);
     }
-    let nobody = create(v1::Location {
+    let invalid_owner = create(v1::Location {
         owner_id: "x".repeat(256),
         ..full()
     });
     app.user("ann")
-        .create_location(nobody.clone())
+        .create_location(invalid_owner.clone())
         .await
         .expect("it is ignored");
     let status = app
         .admin()
-        .create_location(nobody)
+        .create_location(invalid_owner)
         .await
         .expect_err("too long");
     assert_eq!(bad_fields(&status), ["location.owner_id"]);
@@ -241,7 +241,7 @@ async fn whoever_is_not_known_is_not_let_in(app: &TestApp) {
             .await
             .map(|_| ()),
     ];
-    for status in statuses.map(|answer| answer.expect_err("unknown")) {
+    for status in statuses.map(|response| response.expect_err("unknown")) {
         assert_eq!(status.code(), Code::Unauthenticated);
     }
     let request = with(

@@ -14,10 +14,11 @@ on_every_pair! { app:
     output_only_fields_are_ignored
     the_type_is_immutable
     a_bad_mask_is_refused_whole
+    limits_apply_to_the_result_of_an_update
     a_mask_may_repeat_paths_at_no_cost
 }
 
-/// Updates the full location, and answers what it was and what it is.
+/// Updates the full location, and returns it before and after.
 async fn updated(
     app: &TestApp,
     change: v1::Location,
@@ -29,21 +30,21 @@ async fn updated(
         id: before.id.clone(),
         ..change
     };
-    let answer = client.update_location(update(change, paths)).await;
-    let answer = answer.expect("updated").into_inner();
-    assert_eq!(read(&mut client, &before.id).await, answer);
-    (before, answer)
+    let response = client.update_location(update(change, paths)).await;
+    let response = response.expect("updated").into_inner();
+    assert_eq!(read(&mut client, &before.id).await, response);
+    (before, response)
 }
 
-/// What the location would be if nothing but these changes had been made to it.
+/// The expected location after only these changes.
 fn changed(
     before: v1::Location,
-    answer: &v1::Location,
+    response: &v1::Location,
     change: impl FnOnce(&mut v1::Location),
 ) -> v1::Location {
     let mut expected = v1::Location {
-        etag: answer.etag.clone(),
-        update_time: answer.update_time,
+        etag: response.etag.clone(),
+        update_time: response.update_time,
         ..before
     };
     change(&mut expected);
@@ -64,14 +65,14 @@ async fn an_empty_mask_changes_what_is_set(app: &TestApp) {
         }),
         ..v1::Location::default()
     };
-    let (before, answer) = updated(app, change.clone(), &[]).await;
-    let expected = changed(before, &answer, |location| {
+    let (before, response) = updated(app, change.clone(), &[]).await;
+    let expected = changed(before, &response, |location| {
         location.display_name = "new".into();
         location.capacity = 99;
         location.address.clone_from(&change.address);
     });
-    assert_eq!(answer, expected);
-    // A mask that isn't there is as good as an empty one.
+    assert_eq!(response, expected);
+    // A missing mask is equivalent to an empty one.
     let mut request = update(
         v1::Location {
             capacity: 1,
@@ -85,9 +86,9 @@ async fn an_empty_mask_changes_what_is_set(app: &TestApp) {
         .as_mut()
         .expect("given")
         .id
-        .clone_from(&answer.id);
-    let answer = app.admin().update_location(request).await.expect("updated");
-    assert_eq!(answer.get_ref().capacity, 1);
+        .clone_from(&response.id);
+    let response = app.admin().update_location(request).await.expect("updated");
+    assert_eq!(response.get_ref().capacity, 1);
 }
 
 async fn a_star_changes_everything(app: &TestApp) {
@@ -95,7 +96,7 @@ async fn a_star_changes_everything(app: &TestApp) {
         display_name: "bare".to_owned(),
         ..v1::Location::default()
     };
-    let (before, answer) = updated(app, change, &["*"]).await;
+    let (before, response) = updated(app, change, &["*"]).await;
     let expected = v1::Location {
         id: before.id,
         r#type: before.r#type,
@@ -103,13 +104,13 @@ async fn a_star_changes_everything(app: &TestApp) {
         owner_id: before.owner_id,
         state: v1::LocationState::Active.into(),
         create_time: before.create_time,
-        update_time: answer.update_time,
-        etag: answer.etag.clone(),
+        update_time: response.update_time,
+        etag: response.etag.clone(),
         ..v1::Location::default()
     };
-    assert_eq!(answer, expected);
+    assert_eq!(response, expected);
     let nameless = v1::Location {
-        id: answer.id,
+        id: response.id,
         ..v1::Location::default()
     };
     let status = app.admin().update_location(update(nameless, &["*"])).await;
@@ -139,8 +140,8 @@ async fn a_mask_changes_what_it_names(app: &TestApp) {
         ("labels", |location| location.labels.clear()),
     ];
     for (path, clear) in clear {
-        let (before, answer) = updated(app, change.clone(), &[path]).await;
-        assert_eq!(answer, changed(before, &answer, clear), "{path}");
+        let (before, response) = updated(app, change.clone(), &[path]).await;
+        assert_eq!(response, changed(before, &response, clear), "{path}");
     }
 }
 
@@ -168,8 +169,8 @@ async fn a_mask_reaches_into_fields(app: &TestApp) {
         "labels.colour",
         "labels.absent",
     ];
-    let (before, answer) = updated(app, change, &paths).await;
-    let expected = changed(before, &answer, |location| {
+    let (before, response) = updated(app, change, &paths).await;
+    let expected = changed(before, &response, |location| {
         let address = address(location);
         address.locality = "Lyon".into();
         address.address_lines.clear();
@@ -178,8 +179,8 @@ async fn a_mask_reaches_into_fields(app: &TestApp) {
         location.labels.insert("a.b/c".to_owned(), "new".to_owned());
         location.labels.remove("colour");
     });
-    assert_eq!(answer, expected);
-    // Parts of what isn't there.
+    assert_eq!(response, expected);
+    // Parts of unset fields.
     let bare = v1::Location {
         display_name: "bare".to_owned(),
         ..v1::Location::default()
@@ -195,9 +196,9 @@ async fn a_mask_reaches_into_fields(app: &TestApp) {
         "coordinates.longitude",
         "labels.colour",
     ];
-    let answer = app.admin().update_location(update(change, &paths)).await;
-    let answer = answer.expect("updated").into_inner();
-    let expected = changed(bare, &answer, |location| {
+    let response = app.admin().update_location(update(change, &paths)).await;
+    let response = response.expect("updated").into_inner();
+    let expected = changed(bare, &response, |location| {
         location.address = Some(v1::Address {
             postal_code: "75013".to_owned(),
             administrative_area: "Île-de-France".to_owned(),
@@ -211,7 +212,7 @@ async fn a_mask_reaches_into_fields(app: &TestApp) {
             .labels
             .insert("colour".to_owned(), "grün".to_owned());
     });
-    assert_eq!(answer, expected);
+    assert_eq!(response, expected);
 }
 
 async fn output_only_fields_are_ignored(app: &TestApp) {
@@ -233,10 +234,10 @@ async fn output_only_fields_are_ignored(app: &TestApp) {
         ][..],
         &[],
     ] {
-        let (before, answer) = updated(app, change.clone(), paths).await;
-        let expected = changed(before, &answer, |location| location.capacity = 13);
-        assert_eq!(answer, expected);
-        assert_ne!(answer.update_time, answer.create_time);
+        let (before, response) = updated(app, change.clone(), paths).await;
+        let expected = changed(before, &response, |location| location.capacity = 13);
+        assert_eq!(response, expected);
+        assert_ne!(response.update_time, response.create_time);
     }
 }
 
@@ -247,8 +248,8 @@ async fn the_type_is_immutable(app: &TestApp) {
         ..v1::Location::default()
     };
     for paths in [&[][..], &["type", "capacity"]] {
-        let (_, answer) = updated(app, same.clone(), paths).await;
-        assert_eq!(answer.capacity, 5);
+        let (_, response) = updated(app, same.clone(), paths).await;
+        assert_eq!(response.capacity, 5);
     }
     let mut client = app.admin();
     let before = created(&mut client, full()).await;
@@ -257,9 +258,9 @@ async fn the_type_is_immutable(app: &TestApp) {
             r#type: v1::LocationType::Storage.into(),
             ..before.clone()
         };
-        let answer = client.update_location(update(change, paths)).await;
+        let response = client.update_location(update(change, paths)).await;
         assert_eq!(
-            bad_fields(&answer.expect_err("immutable")),
+            bad_fields(&response.expect_err("immutable")),
             ["location.type"]
         );
     }
@@ -290,17 +291,17 @@ async fn a_bad_mask_is_refused_whole(app: &TestApp) {
         "*.x",
         &long,
     ] {
-        let answer = client.update_location(update(change.clone(), &["capacity", path]));
+        let response = client.update_location(update(change.clone(), &["capacity", path]));
         assert_eq!(
-            bad_fields(&answer.await.expect_err("bad")),
+            bad_fields(&response.await.expect_err("bad")),
             ["update_mask"],
             "{path:.20}"
         );
     }
-    let answer = client
+    let response = client
         .update_location(update(change.clone(), &["*", "capacity"]))
         .await;
-    assert_eq!(bad_fields(&answer.expect_err("bad")), ["update_mask"]);
+    assert_eq!(bad_fields(&response.expect_err("bad")), ["update_mask"]);
     let bad = v1::Location {
         id: "x".to_owned(),
         display_name: String::new(),
@@ -321,7 +322,7 @@ async fn a_bad_mask_is_refused_whole(app: &TestApp) {
         "y",
         "description",
     ];
-    let answer = client.update_location(update(bad, &paths)).await;
+    let response = client.update_location(update(bad, &paths)).await;
     let expected = [
         "location.coordinates.latitude",
         "location.coordinates.longitude",
@@ -331,14 +332,14 @@ async fn a_bad_mask_is_refused_whole(app: &TestApp) {
         "update_mask",
         "update_mask",
     ];
-    assert_eq!(bad_fields(&answer.expect_err("bad")), expected);
-    let answer = client
+    assert_eq!(bad_fields(&response.expect_err("bad")), expected);
+    let response = client
         .update_location(v1::UpdateLocationRequest::default())
         .await;
-    assert_eq!(bad_fields(&answer.expect_err("bad")), ["location"]);
+    assert_eq!(bad_fields(&response.expect_err("bad")), ["location"]);
     assert_eq!(read(&mut client, &before.id).await, before);
 
-    // Labels that are fine one by one may be too many together.
+    // Each label is valid, but together they are too many.
     let mut change = before.clone();
     change.labels = (0..62)
         .map(|number| (number.to_string(), String::new()))
@@ -349,9 +350,9 @@ async fn a_bad_mask_is_refused_whole(app: &TestApp) {
         .map(|key| format!("labels.{key}"))
         .collect();
     let paths: Vec<_> = keys.iter().map(String::as_str).collect();
-    let answer = client.update_location(update(change, &paths)).await;
+    let response = client.update_location(update(change, &paths)).await;
     assert_eq!(
-        bad_fields(&answer.expect_err("65 labels")),
+        bad_fields(&response.expect_err("65 labels")),
         ["location.labels"]
     );
     let missing = v1::Location {
@@ -367,14 +368,48 @@ async fn a_bad_mask_is_refused_whole(app: &TestApp) {
     assert!(client.get_location(get(&uuid(1))).await.is_err());
 }
 
+async fn limits_apply_to_the_result_of_an_update(app: &TestApp) {
+    let mut client = app.admin();
+    let mut location = full();
+    location.labels = (0..64)
+        .map(|number| (format!("k{number:02}"), String::new()))
+        .collect();
+    let before = created(&mut client, location).await;
+    let change = v1::Location {
+        id: before.id.clone(),
+        labels: [("a".to_owned(), "new".to_owned())].into(),
+        ..v1::Location::default()
+    };
+    let paths = ["labels.a", "labels.k01"];
+    let response = client
+        .update_location(update(change.clone(), &paths))
+        .await
+        .expect("64 labels again")
+        .into_inner();
+    let expected = changed(before, &response, |location| {
+        location.labels.remove("k01");
+        location.labels.insert("a".to_owned(), "new".to_owned());
+    });
+    assert_eq!(response, expected);
+    let mut change = change;
+    change.labels = [("b".to_owned(), String::new())].into();
+    let status = client.update_location(update(change, &["labels.b"])).await;
+    assert_eq!(
+        bad_fields(&status.expect_err("65 labels")),
+        ["location.labels"]
+    );
+}
+
 async fn a_mask_may_repeat_paths_at_no_cost(app: &TestApp) {
     let labels = (0..64).map(|number| (number.to_string(), "🚚".repeat(255)));
     let change = v1::Location {
         labels: labels.collect(),
         ..full()
     };
-    // A copy of the labels for each would be 20 GB.
-    let (before, answer) = updated(app, change.clone(), &vec!["labels"; 300_000]).await;
-    let expected = changed(before, &answer, |location| location.labels = change.labels);
-    assert_eq!(answer, expected);
+    // A copy of the labels for each path would be 20 GB.
+    let (before, response) = updated(app, change.clone(), &vec!["labels"; 300_000]).await;
+    let expected = changed(before, &response, |location| {
+        location.labels = change.labels
+    });
+    assert_eq!(response, expected);
 }

@@ -6,8 +6,8 @@ use super::{bad_fields, created, delete, get};
 use crate::harness::{TestApp, create, storage};
 
 on_every_pair! { app:
-    every_violation_of_a_creation_is_told_at_once
-    every_violation_of_a_list_is_told_at_once
+    every_violation_of_a_creation_is_reported
+    every_violation_of_a_list_is_reported
     values_at_the_limits_are_taken_and_kept
     values_past_the_limits_are_refused
     ids_must_be_hyphenated_uuids
@@ -18,7 +18,7 @@ fn long(character: &str, count: usize) -> String {
     character.repeat(count)
 }
 
-async fn every_violation_of_a_creation_is_told_at_once(app: &TestApp) {
+async fn every_violation_of_a_creation_is_reported(app: &TestApp) {
     let location = v1::Location {
         r#type: 9,
         display_name: String::new(),
@@ -86,7 +86,7 @@ async fn every_violation_of_a_creation_is_told_at_once(app: &TestApp) {
     assert_eq!(bad_fields(&status.expect_err("bad")), ["location"]);
 }
 
-async fn every_violation_of_a_list_is_told_at_once(app: &TestApp) {
+async fn every_violation_of_a_list_is_reported(app: &TestApp) {
     let request = v1::ListLocationsRequest {
         page_size: -1,
         skip: -1,
@@ -169,15 +169,15 @@ async fn values_at_the_limits_are_taken_and_kept(app: &TestApp) {
         ..v1::Location::default()
     };
     let mut client = app.admin();
-    let answer = created(&mut client, location.clone()).await;
+    let response = created(&mut client, location.clone()).await;
     let expected = v1::Location {
-        id: answer.id.clone(),
-        create_time: answer.create_time,
-        update_time: answer.update_time,
-        etag: answer.etag.clone(),
+        id: response.id.clone(),
+        create_time: response.create_time,
+        update_time: response.update_time,
+        etag: response.etag.clone(),
         ..location
     };
-    assert_eq!(answer, expected);
+    assert_eq!(response, expected);
     let request = v1::ListLocationsRequest {
         production_run_id: Some(long("é", 128)),
         owner_id: long("界", 255),

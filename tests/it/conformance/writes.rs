@@ -29,33 +29,38 @@ async fn every_field_is_kept_and_output_only_ones_are_assigned(app: &TestApp) {
         etag: "mine".to_owned(),
         ..full()
     };
-    let answer = created(&mut client, asked).await;
-    let id: Uuid = answer.id.parse().expect("a UUID");
+    let response = created(&mut client, asked).await;
+    let id: Uuid = response.id.parse().expect("a UUID");
     assert_eq!(id.get_version_num(), 7);
-    assert_eq!(answer.id, id.to_string(), "canonical");
-    assert!(answer.etag.starts_with('"') && answer.etag.ends_with('"') && answer.etag.len() > 2);
+    assert_eq!(response.id, id.to_string(), "canonical");
+    assert!(
+        response.etag.starts_with('"') && response.etag.ends_with('"') && response.etag.len() > 2
+    );
     let now = std::time::UNIX_EPOCH
         .elapsed()
         .expect("after 1970")
         .as_secs();
-    let create_time = answer.create_time.expect("assigned");
+    let create_time = response.create_time.expect("assigned");
     assert!(
         u64::try_from(create_time.seconds)
             .expect("after 1970")
             .abs_diff(now)
             < 60
     );
-    assert_eq!(answer.update_time, answer.create_time);
+    assert_eq!(response.update_time, response.create_time);
     let expected = v1::Location {
-        id: answer.id.clone(),
-        create_time: answer.create_time,
-        update_time: answer.update_time,
-        etag: answer.etag.clone(),
+        id: response.id.clone(),
+        create_time: response.create_time,
+        update_time: response.update_time,
+        etag: response.etag.clone(),
         ..full()
     };
-    assert_eq!(answer, expected);
-    assert_eq!(read(&mut client, &answer.id).await, expected);
-    assert_eq!(read(&mut client, &answer.id.to_uppercase()).await, expected);
+    assert_eq!(response, expected);
+    assert_eq!(read(&mut client, &response.id).await, expected);
+    assert_eq!(
+        read(&mut client, &response.id.to_uppercase()).await,
+        expected
+    );
     let list = client.list_locations(v1::ListLocationsRequest::default());
     assert_eq!(
         list.await.expect("listed").into_inner().locations,
@@ -64,17 +69,17 @@ async fn every_field_is_kept_and_output_only_ones_are_assigned(app: &TestApp) {
 }
 
 async fn the_least_location_gets_its_defaults(app: &TestApp) {
-    let answer = created(&mut app.admin(), storage("x", "")).await;
+    let response = created(&mut app.admin(), storage("x", "")).await;
     let expected = v1::Location {
-        id: answer.id.clone(),
+        id: response.id.clone(),
         owner_id: "root".to_owned(),
         state: v1::LocationState::Active.into(),
-        create_time: answer.create_time,
-        update_time: answer.update_time,
-        etag: answer.etag.clone(),
+        create_time: response.create_time,
+        update_time: response.update_time,
+        etag: response.etag.clone(),
         ..storage("x", "")
     };
-    assert_eq!(answer, expected);
+    assert_eq!(response, expected);
 }
 
 async fn a_client_may_choose_the_id_once(app: &TestApp) {
@@ -83,8 +88,8 @@ async fn a_client_may_choose_the_id_once(app: &TestApp) {
         location_id: uuid(0xABC).to_uppercase(),
         ..create(storage("first", ""))
     };
-    let answer = client.create_location(request.clone()).await.expect("new");
-    assert_eq!(answer.get_ref().id, uuid(0xABC));
+    let response = client.create_location(request.clone()).await.expect("new");
+    assert_eq!(response.get_ref().id, uuid(0xABC));
     let status = client.create_location(request).await.expect_err("used");
     assert_eq!(status.code(), Code::AlreadyExists);
     assert_eq!(reason(&status), "LOCATION_EXISTS");
@@ -100,8 +105,8 @@ async fn a_batch_is_created_in_order_or_not_at_all(app: &TestApp) {
         location_id: uuid(number),
         ..create(storage(&format!("{number}"), "run"))
     };
-    let answer = client.batch_create_locations(batch((1..=1_000).map(numbered)));
-    let locations = answer.await.expect("created").into_inner().locations;
+    let response = client.batch_create_locations(batch((1..=1_000).map(numbered)));
+    let locations = response.await.expect("created").into_inner().locations;
     assert_eq!(locations.len(), 1_000);
     for (number, location) in (1..).zip(&locations) {
         assert_eq!(
@@ -115,8 +120,8 @@ async fn a_batch_is_created_in_order_or_not_at_all(app: &TestApp) {
         (vec![2_001, 2_002, 2_001], "2"),
         (vec![1], "0"),
     ] {
-        let answer = client.batch_create_locations(batch(numbers.into_iter().map(numbered)));
-        let status = answer.await.expect_err("they collide");
+        let response = client.batch_create_locations(batch(numbers.into_iter().map(numbered)));
+        let status = response.await.expect_err("they collide");
         assert_eq!(status.code(), Code::AlreadyExists);
         let info = status.get_details_error_info().expect("given");
         assert_eq!(info.metadata["indexes"], indexes);
@@ -125,9 +130,9 @@ async fn a_batch_is_created_in_order_or_not_at_all(app: &TestApp) {
         location: None,
         ..numbered(3_002)
     };
-    let answer = client.batch_create_locations(batch([numbered(3_001), bad]));
+    let response = client.batch_create_locations(batch([numbered(3_001), bad]));
     assert_eq!(
-        bad_fields(&answer.await.expect_err("bad")),
+        bad_fields(&response.await.expect_err("bad")),
         ["requests[1].location"]
     );
     assert_eq!(count(app).await, 1_000);
@@ -136,13 +141,13 @@ async fn a_batch_is_created_in_order_or_not_at_all(app: &TestApp) {
         validate_only: true,
         ..numbered(3_002)
     };
-    let answer = client.batch_create_locations(batch([numbered(3_001), mixed]));
-    let fields = bad_fields(&answer.await.expect_err("mixed"));
+    let response = client.batch_create_locations(batch([numbered(3_001), mixed]));
+    let fields = bad_fields(&response.await.expect_err("mixed"));
     assert_eq!(fields, ["requests[1].validate_only"]);
     for requests in [vec![], (1..=1_001).map(numbered).collect()] {
-        let answer = client.batch_create_locations(batch(requests)).await;
+        let response = client.batch_create_locations(batch(requests)).await;
         assert_eq!(
-            bad_fields(&answer.expect_err("too few or many")),
+            bad_fields(&response.expect_err("too few or many")),
             ["requests"]
         );
     }
@@ -151,8 +156,8 @@ async fn a_batch_is_created_in_order_or_not_at_all(app: &TestApp) {
 async fn a_batch_is_read_in_the_order_asked_or_not_at_all(app: &TestApp) {
     let mut client = app.admin();
     let requests = (0..1_000).map(|number| create(storage(&number.to_string(), "")));
-    let answer = client.batch_create_locations(batch(requests)).await;
-    let mut locations = answer.expect("created").into_inner().locations;
+    let response = client.batch_create_locations(batch(requests)).await;
+    let mut locations = response.expect("created").into_inner().locations;
     locations.reverse();
     locations[1] = v1::Location::clone(&locations[0]);
     let ids = |locations: &[v1::Location]| v1::BatchGetLocationsRequest {
@@ -161,8 +166,11 @@ async fn a_batch_is_read_in_the_order_asked_or_not_at_all(app: &TestApp) {
             .map(|location| location.id.clone())
             .collect(),
     };
-    let answer = client.batch_get_locations(ids(&locations)).await;
-    assert_eq!(answer.expect("all exist").into_inner().locations, locations);
+    let response = client.batch_get_locations(ids(&locations)).await;
+    assert_eq!(
+        response.expect("all exist").into_inner().locations,
+        locations
+    );
 
     let mut request = ids(&locations[..3]);
     request.ids[1] = uuid(1);
@@ -206,7 +214,7 @@ async fn a_location_is_deleted_once(app: &TestApp) {
             .await
             .map(|_| ()),
     ];
-    for status in missing.map(|answer| answer.expect_err("it is gone")) {
+    for status in missing.map(|response| response.expect_err("it is gone")) {
         assert_eq!(status.code(), Code::NotFound);
         assert_eq!(reason(&status), "LOCATION_NOT_FOUND");
         let resource = status.get_details_resource_info().expect("given");
@@ -246,14 +254,14 @@ async fn a_stale_etag_aborts_and_a_current_one_does_not(app: &TestApp) {
         ..delete(&first.id)
     };
     for stale in [&first.etag, &second.etag, bare, "\"\"", "W/x", "é"] {
-        for answer in [
+        for response in [
             client
                 .update_location(renamed(stale, "stale"))
                 .await
                 .map(|_| ()),
             client.delete_location(removal(stale)).await.map(|_| ()),
         ] {
-            let status = answer.expect_err("stale");
+            let status = response.expect_err("stale");
             assert_eq!(status.code(), Code::Aborted);
             assert_eq!(reason(&status), "ETAG_MISMATCH");
         }
@@ -344,10 +352,10 @@ async fn times_and_etags_change_with_every_update(app: &TestApp) {
     let mut client = app.admin();
     let mut last = created(&mut client, storage("x", "")).await;
     for _ in 0..20 {
-        let answer = client
+        let response = client
             .update_location(update(last.clone(), &["capacity"]))
             .await;
-        let next = answer.expect("updated").into_inner();
+        let next = response.expect("updated").into_inner();
         assert_eq!(next.create_time, last.create_time);
         let time = |location: &v1::Location| {
             let time = location.update_time.expect("assigned");
