@@ -23,6 +23,7 @@ pub trait PagedRequest: CachedRequest + Clone {
 
     /// The request without the fields that a page token isn't bound to (AIP-158): the page size, the
     /// token itself and the offset.
+    #[must_use]
     fn without_page(&self) -> Self;
 }
 

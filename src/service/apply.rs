@@ -130,6 +130,30 @@ struct Insert {
     location: Location,
 }
 
+/// Returns the results of earlier creations by request id.
+async fn find_known(
+    transaction: &mut dyn Transaction,
+    caller: &OwnerId,
+    request_ids: &[Uuid],
+) -> Result<HashMap<Uuid, Known>> {
+    if request_ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let records = transaction
+        .find_idempotency_records(caller, request_ids)
+        .await?;
+    records
+        .into_iter()
+        .map(|record| {
+            let known = Known {
+                fingerprint: record.fingerprint,
+                location: proto::decode_location(&record.location)?,
+            };
+            Ok((record.request_id, known))
+        })
+        .collect()
+}
+
 async fn create(
     transaction: &mut dyn Transaction,
     creations: &[Creation],
@@ -137,20 +161,7 @@ async fn create(
     new_ids: &[LocationId],
 ) -> Result<Applied> {
     let request_ids: Vec<Uuid> = creations.iter().filter_map(|new| new.request_id).collect();
-    // The results of earlier calls and of this one.
-    let mut known = HashMap::new();
-    if !request_ids.is_empty() {
-        for record in transaction
-            .find_idempotency_records(caller, &request_ids)
-            .await?
-        {
-            let result = Known {
-                fingerprint: record.fingerprint,
-                location: proto::decode_location(&record.location)?,
-            };
-            known.insert(record.request_id, result);
-        }
-    }
+    let mut known = find_known(transaction, caller, &request_ids).await?;
     let known_before = known.len();
     let now = Micros::now();
     let mut inserts = Vec::new();

@@ -71,7 +71,7 @@ impl Changes {
             }
         }
         // Reports invalid values even if the location can't be read.
-        changes.merge(v1::Location::default(), violations)?;
+        changes.merge(&v1::Location::default(), violations)?;
         Ok(changes)
     }
 
@@ -103,14 +103,14 @@ impl Changes {
                 "is immutable: leave it unset, or create another location",
             );
         }
-        let details = self.merge(current.clone().into(), &mut violations)?;
+        let details = self.merge(&current.clone().into(), &mut violations)?;
         violations.finish(Some(details))
     }
 
     /// Merges the masked fields into a location. Only the masked fields are checked: limits may have
     /// been lower when the others were stored.
-    fn merge(&self, location: v1::Location, violations: &mut Violations) -> Result<Details> {
-        let mut merged = proto::to_dynamic(&location)?;
+    fn merge(&self, location: &v1::Location, violations: &mut Violations) -> Result<Details> {
+        let mut merged = proto::to_dynamic(location)?;
         for path in &self.paths {
             path.copy(&self.source, &mut merged);
         }
