@@ -409,7 +409,7 @@ async fn a_mask_may_repeat_paths_at_no_cost(app: &TestApp) {
     // A copy of the labels for each path would be 20 GB.
     let (before, response) = updated(app, change.clone(), &vec!["labels"; 300_000]).await;
     let expected = changed(before, &response, |location| {
-        location.labels = change.labels
+        location.labels = change.labels;
     });
     assert_eq!(response, expected);
 }
