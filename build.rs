@@ -14,6 +14,7 @@ fn main() {
     fs::write(out_dir.join("descriptors.bin"), descriptors.encode_to_vec())
         .expect("OUT_DIR is writable");
     tonic_prost_build::configure()
+        .codec_path("crate::api::codec::LimitedCodec")
         // Cache keys are digests of serialized messages, so maps need a fixed order.
         .btree_map(".")
         .compile_fds(descriptors)

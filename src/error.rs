@@ -15,7 +15,18 @@ pub type Cause = Arc<dyn StdError + Send + Sync>;
 pub enum Error {
     /// Fields of the request are invalid. All violations are included.
     #[error("{}", describe(.0))]
-    InvalidArgument(Vec<Violation>),
+    InvalidArgument(Violations),
+
+    /// A repeated field has too many items. Detected before the request is decoded.
+    #[error("{field} must have at most {limit} items, has {count}")]
+    TooManyItems {
+        /// The path of the field.
+        field: String,
+        /// Maximum number of items.
+        limit: usize,
+        /// The number of items.
+        count: usize,
+    },
 
     /// No locations that the caller may see have these ids.
     #[error("location {} was not found{}", .0[0], and_more(.0.len()))]
@@ -94,17 +105,44 @@ pub struct Violation {
     pub description: String,
 }
 
-/// The violations of a request, all of which are reported at once.
-#[derive(Debug, Default)]
-pub struct Violations(Vec<Violation>);
+/// The violations of a request, which are reported together: the first [`Violations::MAX`] in full,
+/// and the number of all.
+#[derive(Debug, Clone, Default)]
+pub struct Violations {
+    first: Vec<Violation>,
+    count: usize,
+}
 
 impl Violations {
+    /// Violations that are reported in full.
+    pub const MAX: usize = 100;
+
     /// Adds a violation.
     pub fn add(&mut self, field: impl Into<String>, description: impl Into<String>) {
-        self.0.push(Violation {
-            field: field.into(),
-            description: description.into(),
-        });
+        self.count += 1;
+        if self.first.len() < Self::MAX {
+            self.first.push(Violation {
+                field: field.into(),
+                description: description.into(),
+            });
+        }
+    }
+
+    /// The violations that are reported in full.
+    pub fn first(&self) -> &[Violation] {
+        &self.first
+    }
+
+    /// The number of all violations.
+    pub fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Prefixes the paths of all fields.
+    pub fn prefix(&mut self, prefix: &str) {
+        for violation in &mut self.first {
+            violation.field.insert_str(0, prefix);
+        }
     }
 
     /// Returns the parsed value, or adds the violation and returns `None`.
@@ -123,18 +161,17 @@ impl Violations {
     /// `None` stands for a value that couldn't be built because of a violation.
     pub fn finish<T>(self, value: Option<T>) -> Result<T> {
         value
-            .filter(|_| self.0.is_empty())
-            .ok_or(Error::InvalidArgument(self.0))
+            .filter(|_| self.count == 0)
+            .ok_or(Error::InvalidArgument(self))
     }
 }
 
 impl Error {
     /// An invalid field.
     pub fn invalid(field: impl Into<String>, description: impl Into<String>) -> Self {
-        Self::InvalidArgument(vec![Violation {
-            field: field.into(),
-            description: description.into(),
-        }])
+        let mut violations = Violations::default();
+        violations.add(field, description);
+        Self::InvalidArgument(violations)
     }
 
     /// An internal error with its cause.
@@ -148,11 +185,11 @@ impl Error {
     }
 }
 
-fn describe(violations: &[Violation]) -> String {
-    let Some(first) = violations.first() else {
+fn describe(violations: &Violations) -> String {
+    let Some(first) = violations.first.first() else {
         return "the request is invalid".to_owned();
     };
-    let more = and_more(violations.len());
+    let more = and_more(violations.count);
     format!("{} {}{more}", first.field, first.description)
 }
 

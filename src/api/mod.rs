@@ -4,14 +4,17 @@
 //! | --- | --- |
 //! | `fast_path` | the cached methods, ahead of tonic |
 //! | `cache` | `location.v1.CacheService` |
+//! | `codec`, `limits` | the limits of a request, checked before it is decoded |
 //! | `convert` | requests → queries and writes |
 //! | `cache_headers` | `cache-control` and `cache-status` |
 //! | `status` | errors → statuses |
 
 mod cache;
 mod cache_headers;
+pub mod codec;
 mod convert;
 pub mod fast_path;
+mod limits;
 mod status;
 
 use prost::Message;

@@ -7,7 +7,7 @@ use tonic_types::{
     BadRequest, ErrorDetail, ErrorInfo, FieldViolation, ResourceInfo, RetryInfo, StatusExt as _,
 };
 
-use crate::error::{Error, Violation};
+use crate::error::{Error, Violation, Violations};
 
 const DOMAIN: &str = "location.v1";
 const LOCATION: &str = "location.v1.Location";
@@ -28,6 +28,17 @@ impl From<Error> for Status {
         match &error {
             Error::InvalidArgument(violations) => {
                 details.push(BadRequest::new(field_violations(violations)).into());
+            }
+            Error::TooManyItems {
+                field,
+                limit,
+                count,
+            } => {
+                info.metadata.insert("field".to_owned(), field.clone());
+                info.metadata.insert("limit".to_owned(), limit.to_string());
+                info.metadata.insert("value".to_owned(), count.to_string());
+                let description = format!("must have at most {limit} items, has {count}");
+                details.push(BadRequest::new([FieldViolation::new(field, description)]).into());
             }
             Error::NotFound(ids) => {
                 let mut bytes_left = MAX_DETAIL_BYTES;
@@ -65,7 +76,9 @@ impl From<Error> for Status {
 /// Returns the canonical code of an error, and its stable reason.
 fn classify(error: &Error) -> (Code, &'static str) {
     match error {
-        Error::InvalidArgument(_) => (Code::InvalidArgument, "INVALID_FIELD"),
+        Error::InvalidArgument(_) | Error::TooManyItems { .. } => {
+            (Code::InvalidArgument, "INVALID_FIELD")
+        }
         Error::NotFound(_) => (Code::NotFound, "LOCATION_NOT_FOUND"),
         Error::AlreadyExists { .. } => (Code::AlreadyExists, "LOCATION_EXISTS"),
         Error::RequestIdReused(_) => (Code::AlreadyExists, "REQUEST_ID_REUSED"),
@@ -103,16 +116,17 @@ fn log(error: &Error, code: Code, reason: &str) {
 }
 
 /// Returns the violations that fit in a status, followed by the number of the rest.
-fn field_violations(violations: &[Violation]) -> Vec<FieldViolation> {
+fn field_violations(violations: &Violations) -> Vec<FieldViolation> {
     let mut bytes_left = MAX_DETAIL_BYTES;
     let mut shown: Vec<_> = violations
+        .first()
         .iter()
         .map_while(|Violation { field, description }| {
             bytes_left = bytes_left.checked_sub(field.len() + description.len())?;
             Some(FieldViolation::new(field, description))
         })
         .collect();
-    let more = violations.len() - shown.len();
+    let more = violations.count() - shown.len();
     if more > 0 {
         shown.push(FieldViolation::new("", format!("and {more} more")));
     }
@@ -170,6 +184,7 @@ mod tests {
         assert!(status.details().len() * 4 / 3 + status.message().len() < 8_192);
         let details = status.get_details_bad_request().expect("a BadRequest");
         let last = details.field_violations.last().expect("some");
-        assert!(last.description.starts_with("and "));
+        let shown = details.field_violations.len() - 1;
+        assert_eq!(last.description, format!("and {} more", 10_000 - shown));
     }
 }

@@ -83,7 +83,7 @@ const MODULES: &[Module] = &[
         modules: &["auth", "cache", "error", "model", "proto", "service"],
         crates: &[
             "blake3", "http", "http_body", "http_body_util", "prost", "prost_reflect",
-            "prost_types", "tonic", "tonic_types", "tower",
+            "prost_types", "tonic", "tonic_prost", "tonic_types", "tower",
         ],
     },
     Module {

@@ -42,6 +42,7 @@ mod durability;
 mod faults;
 mod gates;
 mod harness;
+mod hostile;
 mod layers;
 mod postgres;
 mod process;

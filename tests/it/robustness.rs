@@ -32,7 +32,7 @@ const METHODS: [&str; 8] = [
     "ListLocationReports",
 ];
 
-fn path(method: &str) -> String {
+pub fn path(method: &str) -> String {
     format!("/location.v1.LocationService/{method}")
 }
 
@@ -77,7 +77,7 @@ impl Random {
 
 /// Sends bytes as a message, and returns the response's bytes.
 #[derive(Default)]
-struct Raw;
+pub struct Raw;
 
 impl Codec for Raw {
     type Encode = Vec<u8>;
@@ -331,7 +331,7 @@ async fn random_page_tokens_are_refused() {
     app.stop().await;
 }
 
-fn address(app: &TestApp) -> SocketAddr {
+pub fn address(app: &TestApp) -> SocketAddr {
     let address = app.url.strip_prefix("http://").expect("a URL");
     address.parse().expect("an address")
 }
@@ -386,16 +386,16 @@ async fn garbage_instead_of_http_2_closes_only_that_connection() {
 
 /// The response on a stream.
 #[derive(Debug)]
-struct RawResponse {
+pub struct RawResponse {
     http_status: u16,
-    code: Option<Code>,
+    pub code: Option<Code>,
     message: String,
     headers: HeaderMap,
     body: Vec<u8>,
 }
 
 /// A new HTTP/2 connection, without the checks of a gRPC client.
-async fn connect(app: &TestApp) -> SendRequest<Bytes> {
+pub async fn connect(app: &TestApp) -> SendRequest<Bytes> {
     let connection = TcpStream::connect(address(app)).await.expect("it accepts");
     let (client, connection) = h2::client::handshake(connection)
         .await
@@ -404,7 +404,7 @@ async fn connect(app: &TestApp) -> SendRequest<Bytes> {
     client.ready().await.expect("a connection")
 }
 
-async fn send(
+pub async fn send(
     app: &TestApp,
     method: Method,
     path: &str,
@@ -474,10 +474,10 @@ async fn send_in_parts(
         .expect("a response in time")
 }
 
-const GRPC: (&str, &str) = ("content-type", "application/grpc");
+pub const GRPC: (&str, &str) = ("content-type", "application/grpc");
 
 /// A message with its gRPC prefix: the compression flag and the length.
-fn frame(flag: u8, length: u32, message: &[u8]) -> Vec<u8> {
+pub fn frame(flag: u8, length: u32, message: &[u8]) -> Vec<u8> {
     [&[flag], &length.to_be_bytes()[..], message].concat()
 }
 

@@ -11,14 +11,12 @@ pub use self::{
     },
     write::{WriteCall, batch_create, create, delete, update},
 };
+use super::limits::MAX_BATCH;
 use crate::{
     error::Violations,
     model::{OwnerId, Predicate, ProductionRunId},
     proto::from_proto::location_type,
 };
-
-/// Maximum number of items in a batch.
-const MAX_BATCH: usize = 1_000;
 
 fn check_batch(field: &str, count: usize, violations: &mut Violations) {
     if count == 0 || count > MAX_BATCH {

@@ -154,9 +154,7 @@ pub fn explain_list(request: v1::ExplainListRequest) -> Result<ExplainList> {
 pub fn within_request(error: Error) -> Error {
     match error {
         Error::InvalidArgument(mut violations) => {
-            for violation in &mut violations {
-                violation.field.insert_str(0, "request.");
-            }
+            violations.prefix("request.");
             Error::InvalidArgument(violations)
         }
         error => error,
