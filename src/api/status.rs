@@ -174,12 +174,14 @@ mod tests {
 
     #[test]
     fn details_fit_in_trailers() {
-        let violations = (0..10_000)
-            .map(|index| Violation {
-                field: format!("requests[{index}].location.display_name"),
-                description: "is required".to_owned(),
-            })
-            .collect();
+        let mut violations = Violations::default();
+        for index in 0..10_000 {
+            violations.add(
+                format!("requests[{index}].location.display_name"),
+                "is required",
+            );
+        }
+        assert_eq!(violations.first().len(), Violations::MAX);
         let status = Status::from(Error::InvalidArgument(violations));
         assert!(status.details().len() * 4 / 3 + status.message().len() < 8_192);
         let details = status.get_details_bad_request().expect("a BadRequest");
