@@ -4,6 +4,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    process::Stdio,
     time::Duration,
 };
 
@@ -251,21 +252,29 @@ struct Cramped {
 impl Cramped {
     async fn start() -> Self {
         // The ballast leaves too little room for the database to grow much.
-        const SCRIPT: &str = r#"
+        const MOUNT: &str = r#"
             mount -t tmpfs -o size=6m tmpfs "$1"
             dd if=/dev/zero of="$1/ballast" bs=1M count=4 status=none
             shift
             exec "$@"
+        "#;
+        // A mount namespace needs a user namespace of its own, unless the caller is the machine's
+        // root. In a chroot there can be none, and the root folder isn't a mount point whose
+        // propagation could be changed.
+        const UNSHARE: &str = r#"
+            for how in --map-root-user "" "--propagation unchanged"; do
+                if unshare --mount $how true; then break; fi
+            done
+            exec unshare --mount $how sh -euc "$@"
         "#;
         let mut home = Home::new();
         let mount = home.dir.path().join("mount");
         fs::create_dir(&mount).expect("a folder");
         home.database = mount.join("locations.db");
         let service = home.command();
-        let mut command = isolated("unshare");
-        // Root of a user namespace of its own may mount, where one of the machine's may not.
+        let mut command = isolated("sh");
         command
-            .args(["--mount", "--map-root-user", "sh", "-euc", SCRIPT, "sh"])
+            .args(["-euc", UNSHARE, "sh", MOUNT, "sh"])
             .arg(&mount)
             .arg(service.get_program())
             .args(service.get_args());
@@ -282,6 +291,17 @@ impl Cramped {
 
     fn make_room(&self) {
         fs::remove_file(self.folder.join("ballast")).expect("removed");
+    }
+}
+
+impl Drop for Cramped {
+    fn drop(&mut self) {
+        // In a chroot whose file system is shared, the mount also shows outside of its namespace.
+        let _ = isolated("umount")
+            .args(["--lazy", "--quiet"])
+            .arg(self.home.dir.path().join("mount"))
+            .stderr(Stdio::null())
+            .status();
     }
 }
 
