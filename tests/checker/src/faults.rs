@@ -1,4 +1,4 @@
-//! The faults: which come in which order is drawn from the seed, and one at a time strikes.
+//! Fault injection: one fault at a time, of a kind and in an order that the seed determines.
 
 use std::{fs, time::Duration};
 
@@ -10,27 +10,35 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     deployment::{Deployment, SERVICE, Topology, processes, restart_postgres},
     history::{Event, Fault, Phase, Recorder},
-    network::{Late, Party, Place},
+    network::{Delay, Destination, Link, Source},
     workload::{Fleet, rng},
 };
 
-/// What the schedule of faults is drawn with, in place of a client's number.
+/// In place of a client's number, for the random order of the faults.
 const ORDER: u64 = u64::MAX - 1;
+
+/// In place of a client's number, for the random parameters of the faults.
 const DETAILS: u64 = u64::MAX - 2;
 
-/// How long all may take to be well again before that counts as lasting.
+/// Maximum time for the service to recover after a fault.
 const RECOVERY: Duration = Duration::from_secs(30);
 
-/// How long a failover that was asked for may take.
+/// Maximum time for a requested failover.
 const FAILOVER: Duration = Duration::from_secs(10);
 
-/// How late something is at most. Below the time-outs: nothing fails.
-const LATE: Duration = Duration::from_millis(300);
+/// Maximum delay of a message: shorter than the time-outs, so no call fails.
+const MAX_DELAY: Duration = Duration::from_millis(300);
 
-/// How long there is peace between two faults, in milliseconds; and in a long run, so that the cache
-/// is used for some of it.
-const PEACE_MS: std::ops::Range<u64> = 300..1_000;
-const LONG_PEACE_MS: std::ops::Range<u64> = 300..5_000;
+/// The segments of a slow link: larger than a script's call, smaller than a pipeline of many.
+const SEGMENTS: Delay = Delay::Segments {
+    bytes: 14_000,
+    interval: Duration::from_millis(40),
+};
+
+/// The time between two faults, in milliseconds.
+const PAUSE_MS: std::ops::Range<u64> = 300..1_000;
+/// The same in a long run: enough for the cache to be in use for part of it.
+const LONG_PAUSE_MS: std::ops::Range<u64> = 300..5_000;
 
 /// A kind of fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -43,31 +51,33 @@ pub enum Kind {
     KillPostgres,
     /// PostgreSQL is suspended for a while
     StopPostgres,
-    /// Some of PostgreSQL's answers are late
+    /// Some of PostgreSQL's responses are delayed
     SlowPostgres,
-    /// Some of what a replica of the service asks Redis is late
+    /// Some of the requests of one replica of the service to Redis are delayed
     SlowRedis,
+    /// The requests of one replica of the service to Redis arrive in segments: 14 KB every 40 ms
+    SegmentRedis,
     /// A Redis master is killed and started again
     KillRedis,
-    /// A Redis master is killed and started again with a snapshot from a while before
+    /// A Redis master is killed and started again with an older snapshot
     RestoreRedis,
     /// A Redis master is suspended for a while
     StopRedis,
-    /// The Redis masters lose all keys, again and again
+    /// The Redis masters are flushed repeatedly
     Flush,
-    /// The Redis masters have too little memory, and evict
+    /// The Redis masters have too little memory and evict keys
     Evict,
-    /// A Redis replica takes over from its master, which goes on as its replica
+    /// A Redis replica is promoted, and its master becomes its replica
     Failover,
     /// A replica of the service can't reach Redis
     CutReplica,
-    /// A Redis master can't reach its replica, nor whoever fails over; of the replicas of the
-    /// service some reach only the one side, and some only the other
+    /// A Redis master can't reach its replica, the Sentinels or the other masters; some replicas of
+    /// the service reach only this master, and the rest all nodes except it
     CutRedis,
 }
 
 impl Kind {
-    /// The kinds that can strike a topology.
+    /// The kinds that a topology can have.
     pub fn of(topology: Topology) -> Vec<Self> {
         let all = Self::value_variants().iter().copied();
         all.filter(|kind| match kind {
@@ -92,19 +102,20 @@ impl Kind {
 pub struct Plan {
     number: u64,
     kind: Kind,
-    /// How long there is peace before it.
-    peace: Duration,
-    /// How long it lasts.
-    lasts: Duration,
-    /// Whom it strikes, among those that it can.
-    whom: usize,
-    /// What else there is to choose.
-    choice: usize,
+    /// The time before the fault.
+    pause: Duration,
+    /// The time that the fault takes.
+    duration: Duration,
+    /// Selects the replica or node, modulo their number.
+    target: usize,
+    /// Selects a variant of the fault.
+    variant: usize,
 }
 
 impl Plan {
-    /// A fault of a schedule: all kinds come once, in an order of chance, and then again in another.
-    /// With `long` there is more peace, and some last longer than any deadline of the service.
+    /// A fault of the schedule, in which all kinds come once in random order, then again in another
+    /// order. With `long`, there is more time between faults, and some take longer than any deadline
+    /// of the service.
     pub fn new(seed: u64, number: u64, kinds: &[Kind], long: bool) -> Option<Self> {
         let count = u64::try_from(kinds.len()).ok()?;
         let round = number.checked_div(count)?;
@@ -112,12 +123,14 @@ impl Plan {
         deck.shuffle(&mut rng(seed, ORDER, round));
         let kind = *deck.get(usize::try_from(number % count).ok()?)?;
         let mut rng = rng(seed, DETAILS, number);
-        // Shorter than a command's time-out, longer than that, longer than the lease and the
-        // clients' deadlines; at last longer than a write may live, and than its tags stay closed.
+        // Shorter than the time-out of a command, longer than that, longer than the lease and the
+        // clients' deadlines. Long runs also exceed the maximum duration of a write (20 s) and the
+        // time that its tags stay closed (45 s).
         let lengths: &[u64] = match kind {
             Kind::KillReplica | Kind::KillPostgres => &[0, 1_000],
             Kind::KillRedis => &[0, 3_000],
             Kind::SlowPostgres | Kind::SlowRedis | Kind::Evict => &[2_000],
+            Kind::SegmentRedis => &[5_000],
             Kind::RestoreRedis | Kind::Flush => &[1_000],
             Kind::CutRedis => &[2_000, 5_000],
             Kind::Failover => &[0],
@@ -125,26 +138,26 @@ impl Plan {
                 &[300, 1_500, 4_000]
             }
         };
-        let mut lasts = lengths[rng.random_range(0..lengths.len())];
-        let whom = rng.random_range(0..64);
-        let choice = rng.random_range(0..64);
-        let peace_ms = if long { LONG_PEACE_MS } else { PEACE_MS };
-        let peace = Duration::from_millis(rng.random_range(peace_ms));
-        if rng.random_ratio(1, 4) && long && lasts > 1_000 {
-            lasts = [20_000, 45_000][choice % 2];
+        let mut duration = lengths[rng.random_range(0..lengths.len())];
+        let target = rng.random_range(0..64);
+        let variant = rng.random_range(0..64);
+        let pause_ms = if long { LONG_PAUSE_MS } else { PAUSE_MS };
+        let pause = Duration::from_millis(rng.random_range(pause_ms));
+        if rng.random_ratio(1, 4) && long && duration > 1_000 {
+            duration = [20_000, 45_000][variant % 2];
         }
         Some(Self {
             number,
             kind,
-            peace,
-            lasts: Duration::from_millis(lasts),
-            whom,
-            choice,
+            pause,
+            duration: Duration::from_millis(duration),
+            target,
+            variant,
         })
     }
 }
 
-/// Lets faults strike, one after the other, until it is told to stop.
+/// Injects faults, one after another, until it is stopped.
 pub async fn run(
     deployment: &mut Deployment,
     fleet: &Fleet,
@@ -154,85 +167,96 @@ pub async fn run(
 ) {
     for plan in plans {
         tokio::select! {
-            () = sleep(plan.peace) => {}
+            () = sleep(plan.pause) => {}
             () = stop.cancelled() => return,
         }
-        let strike = Strike::new(deployment, &plan);
-        let tell = async |phase| {
+        let injection = Injection::new(deployment, &plan);
+        let record = async |phase| {
             let at = recorder.now();
             let fault = Fault {
                 at,
                 number: plan.number,
                 kind: plan.kind.name(),
-                what: strike.what.clone(),
+                description: injection.description.clone(),
                 phase,
             };
             recorder.record(Event::Fault(fault)).await;
             at
         };
-        tell(Phase::Begins).await;
-        strike.run(deployment, &plan).await;
-        let over = tell(Phase::Ends).await;
-        let well = async {
-            while !fleet.serves_since(over) || !block_in_place(|| deployment.is_whole()) {
+        record(Phase::Begins).await;
+        injection.run(deployment, &plan).await;
+        let ended = record(Phase::Ends).await;
+        let recovery = async {
+            while !fleet.serves_since(ended) || !block_in_place(|| deployment.is_whole()) {
                 sleep(Duration::from_millis(50)).await;
             }
         };
         tokio::select! {
-            well = tokio::time::timeout(RECOVERY, well) => {
-                let phase = well.map_or(Phase::Lasting, |()| Phase::Overcome);
-                tell(phase).await;
+            recovered = tokio::time::timeout(RECOVERY, recovery) => {
+                let phase = recovered.map_or(Phase::Unrecovered, |()| Phase::Recovered);
+                record(phase).await;
             }
             () = stop.cancelled() => return,
         }
     }
 }
 
-/// A fault, and whom it strikes.
-struct Strike {
-    what: String,
+/// A fault and its targets.
+struct Injection {
+    description: String,
     /// A replica of the service.
     replica: usize,
     /// A Redis master.
     master: usize,
 }
 
-impl Strike {
+impl Injection {
     fn new(deployment: &Deployment, plan: &Plan) -> Self {
-        let replica = plan.whom % deployment.replicas.len();
+        let replica = plan.target % deployment.replicas.len();
         let masters = block_in_place(|| deployment.masters());
-        let master = *masters.get(plan.whom % masters.len().max(1)).unwrap_or(&0);
-        let lasts = plan.lasts.as_secs_f32();
-        let what = match plan.kind {
-            Kind::KillReplica => format!("replica {replica} is killed, and back after {lasts} s"),
-            Kind::StopReplica => format!("replica {replica} is suspended for {lasts} s"),
-            Kind::KillPostgres => format!("PostgreSQL is killed, and back after {lasts} s"),
-            Kind::StopPostgres => format!("PostgreSQL is suspended for {lasts} s"),
-            Kind::SlowPostgres => format!("PostgreSQL is slow for {lasts} s"),
-            Kind::SlowRedis => format!("replica {replica} is slow to reach Redis for {lasts} s"),
-            Kind::KillRedis => format!("Redis node {master} is killed, and back after {lasts} s"),
+        let master = *masters
+            .get(plan.target % masters.len().max(1))
+            .unwrap_or(&0);
+        let duration = plan.duration.as_secs_f32();
+        let description = match plan.kind {
+            Kind::KillReplica => {
+                format!("replica {replica} is killed and restarted after {duration} s")
+            }
+            Kind::StopReplica => format!("replica {replica} is suspended for {duration} s"),
+            Kind::KillPostgres => format!("PostgreSQL is killed and restarted after {duration} s"),
+            Kind::StopPostgres => format!("PostgreSQL is suspended for {duration} s"),
+            Kind::SlowPostgres => format!("PostgreSQL is slow for {duration} s"),
+            Kind::SlowRedis => {
+                format!("replica {replica} has delayed requests to Redis for {duration} s")
+            }
+            Kind::SegmentRedis => {
+                format!("replica {replica} has a segmented link to Redis for {duration} s")
+            }
+            Kind::KillRedis => {
+                format!("Redis node {master} is killed and restarted after {duration} s")
+            }
             Kind::RestoreRedis => {
                 format!(
-                    "Redis node {master} is killed, and back with what it knew {lasts} s before"
+                    "Redis node {master} is killed and restarted with its data of {duration} s before"
                 )
             }
-            Kind::StopRedis => format!("Redis node {master} is suspended for {lasts} s"),
-            Kind::Flush => format!("Redis is flushed again and again for {lasts} s"),
-            Kind::Evict => format!("Redis evicts for {lasts} s"),
-            Kind::Failover => format!("a replica takes over from Redis node {master}"),
-            Kind::CutReplica => format!("replica {replica} is cut off from Redis for {lasts} s"),
+            Kind::StopRedis => format!("Redis node {master} is suspended for {duration} s"),
+            Kind::Flush => format!("Redis is flushed repeatedly for {duration} s"),
+            Kind::Evict => format!("Redis evicts for {duration} s"),
+            Kind::Failover => format!("the replica of Redis node {master} is promoted"),
+            Kind::CutReplica => format!("replica {replica} is cut off from Redis for {duration} s"),
             Kind::CutRedis => {
                 let sides: Vec<_> = (0..deployment.replicas.len())
                     .filter(|&replica| stays(plan, replica))
                     .collect();
                 format!(
-                    "Redis node {master} is cut off from the others for {lasts} s, together with \
+                    "Redis node {master} is cut off from the other nodes for {duration} s, together with \
                      replicas {sides:?}"
                 )
             }
         };
         Self {
-            what,
+            description,
             replica,
             master,
         }
@@ -243,112 +267,124 @@ impl Strike {
         match plan.kind {
             Kind::KillReplica => {
                 block_in_place(|| deployment.replicas[replica].kill());
-                sleep(plan.lasts).await;
+                sleep(plan.duration).await;
                 block_in_place(|| deployment.restart_replica(replica));
             }
             Kind::StopReplica => {
                 let pid = deployment.replicas[replica].pid().to_owned();
-                suspend(&[pid], plan.lasts).await;
+                suspend(&[pid], plan.duration).await;
             }
             Kind::KillPostgres => {
                 let postgres = deployment.postgres.as_ref().expect("it is a server");
                 let pids = processes(postgres);
                 block_in_place(|| servers::signal("KILL", pids.iter().map(String::as_str)));
-                sleep(plan.lasts).await;
+                sleep(plan.duration).await;
                 block_in_place(|| restart_postgres(postgres));
             }
             Kind::StopPostgres => {
                 let postgres = deployment.postgres.as_ref().expect("it is a server");
-                suspend(&processes(postgres), plan.lasts).await;
+                suspend(&processes(postgres), plan.duration).await;
             }
             Kind::SlowPostgres => {
                 let replicas = 0..deployment.replicas.len();
-                let links = replicas.map(|replica| (Party::Replica(replica), Place::Postgres));
-                slow(deployment, links.collect(), 4, plan.lasts).await;
+                let links =
+                    replicas.map(|replica| (Source::Replica(replica), Destination::Postgres));
+                delay(deployment, links.collect(), some_messages(4), plan.duration).await;
             }
             Kind::SlowRedis => {
                 let nodes = 0..deployment.redis.len();
-                let links = nodes.map(|node| (Party::Replica(replica), Place::Redis(node)));
-                slow(deployment, links.collect(), 2, plan.lasts).await;
+                let links = nodes.map(|node| (Source::Replica(replica), Destination::Redis(node)));
+                delay(deployment, links.collect(), some_messages(2), plan.duration).await;
+            }
+            Kind::SegmentRedis => {
+                let nodes = 0..deployment.redis.len();
+                let links = nodes.map(|node| (Source::Replica(replica), Destination::Redis(node)));
+                delay(deployment, links.collect(), SEGMENTS, plan.duration).await;
             }
             Kind::KillRedis => {
                 block_in_place(|| deployment.redis[master].server.kill());
-                sleep(plan.lasts).await;
+                sleep(plan.duration).await;
                 block_in_place(|| deployment.restart_redis(master));
             }
             Kind::RestoreRedis => {
                 block_in_place(|| deployment.redis[master].server.command(&["SAVE"]));
-                sleep(plan.lasts).await;
+                sleep(plan.duration).await;
                 block_in_place(|| deployment.restart_redis(master));
-                // The next one shall be empty, unless it has another by then.
+                // Later restarts begin without data, unless they save again.
                 let _ = fs::remove_file(deployment.redis[master].server.file("dump.rdb"));
             }
             Kind::StopRedis => {
                 let pid = deployment.redis[master].server.pid().to_owned();
-                suspend(&[pid], plan.lasts).await;
+                suspend(&[pid], plan.duration).await;
             }
             Kind::Flush => {
                 for _ in 0..10 {
                     block_in_place(|| command_masters(deployment, &["FLUSHALL"]));
-                    sleep(plan.lasts / 10).await;
+                    sleep(plan.duration / 10).await;
                 }
             }
-            Kind::Evict => evict(deployment, plan.lasts).await,
-            Kind::Failover => failover(deployment, master, plan.choice).await,
+            Kind::Evict => evict(deployment, plan.duration).await,
+            Kind::Failover => failover(deployment, master, plan.variant).await,
             Kind::CutReplica => {
                 let nodes = 0..deployment.redis.len();
-                let links = nodes.map(|node| (Party::Replica(replica), Place::Redis(node)));
-                cut(deployment, links.collect(), plan.lasts).await;
+                let links = nodes.map(|node| (Source::Replica(replica), Destination::Redis(node)));
+                cut(deployment, links.collect(), plan.duration).await;
             }
             Kind::CutRedis => {
                 let links = split(deployment, master, plan);
-                cut(deployment, links, plan.lasts).await;
+                cut(deployment, links, plan.duration).await;
             }
         }
     }
 }
 
-async fn suspend(pids: &[String], lasts: Duration) {
+async fn suspend(pids: &[String], duration: Duration) {
     block_in_place(|| servers::signal("STOP", pids.iter().map(String::as_str)));
-    sleep(lasts).await;
+    sleep(duration).await;
     block_in_place(|| servers::signal("CONT", pids.iter().map(String::as_str)));
 }
 
-async fn slow(deployment: &Deployment, links: Vec<(Party, Place)>, one_in: u32, lasts: Duration) {
-    let network = &deployment.network;
-    let late = Late { one_in, most: LATE };
-    let late = links.into_iter().map(|link| (link, late));
-    network.change(|weather| weather.late.extend(late));
-    sleep(lasts).await;
-    network.change(|weather| weather.late.clear());
+fn some_messages(one_in: u32) -> Delay {
+    Delay::Messages {
+        one_in,
+        max: MAX_DELAY,
+    }
 }
 
-async fn cut(deployment: &Deployment, links: Vec<(Party, Place)>, lasts: Duration) {
+async fn delay(deployment: &Deployment, links: Vec<Link>, delay: Delay, duration: Duration) {
     let network = &deployment.network;
-    network.change(|weather| weather.cut.extend(links));
-    sleep(lasts).await;
-    network.change(|weather| weather.cut.clear());
+    let delayed = links.into_iter().map(|link| (link, delay));
+    network.change(|conditions| conditions.delayed.extend(delayed));
+    sleep(duration).await;
+    network.change(|conditions| conditions.delayed.clear());
 }
 
-/// Whether a replica of the service stays with a master that is cut off.
+async fn cut(deployment: &Deployment, links: Vec<Link>, duration: Duration) {
+    let network = &deployment.network;
+    network.change(|conditions| conditions.cut.extend(links));
+    sleep(duration).await;
+    network.change(|conditions| conditions.cut.clear());
+}
+
+/// Whether a replica of the service reaches only the master that is cut off.
 fn stays(plan: &Plan, replica: usize) -> bool {
-    plan.choice >> replica & 1 == 0
+    plan.variant >> replica & 1 == 0
 }
 
-/// The links between a master, with the replicas that stay with it, and all others.
-fn split(deployment: &Deployment, master: usize, plan: &Plan) -> Vec<(Party, Place)> {
+/// The links between the two sides: a master with the replicas that stay with it, and everything else.
+fn split(deployment: &Deployment, master: usize, plan: &Plan) -> Vec<Link> {
     let others: Vec<_> = (0..deployment.redis.len())
         .filter(|&node| node != master)
         .collect();
     let mut links = Vec::new();
     for &other in &others {
         for (from, to) in [(master, other), (other, master)] {
-            links.push((Party::Redis(from), Place::Redis(to)));
-            links.push((Party::Redis(from), Place::Bus(to)));
+            links.push((Source::Redis(from), Destination::Redis(to)));
+            links.push((Source::Redis(from), Destination::Bus(to)));
         }
     }
     for sentinel in 0..deployment.sentinels.len() {
-        links.push((Party::Sentinel(sentinel), Place::Redis(master)));
+        links.push((Source::Sentinel(sentinel), Destination::Redis(master)));
     }
     for replica in 0..deployment.replicas.len() {
         let unreachable = if stays(plan, replica) {
@@ -356,8 +392,12 @@ fn split(deployment: &Deployment, master: usize, plan: &Plan) -> Vec<(Party, Pla
         } else {
             vec![master]
         };
-        let party = Party::Replica(replica);
-        links.extend(unreachable.iter().map(|&node| (party, Place::Redis(node))));
+        let source = Source::Replica(replica);
+        links.extend(
+            unreachable
+                .iter()
+                .map(|&node| (source, Destination::Redis(node))),
+        );
     }
     links
 }
@@ -368,8 +408,8 @@ fn command_masters(deployment: &Deployment, args: &[&str]) {
     }
 }
 
-/// From ample to none at all, back and forth; each time something else has to go.
-async fn evict(deployment: &Deployment, lasts: Duration) {
+/// Varies the memory limit between no free memory and ample, so that different keys are evicted.
+async fn evict(deployment: &Deployment, duration: Duration) {
     let masters = block_in_place(|| deployment.masters());
     let used = |master: usize| {
         let memory = deployment.redis[master].server.command(&["INFO", "memory"]);
@@ -394,7 +434,7 @@ async fn evict(deployment: &Deployment, lasts: Duration) {
                 set(master, "maxmemory", &room);
             }
         });
-        sleep(lasts / 20).await;
+        sleep(duration / 20).await;
     }
     block_in_place(|| {
         for &master in &masters {
@@ -403,14 +443,14 @@ async fn evict(deployment: &Deployment, lasts: Duration) {
     });
 }
 
-async fn failover(deployment: &Deployment, master: usize, choice: usize) {
+async fn failover(deployment: &Deployment, master: usize, variant: usize) {
     block_in_place(|| match deployment.topology {
         Topology::Sentinel => {
-            deployment.sentinels[choice % 3].command(&["SENTINEL", "FAILOVER", SERVICE]);
+            deployment.sentinels[variant % 3].command(&["SENTINEL", "FAILOVER", SERVICE]);
         }
         Topology::Cluster => {
             if let Some(replica) = deployment.replica_of(master) {
-                let how: &[&str] = [&[][..], &["FORCE"], &["TAKEOVER"]][choice % 3];
+                let how: &[&str] = [&[][..], &["FORCE"], &["TAKEOVER"]][variant % 3];
                 let command = [&["CLUSTER", "FAILOVER"], how].concat();
                 deployment.redis[replica].server.command(&command);
             }
@@ -422,7 +462,7 @@ async fn failover(deployment: &Deployment, master: usize, choice: usize) {
             sleep(Duration::from_millis(50)).await;
         }
     };
-    // If it isn't done, the fault was none.
+    // A failover that isn't possible is no fault.
     let _ = tokio::time::timeout(FAILOVER, done).await;
 }
 
@@ -431,7 +471,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_strikes_the_same() {
+    fn equal_seeds_plan_equal_faults() {
         let kinds = Kind::of(Topology::Cluster);
         let plans = |seed| {
             let plan = |number| Plan::new(seed, number, &kinds, true);
@@ -442,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn each_kind_strikes_once_before_any_strikes_again() {
+    fn each_kind_comes_once_per_round() {
         for topology in Topology::value_variants() {
             let kinds = Kind::of(*topology);
             let count = u64::try_from(kinds.len()).expect("a few");

@@ -1,5 +1,5 @@
-//! The checker: runs replicas of the real binary under load and faults, records what every client
-//! asked and was answered, and judges it.
+//! The checker: runs replicas of the real binary under load and faults, records every call and its
+//! response, and judges them.
 //!
 //! ```text
 //! workload ── calls ──> replicas ──> network ──> PostgreSQL, Redis     (deployment)
@@ -9,7 +9,7 @@
 //! history ──> judge ──> violations, figures                             (report)
 //! ```
 //!
-//! `judge` says what is right; everything else is there to make it hard.
+//! `judge` defines which responses are right; the other modules provoke wrong ones.
 
 mod deployment;
 mod faults;
@@ -30,55 +30,55 @@ use location_service::controls::Control;
 
 use crate::{
     deployment::Topology,
-    run::{Failure, Found, Trial},
+    run::{Failure, Findings, Mode},
 };
 
-/// How long all protections are there before controls take them out, in seconds.
-const ALL_THERE: u64 = 20;
+/// The duration of the run with all protections, before the controls.
+const FULL_PROTECTION_SECS: u64 = 20;
 
-/// Runs replicas of location-service under faults, and checks that no answer is stale
+/// Runs replicas of location-service under faults, and checks that no response is stale
 #[derive(Debug, Clone, Parser)]
 #[command(after_help = EXAMPLES)]
 struct Args {
-    /// The engines
+    /// Engines of the replicas
     #[arg(long, value_enum, default_value = "single")]
     topology: Topology,
 
-    /// How many replicas of the service (embedded: one)
+    /// Number of replicas of the service (embedded: always one)
     #[arg(long, value_name = "N", default_value_t = 3)]
     #[arg(value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=6))]
     replicas: usize,
 
-    /// Runs against replicas that are there, instead of starting any; without faults
+    /// Use running replicas instead of starting any; without faults
     #[arg(long, value_name = "URL", conflicts_with_all = ["topology", "replicas", "binary", "faults"])]
     replica: Vec<String>,
 
-    /// The secret of the replicas that are there [default: development mode, all are admins]
+    /// Signing secret of the running replicas [default: they are in development mode]
     #[arg(long, value_name = "FILE", requires = "replica")]
     jwt_secret_file: Option<PathBuf>,
 
-    /// The service [default: location-service in the folder of the checker]
+    /// Binary of the service [default: location-service in the folder of the checker]
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
 
-    /// How long
+    /// Duration in seconds
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
 
-    /// What operations and faults are drawn from [default: another each time, which is told]
+    /// Seed of the calls and faults [default: random, printed]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
 
-    /// How many clients
+    /// Number of clients
     #[arg(long, value_name = "N", default_value_t = 12)]
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
     clients: u16,
 
-    /// How long a client rests between two calls, at most
+    /// Maximum pause of a client between two calls, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 10)]
     rest_ms: u64,
 
-    /// The faults, separated by commas: all, none, or kinds of them [default: all]
+    /// Kinds of faults, separated by commas, or `all` or `none` [default: all]
     #[arg(
         long,
         value_name = "LIST",
@@ -88,26 +88,26 @@ struct Args {
     #[arg(value_parser = kinds)]
     faults: Kinds,
 
-    /// Fails for lists that aren't linearizable as well, which is promised as long as Redis doesn't
-    /// lose its notes of writes in flight: leave `flush` and `evict` out
+    /// Also fail when lists aren't linearizable. This is guaranteed unless Redis loses records of writes
+    /// in flight: leave out the faults `flush` and `evict`
     #[arg(long)]
     strict: bool,
 
-    /// Writes the history there, as lines of JSON
+    /// Write the history to this file, as lines of JSON
     #[arg(long, value_name = "FILE")]
     history: Option<PathBuf>,
 
-    /// Judges a history that was written before, and runs nothing
+    /// Judge a recorded history instead of running
     #[arg(long, value_name = "FILE", conflicts_with_all = ["replica", "history", "control"])]
     judge: Option<PathBuf>,
 
-    /// Takes a protection out, or `all` of them one after the other, and fails unless that is
-    /// noticed; by default with the faults that show it soonest. Needs a debug build of the service
-    /// with `--features controls`
+    /// Disable a protection, or `all` of them one after another, and fail unless a violation is
+    /// detected; by default with the faults that show it soonest. Needs a debug build of the service
+    /// with the feature `controls`
     #[arg(long, value_name = "NAME", value_parser = control_names(), conflicts_with_all = ["replica", "judge"])]
     control: Option<String>,
 
-    /// Prints the figures as JSON
+    /// Print the figures as JSON
     #[arg(long)]
     json: bool,
 }
@@ -117,19 +117,19 @@ A minute on each topology, with the service in target/debug:
   cargo build --locked
   cargo run --locked -p checker -- --topology single
 
-Hours, and what was found:
+Hours, with the figures as JSON:
   cargo build --release
   cargo run --release -p checker -- --topology cluster --seconds 14400 --json
 
 Faults:
   kill-replica stop-replica kill-postgres stop-postgres slow-postgres slow-redis kill-redis
-  restore-redis stop-redis flush evict failover cut-replica cut-redis
+  segment-redis restore-redis stop-redis flush evict failover cut-replica cut-redis
 
-The same seed draws the same operations and faults in the same order; when each happens varies.
+Equal seeds repeat the same calls and faults in the same order; their times vary.
 
-Exit codes: 0 clean, 1 a violation (with --control: none), 2 it couldn't run.";
+Exit codes: 0 no violation, 1 a violation (with --control: none), 2 the run failed.";
 
-/// Kinds of faults, or all that can strike the topology.
+/// Kinds of faults; `None` for all of the topology.
 #[derive(Debug, Clone)]
 struct Kinds(Option<Vec<faults::Kind>>);
 
@@ -158,7 +158,7 @@ fn main() -> ExitCode {
     let checked = match (&args.judge, &args.control) {
         (Some(path), _) => judge(path, &args),
         (None, Some(name)) => controls(name, &args),
-        (None, None) => run::run(&args, Trial::Whole).map(|found| found.is_clean(args.strict)),
+        (None, None) => run::run(&args, Mode::Full).map(|findings| findings.is_clean(args.strict)),
     };
     match checked {
         Ok(true) => ExitCode::SUCCESS,
@@ -170,52 +170,52 @@ fn main() -> ExitCode {
     }
 }
 
-/// Judges a recorded history. True if it is clean.
+/// Judges a recorded history. Returns whether it is clean.
 fn judge(path: &Path, args: &Args) -> Result<bool, Failure> {
-    let found = Found::read(path)?;
-    found.print(args, None);
-    Ok(found.is_clean(args.strict))
+    let findings = Findings::read(path)?;
+    findings.print(args, None);
+    Ok(findings.is_clean(args.strict))
 }
 
-/// Runs with all protections, and then without one, or without each in turn. True if nothing was
-/// found at first, and each time something then.
+/// Runs with all protections, then without one, or without each in turn. Returns whether the first run
+/// was clean and each other one had a violation.
 fn controls(name: &str, args: &Args) -> Result<bool, Failure> {
     let run = |without: Option<&'static str>, faults: Vec<faults::Kind>, seconds: u64| {
-        println!("--- {}", without.unwrap_or("all protections are there"));
+        println!("--- {}", without.unwrap_or("all protections"));
         let faults = args.faults.0.clone().unwrap_or(faults);
         let args = Args {
             faults: Kinds(Some(faults)),
             seconds,
             ..args.clone()
         };
-        run::run(&args, Trial::Control(without))
+        run::run(&args, Mode::Control(without))
     };
     let wanted = Control::ALL
         .into_iter()
         .filter(|(known, _)| name == "all" || name == *known);
     let faults = wanted.clone().flat_map(|(_, control)| revealing(control));
-    let clean = run(None, faults.collect(), ALL_THERE)?.is_clean(true);
+    let clean = run(None, faults.collect(), FULL_PROTECTION_SECS)?.is_clean(true);
     println!("{}", if clean { "clean" } else { "NOT CLEAN" });
-    let mut all_noticed = true;
+    let mut all_detected = true;
     for (known, control) in wanted {
-        let found = run(Some(known), revealing(control), args.seconds)?;
-        // Also a read that is unseen by a later one, of which there was none with all protections.
-        let noticed = found.has_anomaly(true);
-        println!("{}", if noticed { "noticed" } else { "NOT NOTICED" });
-        all_noticed &= noticed;
+        let findings = run(Some(known), revealing(control), args.seconds)?;
+        // Includes reads that are only not linearizable: with all protections there were none.
+        let detected = findings.has_anomaly(true);
+        println!("{}", if detected { "detected" } else { "NOT DETECTED" });
+        all_detected &= detected;
     }
-    Ok(clean && all_noticed)
+    Ok(clean && all_detected)
 }
 
-/// The faults that show soonest that a protection is missing.
+/// The faults under which the loss of a protection shows soonest.
 fn revealing(control: Control) -> Vec<faults::Kind> {
     use faults::Kind;
     match control {
-        // What is read from the database is late.
+        // Results of the database are delayed.
         Control::FillWithoutVersionCheck | Control::OrdinarySingleFlight => {
             vec![Kind::SlowPostgres]
         }
-        // What was committed isn't reopened yet.
+        // The tags of committed writes are reopened late.
         Control::NoCloseBeforeCommit => vec![Kind::SlowRedis],
         Control::LocalWithoutValidation => Vec::new(),
         Control::NoEpoch => vec![Kind::RestoreRedis, Kind::StopRedis],

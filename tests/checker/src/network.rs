@@ -1,9 +1,9 @@
-//! The network between the processes: every connection to PostgreSQL and to Redis leads through the
+//! The network between the processes: every connection to PostgreSQL and to Redis passes through the
 //! checker, which can cut it or slow it down.
 //!
-//! A cut connection stays open and carries nothing until it is mended, as when packets are lost. Who
-//! connects is known by the process that owns the other end (`/proc/net/tcp`), so one replica can be
-//! cut off while the others aren't, although all use the same addresses.
+//! A cut connection stays open and carries nothing until it is restored, as when packets are lost. The
+//! source of a connection is the process that owns its other end (`/proc/net/tcp`), so one replica can
+//! be cut off while the others aren't, although all use the same addresses.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -24,63 +24,77 @@ use tokio::{
     },
     sync::watch,
     task::JoinSet,
+    time::{Instant, sleep, sleep_until},
 };
 
-/// How much of a connection's traffic is held at once, in each direction.
+/// Maximum number of bytes that a connection buffers in each direction.
 const BUFFER_BYTES: usize = 64 << 10;
 
-/// How often the table of sockets is read until a connection is found in it.
-const READINGS: usize = 5;
+/// Maximum number of reads of the socket table to find a connection in it.
+const TABLE_READS: usize = 100;
 
-/// Who connects.
+/// The process that opens a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Party {
+pub enum Source {
     /// A replica of the service.
     Replica(usize),
-    /// A Redis node, to its master or to the others of its Cluster.
+    /// A Redis node, which connects to its master and to the other nodes of its Cluster.
     Redis(usize),
     /// A Sentinel.
     Sentinel(usize),
 }
 
-/// What is connected to.
+/// The server that a connection leads to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Place {
+pub enum Destination {
     /// The database.
     Postgres,
     /// A Redis node.
     Redis(usize),
-    /// The port of a Redis node that the others of its Cluster talk to.
+    /// The Cluster bus port of a Redis node.
     Bus(usize),
 }
 
-/// What is wrong with the network.
+/// The current faults of the network.
 #[derive(Debug, Default)]
-pub struct Weather {
-    /// What carries nothing.
-    pub cut: HashSet<(Party, Place)>,
-    /// Where messages are late: of what the database answers, and of what Redis is asked.
-    pub late: HashMap<(Party, Place), Late>,
+pub struct Conditions {
+    /// Links that carry nothing.
+    pub cut: HashSet<Link>,
+    /// Links whose messages are delayed: responses of the database, and requests to Redis.
+    pub delayed: HashMap<Link, Delay>,
 }
 
-/// How some messages are late.
+/// A direction of traffic between a process and a server.
+pub type Link = (Source, Destination);
+
+/// How a link delays messages.
 #[derive(Debug, Clone, Copy)]
-pub struct Late {
-    /// Of how many one is.
-    pub one_in: u32,
-    /// By how much at most.
-    pub most: Duration,
+pub enum Delay {
+    /// Delays some reads from the socket, each as a whole.
+    Messages {
+        /// The share of delayed reads: one in this many.
+        one_in: u32,
+        /// The maximum delay.
+        max: Duration,
+    },
+    /// Carries a number of bytes per interval, so that the commands of one pipeline arrive apart.
+    Segments {
+        /// Maximum bytes per interval.
+        bytes: usize,
+        /// The interval.
+        interval: Duration,
+    },
 }
 
 /// The network. Dropping it ends all connections.
 #[derive(Debug)]
 pub struct Network {
-    weather: watch::Sender<Weather>,
-    processes: Arc<Mutex<HashMap<Party, String>>>,
+    conditions: watch::Sender<Conditions>,
+    processes: Arc<Mutex<HashMap<Source, String>>>,
     listeners: JoinSet<()>,
 }
 
-/// A port that leads to a place, once it is known where that is.
+/// A port that forwards to a destination.
 #[derive(Debug, Clone)]
 pub struct Route {
     /// The port to connect to.
@@ -89,38 +103,38 @@ pub struct Route {
 }
 
 impl Route {
-    /// Leads to this port.
+    /// Sets the port that connections are forwarded to.
     pub fn lead_to(&self, port: u16) {
         self.target.store(port, Ordering::Relaxed);
     }
 }
 
 impl Network {
-    /// A network where all is well.
+    /// A network without faults.
     pub fn new() -> Self {
         Self {
-            weather: watch::Sender::default(),
+            conditions: watch::Sender::default(),
             processes: Arc::default(),
             listeners: JoinSet::new(),
         }
     }
 
-    /// Changes the weather.
-    pub fn change(&self, change: impl FnOnce(&mut Weather)) {
-        self.weather.send_modify(change);
+    /// Changes the conditions.
+    pub fn change(&self, change: impl FnOnce(&mut Conditions)) {
+        self.conditions.send_modify(change);
     }
 
-    /// Says which process a party is from now on.
-    pub fn introduce(&self, party: Party, pid: &str) {
+    /// Sets the process of a source.
+    pub fn register(&self, source: Source, pid: &str) {
         let mut processes = self
             .processes
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        processes.insert(party, pid.to_owned());
+        processes.insert(source, pid.to_owned());
     }
 
-    /// Opens a way to a place.
-    pub async fn route(&mut self, place: Place) -> io::Result<Route> {
+    /// Opens a port that forwards to a destination.
+    pub async fn route(&mut self, destination: Destination) -> io::Result<Route> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let route = Route {
             port: listener.local_addr()?.port(),
@@ -128,22 +142,22 @@ impl Network {
         };
         let target = Arc::clone(&route.target);
         let processes = Arc::clone(&self.processes);
-        let weather = self.weather.clone();
+        let conditions = self.conditions.clone();
         self.listeners.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((from, peer)) = listener.accept().await {
                 while connections.try_join_next().is_some() {}
                 let port = target.load(Ordering::Relaxed);
-                let link = Link {
+                let connection = Connection {
                     peer,
-                    place,
+                    destination,
                     processes: Arc::clone(&processes),
-                    party: OnceLock::new(),
+                    source: OnceLock::new(),
                 };
-                let weather = weather.subscribe();
+                let conditions = conditions.subscribe();
                 connections.spawn(async move {
                     if let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await {
-                        connect(from, to, link, weather).await;
+                        forward(from, to, connection, conditions).await;
                     }
                 });
             }
@@ -152,89 +166,149 @@ impl Network {
     }
 }
 
-impl Weather {
-    fn is_fine(&self) -> bool {
-        self.cut.is_empty() && self.late.is_empty()
+impl Conditions {
+    fn is_cut(&self, connection: &Connection) -> bool {
+        !self.cut.is_empty()
+            && connection
+                .link()
+                .is_some_and(|link| self.cut.contains(&link))
     }
 
-    fn cuts(&self, link: &Link) -> bool {
-        !self.cut.is_empty() && link.ends().is_some_and(|ends| self.cut.contains(&ends))
-    }
-
-    /// How late messages are.
-    fn delays(&self, link: &Link, answer: bool) -> Option<Late> {
-        let may_be = answer == (link.place == Place::Postgres);
-        if self.is_fine() || !may_be {
+    fn delay(&self, connection: &Connection, direction: Direction) -> Option<Delay> {
+        let delayed = match connection.destination {
+            Destination::Postgres => Direction::Response,
+            Destination::Redis(_) | Destination::Bus(_) => Direction::Request,
+        };
+        if self.delayed.is_empty() || direction != delayed {
             return None;
         }
-        self.late.get(&link.ends()?).copied()
+        self.delayed.get(&connection.link()?).copied()
     }
 }
 
-/// A connection's ends.
-#[derive(Debug)]
-struct Link {
-    peer: SocketAddr,
-    place: Place,
-    processes: Arc<Mutex<HashMap<Party, String>>>,
-    party: OnceLock<Party>,
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    /// From the source to the destination.
+    Request,
+    /// From the destination to the source.
+    Response,
 }
 
-impl Link {
-    /// Looked up only when it matters: who connects may not have been introduced before.
-    fn ends(&self) -> Option<(Party, Place)> {
-        let known = self.party.get().copied();
-        let party = known.or_else(|| {
+/// A forwarded connection.
+#[derive(Debug)]
+struct Connection {
+    peer: SocketAddr,
+    destination: Destination,
+    processes: Arc<Mutex<HashMap<Source, String>>>,
+    /// Looked up only when conditions depend on it: the process may be registered after it connects.
+    source: OnceLock<Source>,
+}
+
+impl Connection {
+    fn link(&self) -> Option<Link> {
+        let known = self.source.get().copied();
+        let source = known.or_else(|| {
             let processes = self.processes.lock();
             let processes = processes.unwrap_or_else(PoisonError::into_inner);
             owner(self.peer, &processes)
         })?;
-        Some((*self.party.get_or_init(|| party), self.place))
+        Some((*self.source.get_or_init(|| source), self.destination))
     }
 }
 
-/// Carries a connection's traffic both ways, until one of its ends is closed.
-async fn connect(from: TcpStream, to: TcpStream, link: Link, weather: watch::Receiver<Weather>) {
+/// Forwards both directions until either end is closed.
+async fn forward(
+    from: TcpStream,
+    to: TcpStream,
+    connection: Connection,
+    conditions: watch::Receiver<Conditions>,
+) {
     let _ = (from.set_nodelay(true), to.set_nodelay(true));
     let (from_read, from_write) = from.into_split();
     let (to_read, to_write) = to.into_split();
+    let connection = &connection;
     tokio::select! {
-        () = carry(from_read, to_write, &link, false, weather.clone()) => {}
-        () = carry(to_read, from_write, &link, true, weather) => {}
+        () = carry(from_read, to_write, connection, Direction::Request, conditions.clone()) => {}
+        () = carry(to_read, from_write, connection, Direction::Response, conditions) => {}
     }
 }
 
 async fn carry(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    link: &Link,
-    answer: bool,
-    mut weather: watch::Receiver<Weather>,
+    connection: &Connection,
+    direction: Direction,
+    mut conditions: watch::Receiver<Conditions>,
 ) {
     let mut buffer = vec![0; BUFFER_BYTES];
+    let mut window = Window::default();
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let Ok(late) = weather
-            .wait_for(|weather| !weather.cuts(link))
+        let Ok(delay) = conditions
+            .wait_for(|conditions| !conditions.is_cut(connection))
             .await
-            .map(|weather| weather.delays(link, answer))
+            .map(|conditions| conditions.delay(connection, direction))
         else {
             return;
         };
-        if let Some(Late { one_in, most }) = late
-            && rand::random_ratio(1, one_in)
-        {
-            tokio::time::sleep(rand::random_range(Duration::ZERO..most)).await;
-        }
-        if to.write_all(&buffer[..count]).await.is_err() {
+        let read = &buffer[..count];
+        let written = match delay {
+            None => to.write_all(read).await,
+            Some(Delay::Messages { one_in, max }) => {
+                if rand::random_ratio(1, one_in) {
+                    sleep(rand::random_range(Duration::ZERO..max)).await;
+                }
+                to.write_all(read).await
+            }
+            Some(Delay::Segments { bytes, interval }) => {
+                window.write(&mut to, read, bytes, interval).await
+            }
+        };
+        if written.is_err() {
             return;
         }
     }
 }
 
-/// Which of the processes owns the socket with this local address.
-fn owner(address: SocketAddr, processes: &HashMap<Party, String>) -> Option<Party> {
-    // The system hands the table out piece by piece, and skips a line if others come or go meanwhile.
-    let socket = (0..READINGS).find_map(|_| {
+/// The interval that a segmented direction is in.
+#[derive(Debug, Default)]
+struct Window {
+    ends: Option<Instant>,
+    bytes_left: usize,
+}
+
+impl Window {
+    /// Writes everything, at most `bytes` per interval.
+    async fn write(
+        &mut self,
+        to: &mut OwnedWriteHalf,
+        mut read: &[u8],
+        bytes: usize,
+        interval: Duration,
+    ) -> io::Result<()> {
+        while !read.is_empty() {
+            let now = Instant::now();
+            if self.ends.is_none_or(|ends| ends <= now) {
+                self.ends = Some(now + interval);
+                self.bytes_left = bytes;
+            }
+            let (segment, rest) = read.split_at(self.bytes_left.min(read.len()));
+            to.write_all(segment).await?;
+            self.bytes_left -= segment.len();
+            read = rest;
+            if let Some(ends) = self.ends
+                && self.bytes_left == 0
+            {
+                sleep_until(ends).await;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The source whose process owns the socket with this local address.
+fn owner(address: SocketAddr, processes: &HashMap<Source, String>) -> Option<Source> {
+    // The kernel returns the table in pieces, and skips lines when sockets come and go meanwhile.
+    let socket = (0..TABLE_READS).find_map(|_| {
         let table = fs::read_to_string("/proc/net/tcp").ok()?;
         inode(&table, address).map(|inode| format!("socket:[{inode}]"))
     })?;
@@ -249,7 +323,7 @@ fn owner(address: SocketAddr, processes: &HashMap<Party, String>) -> Option<Part
     };
     processes
         .iter()
-        .find_map(|(party, pid)| owns(pid).map(|()| *party))
+        .find_map(|(source, pid)| owns(pid).map(|()| *source))
 }
 
 /// The inode of the socket with this local address, in the text of `/proc/net/tcp`.
@@ -257,7 +331,7 @@ fn inode(table: &str, address: SocketAddr) -> Option<&str> {
     let SocketAddr::V4(address) = address else {
         return None;
     };
-    // The address in the machine's byte order, as all are little-endian that this runs on.
+    // The table has the address in native byte order; supported machines are little-endian.
     let ip = u32::from_le_bytes(address.ip().octets());
     let local = format!("{ip:08X}:{:04X}", address.port());
     table.lines().find_map(|line| {
@@ -282,36 +356,67 @@ mod tests {
         port
     }
 
-    async fn answers(stream: &mut TcpStream) -> bool {
+    async fn echoes(stream: &mut TcpStream) -> bool {
         stream.write_all(b"?").await.expect("open");
         let mut byte = [0];
-        let answer = stream.read_exact(&mut byte);
-        tokio::time::timeout(Duration::from_millis(200), answer)
+        let reply = stream.read_exact(&mut byte);
+        tokio::time::timeout(Duration::from_millis(200), reply)
             .await
             .is_ok()
     }
 
     #[tokio::test]
-    async fn a_party_is_cut_off_and_nobody_else() {
+    async fn only_the_cut_link_is_cut() {
         let mut network = Network::new();
-        let route = network.route(Place::Redis(0)).await.expect("a free port");
+        let route = network
+            .route(Destination::Redis(0))
+            .await
+            .expect("a free port");
         route.lead_to(echo_server().await);
         let mut known = TcpStream::connect(("127.0.0.1", route.port))
             .await
             .expect("open");
-        assert!(answers(&mut known).await);
-        network.introduce(Party::Replica(1), &std::process::id().to_string());
-        let cut = |party, place| {
-            network.change(|weather| {
-                weather.cut.clear();
-                weather.cut.insert((party, place));
+        assert!(echoes(&mut known).await);
+        network.register(Source::Replica(1), &std::process::id().to_string());
+        let cut = |source, place| {
+            network.change(|conditions| {
+                conditions.cut.clear();
+                conditions.cut.insert((source, place));
             });
         };
-        cut(Party::Replica(1), Place::Redis(0));
-        assert!(!answers(&mut known).await);
-        cut(Party::Replica(0), Place::Redis(0));
-        assert!(answers(&mut known).await);
-        cut(Party::Replica(1), Place::Redis(1));
-        assert!(answers(&mut known).await);
+        cut(Source::Replica(1), Destination::Redis(0));
+        assert!(!echoes(&mut known).await);
+        cut(Source::Replica(0), Destination::Redis(0));
+        assert!(echoes(&mut known).await);
+        cut(Source::Replica(1), Destination::Redis(1));
+        assert!(echoes(&mut known).await);
+    }
+
+    #[tokio::test]
+    async fn a_segmented_link_delivers_a_message_in_parts() {
+        let mut network = Network::new();
+        let route = network
+            .route(Destination::Redis(0))
+            .await
+            .expect("a free port");
+        route.lead_to(echo_server().await);
+        network.register(Source::Replica(0), &std::process::id().to_string());
+        network.change(|conditions| {
+            let link = (Source::Replica(0), Destination::Redis(0));
+            let delay = Delay::Segments {
+                bytes: 3,
+                interval: Duration::from_millis(100),
+            };
+            conditions.delayed.insert(link, delay);
+        });
+        let mut stream = TcpStream::connect(("127.0.0.1", route.port))
+            .await
+            .expect("open");
+        stream.write_all(b"abcdefgh").await.expect("open");
+        for part in ["abc", "def", "gh"] {
+            let mut buffer = [0; 8];
+            let count = stream.read(&mut buffer).await.expect("open");
+            assert_eq!(&buffer[..count], part.as_bytes());
+        }
     }
 }

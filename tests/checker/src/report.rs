@@ -1,4 +1,4 @@
-//! The figures: what was done, how long it took, and what went wrong, in bounded memory.
+//! The figures of a run: counts, durations, errors and violations, in bounded memory.
 
 use std::{
     collections::BTreeMap,
@@ -8,17 +8,17 @@ use std::{
 use serde_json::{Value, json};
 
 use crate::{
-    history::{Answer, Ask, Event, Fault, Micros, Outcome, Phase, Read, Written},
+    history::{Event, Fault, Micros, Operation, Outcome, Phase, Read, Reply, Written},
     judge::{Anomaly, Violation},
 };
 
-/// How many different errors are counted apart.
+/// Maximum number of different errors that are counted.
 const MAX_ERRORS: usize = 40;
 
 /// The figures of a run.
 #[derive(Debug, Default)]
 pub struct Figures {
-    /// When the last event was.
+    /// The time of the last event.
     until: Micros,
     acknowledged: u64,
     failed: u64,
@@ -26,40 +26,53 @@ pub struct Figures {
     write_latency: Histogram,
     read_latency: Histogram,
     judged: BTreeMap<&'static str, u64>,
-    /// Reads by what `cache-status` said.
+    /// Calls by the value of `cache-status`.
     cache: BTreeMap<String, u64>,
     reads_failed: u64,
     errors: BTreeMap<String, u64>,
-    /// When the last write was acknowledged.
+    /// The time of the last acknowledgement of a write.
     last_acknowledged: Micros,
     faults: BTreeMap<String, FaultFigures>,
-    /// The fault that isn't overcome yet.
+    /// The current fault, until the service has recovered from it.
     current: Option<Current>,
-    /// What happened while there was none.
-    peace: FaultFigures,
+    /// The figures of the time without a fault.
+    no_fault: FaultFigures,
     violations: BTreeMap<Anomaly, u64>,
 }
 
-/// What a kind of fault did.
+/// The effects of a kind of fault.
 #[derive(Debug, Default)]
 struct FaultFigures {
     count: u64,
-    lasting: u64,
-    /// From the beginning to the acknowledgement of a write that was sent after it.
-    first_write: Longest,
-    /// The longest time without the acknowledgement of a write.
-    gap: Longest,
-    /// From the end until every replica had acknowledged a write and answered from the cache.
-    overcome: Longest,
-    writes: [u64; 2],
-    reads: [u64; 2],
+    unrecovered: u64,
+    /// The time from the start until the first acknowledgement of a write sent after it.
+    first_write: Extremes,
+    /// The time between two acknowledgements of writes.
+    gap: Extremes,
+    /// The time from the end until every replica has acknowledged a write and had a hit.
+    recovered: Extremes,
+    writes: Tally,
+    reads: Tally,
 }
 
-/// The shortest and the longest of some times.
-#[derive(Debug, Default, Clone, Copy)]
-struct Longest(Option<(Micros, Micros)>);
+/// Counts of calls by success.
+#[derive(Debug, Default)]
+struct Tally {
+    ok: u64,
+    failed: u64,
+}
 
-impl Longest {
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{}/{}", self.ok, self.ok + self.failed))
+    }
+}
+
+/// The shortest and the longest of some durations.
+#[derive(Debug, Default, Clone, Copy)]
+struct Extremes(Option<(Micros, Micros)>);
+
+impl Extremes {
     fn add(&mut self, time: Micros) {
         let (least, most) = self.0.unwrap_or((time, time));
         self.0 = Some((least.min(time), most.max(time)));
@@ -73,7 +86,7 @@ impl Longest {
     }
 }
 
-impl fmt::Display for Longest {
+impl fmt::Display for Extremes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             None => f.pad("-"),
@@ -91,8 +104,8 @@ struct Current {
 }
 
 impl Figures {
-    /// Takes the next event into account.
-    pub fn hear(&mut self, event: &Event) {
+    /// Counts the next event.
+    pub fn observe(&mut self, event: &Event) {
         match event {
             Event::Write(write) => self.until = self.until.max(write.at),
             Event::Written(written) => self.written(written),
@@ -106,26 +119,30 @@ impl Figures {
         *self.violations.entry(violation.anomaly).or_default() += 1;
     }
 
-    /// How many violations of a kind there were.
+    /// The number of violations of a kind.
     pub fn violations(&self, anomaly: Anomaly) -> u64 {
         self.violations.get(&anomaly).copied().unwrap_or_default()
     }
 
-    /// How many writes were acknowledged, and how many reads judged.
-    pub fn done(&self) -> (u64, u64) {
-        (self.acknowledged, self.judged.values().sum())
+    /// The number of acknowledged writes.
+    pub fn acknowledged(&self) -> u64 {
+        self.acknowledged
+    }
+
+    /// The number of judged reads.
+    pub fn judged(&self) -> u64 {
+        self.judged.values().sum()
     }
 
     /// Whether some writes were acknowledged and some reads judged.
     pub fn are_any(&self) -> bool {
-        let (acknowledged, judged) = self.done();
-        acknowledged > 0 && judged > 0
+        self.acknowledged() > 0 && self.judged() > 0
     }
 
     fn current(&mut self) -> &mut FaultFigures {
         match &self.current {
             Some(current) => self.faults.entry(current.fault.kind.clone()).or_default(),
-            None => &mut self.peace,
+            None => &mut self.no_fault,
         }
     }
 
@@ -138,7 +155,7 @@ impl Figures {
                 let gap = written.at.saturating_sub(self.last_acknowledged);
                 self.last_acknowledged = self.last_acknowledged.max(written.at);
                 self.current().gap.add(gap);
-                self.current().writes[0] += 1;
+                self.current().writes.ok += 1;
                 if let Some(current) = &mut self.current
                     && !current.first_write
                     && written.begun > current.fault.at
@@ -151,12 +168,12 @@ impl Figures {
             Outcome::Failed(error) => {
                 self.failed += 1;
                 self.error("write", error);
-                self.current().writes[1] += 1;
+                self.current().writes.failed += 1;
             }
             Outcome::InDoubt(error) => {
                 self.in_doubt += 1;
                 self.error("write in doubt", error);
-                self.current().writes[1] += 1;
+                self.current().writes.failed += 1;
             }
         }
     }
@@ -164,10 +181,10 @@ impl Figures {
     fn read(&mut self, read: &Read) {
         for page in &read.pages {
             self.until = self.until.max(page.end);
-            if let Answer::Failed(error) = &page.answer {
+            if let Reply::Failed(error) = &page.reply {
                 self.reads_failed += 1;
                 self.error("read", error);
-                self.current().reads[1] += 1;
+                self.current().reads.failed += 1;
                 return;
             }
             self.read_latency.add(page.end - page.start);
@@ -177,14 +194,14 @@ impl Figures {
                 .to_owned();
             *self.cache.entry(status).or_default() += 1;
         }
-        let kind = match (&read.ask, read.pages.len()) {
-            (Ask::List(_), 1) => "lists",
-            (Ask::List(_), _) => "lists of several pages",
-            (Ask::Get(_), _) => "gets",
-            (Ask::Reports(_), _) => "reports",
+        let kind = match (&read.operation, read.pages.len()) {
+            (Operation::List(_), 1) => "lists",
+            (Operation::List(_), _) => "lists of several pages",
+            (Operation::Get(_), _) => "gets",
+            (Operation::Reports(_), _) => "reports",
         };
         *self.judged.entry(kind).or_default() += 1;
-        self.current().reads[0] += 1;
+        self.current().reads.ok += 1;
     }
 
     fn fault(&mut self, fault: &Fault) {
@@ -203,15 +220,15 @@ impl Figures {
                     current.ended = Some(fault.at);
                 }
             }
-            Phase::Overcome | Phase::Lasting => {
+            Phase::Recovered | Phase::Unrecovered => {
                 let gap = fault.at.saturating_sub(self.last_acknowledged);
                 let ended = self.current.as_ref().and_then(|current| current.ended);
                 let figures = self.current();
                 figures.gap.add(gap);
-                if fault.phase == Phase::Lasting {
-                    figures.lasting += 1;
+                if fault.phase == Phase::Unrecovered {
+                    figures.unrecovered += 1;
                 } else if let Some(ended) = ended {
-                    figures.overcome.add(fault.at - ended);
+                    figures.recovered.add(fault.at - ended);
                 }
                 self.current = None;
             }
@@ -235,7 +252,7 @@ impl Figures {
 
     /// The figures as JSON.
     pub fn json(&self) -> Value {
-        let (acknowledged, judged) = self.done();
+        let (acknowledged, judged) = (self.acknowledged(), self.judged());
         let faults = self
             .faults
             .iter()
@@ -261,7 +278,7 @@ impl Figures {
                 "latency": self.read_latency.json(),
             },
             "errors": self.errors,
-            "peace": self.peace.json(),
+            "no_fault": self.no_fault.json(),
             "faults": faults.collect::<serde_json::Map<_, _>>(),
             "violations": violations.into_iter().collect::<serde_json::Map<_, Value>>(),
         })
@@ -272,12 +289,12 @@ impl FaultFigures {
     fn json(&self) -> Value {
         json!({
             "count": self.count,
-            "lasting": self.lasting,
+            "unrecovered": self.unrecovered,
             "first_acknowledged_write": self.first_write.json(),
             "longest_gap_without_acknowledged_write_ms": self.gap.0.map(|(_, most)| ms(most)),
-            "overcome": self.overcome.json(),
-            "writes": { "acknowledged": self.writes[0], "others": self.writes[1] },
-            "reads": { "answered": self.reads[0], "failed": self.reads[1] },
+            "recovery": self.recovered.json(),
+            "writes": { "acknowledged": self.writes.ok, "others": self.writes.failed },
+            "reads": { "ok": self.reads.ok, "failed": self.reads.failed },
         })
     }
 
@@ -286,17 +303,13 @@ impl FaultFigures {
         let _ = writeln!(
             text,
             "  {name:<16}{:>6}{:>14}{gap:>10.0}{:>14}{:>16}{:>16}",
-            self.count,
-            self.first_write,
-            self.overcome,
-            format!("{}/{}", self.writes[0], self.writes[0] + self.writes[1]),
-            format!("{}/{}", self.reads[0], self.reads[0] + self.reads[1]),
+            self.count, self.first_write, self.recovered, self.writes, self.reads,
         );
-        if self.lasting > 0 {
+        if self.unrecovered > 0 {
             let _ = writeln!(
                 text,
-                "  {name:<16} wasn't overcome in time: {}",
-                self.lasting
+                "  {name:<16} not recovered in time: {}",
+                self.unrecovered
             );
         }
     }
@@ -304,7 +317,7 @@ impl FaultFigures {
 
 impl fmt::Display for Figures {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (acknowledged, judged) = self.done();
+        let (acknowledged, judged) = (self.acknowledged(), self.judged());
         let calls: u64 = self.cache.values().sum();
         let mut text = String::new();
         let seconds = ms(self.until) / 1_000.0;
@@ -340,9 +353,9 @@ impl fmt::Display for Figures {
             let _ = writeln!(
                 text,
                 "  {:<16}{:>6}{:>14}{:>10}{:>14}{:>16}{:>16}",
-                "fault", "count", "1st write ms", "gap ms", "overcome ms", "writes ok", "reads ok"
+                "fault", "count", "1st write ms", "gap ms", "recovery ms", "writes ok", "reads ok"
             );
-            self.peace.row(&mut text, "(none)");
+            self.no_fault.row(&mut text, "(none)");
             for (kind, figures) in &self.faults {
                 figures.row(&mut text, kind);
             }
@@ -355,10 +368,10 @@ impl fmt::Display for Figures {
     }
 }
 
-/// Counts of times, each to within a sixteenth.
+/// Counts of durations, with a precision of a sixteenth.
 #[derive(Debug, Default)]
 struct Histogram {
-    /// By the time's highest bits.
+    /// By the highest bits of the duration.
     counts: BTreeMap<u32, u64>,
     longest: Micros,
 }
@@ -371,7 +384,7 @@ impl Histogram {
         self.longest = self.longest.max(time);
     }
 
-    /// The time that this many of a thousand don't exceed.
+    /// The duration that `per_mille` of a thousand don't exceed.
     fn quantile(&self, per_mille: u64) -> Micros {
         let total: u64 = self.counts.values().sum();
         let rank = (total * per_mille).div_ceil(1_000);
@@ -407,7 +420,7 @@ impl fmt::Display for Histogram {
     }
 }
 
-/// The bucket that a time falls in: exact below 16 µs, then 16 for each power of two.
+/// The bucket of a duration: exact below 16 µs, then 16 per power of two.
 fn bucket(time: Micros) -> u32 {
     let bits = Micros::BITS - time.leading_zeros();
     let shift = bits.saturating_sub(STEPS.ilog2() + 1);
@@ -415,7 +428,7 @@ fn bucket(time: Micros) -> u32 {
     shift * STEPS + top
 }
 
-/// The longest time of a bucket.
+/// The longest duration of a bucket.
 fn upper_bound(bucket: u32) -> Micros {
     if bucket < 2 * STEPS {
         return bucket.into();
@@ -425,7 +438,7 @@ fn upper_bound(bucket: u32) -> Micros {
     ((Micros::from(top) + 1) << shift) - 1
 }
 
-#[expect(clippy::cast_precision_loss, reason = "it is shown to a tenth")]
+#[expect(clippy::cast_precision_loss, reason = "printed to a tenth")]
 fn ms(time: Micros) -> f64 {
     time as f64 / 1_000.0
 }
@@ -435,7 +448,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_time_is_counted_to_within_a_sixteenth() {
+    fn buckets_are_precise_to_a_sixteenth() {
         for time in (0..5_000).chain([123_456, 60_000_000, 3_600_000_000]) {
             let bound = upper_bound(bucket(time));
             assert!(

@@ -1,4 +1,4 @@
-//! A run: everything is started, disturbed and heard, until the time is over.
+//! A run: starts the deployment, the clients, the faults and the judge, and stops them after the time.
 
 use std::{
     error::Error,
@@ -23,50 +23,49 @@ use crate::{
     workload::{Fleet, Settings, Worker},
 };
 
-/// How many violations are told in full. All are counted.
-const TOLD: u64 = 3;
+/// Maximum number of violations of a kind that are printed. All are counted.
+const MAX_PRINTED: u64 = 3;
 
-/// How often it says how far it is.
+/// The interval of progress messages.
 const PROGRESS: Micros = 10_000_000;
 
-/// A run that takes at least this long, in seconds, also has faults that last longer than a write
-/// may live.
-const LONG: u64 = 300;
+/// The duration from which a run also has faults that exceed the maximum duration of a write.
+const LONG_RUN_SECS: u64 = 300;
 
-/// What is run.
+/// The purpose of a run.
 #[derive(Debug, Clone, Copy)]
-pub enum Trial {
-    /// The service as it is, with everything that can be asked of it.
-    Whole,
-    /// The service without a protection, or with all, until something is found; clients meet as
-    /// often as can be.
+pub enum Mode {
+    /// Checks the service, with the full workload.
+    Full,
+    /// Checks the service without the named protection, or with all, until the first violation. The
+    /// clients read few different lists, so that races are frequent.
     Control(Option<&'static str>),
 }
 
-/// Why it couldn't run.
+/// The reason why a run was impossible.
 pub type Failure = Box<dyn Error + Send + Sync>;
 
-/// What was found.
-pub struct Found {
+/// The result of a run.
+pub struct Findings {
     figures: Figures,
-    /// What the processes themselves complained of.
+    /// Failures of the processes themselves.
     complaints: Vec<String>,
 }
 
-impl Found {
-    /// What a recorded history shows.
+impl Findings {
+    /// Judges a recorded history.
     pub fn read(path: &Path) -> io::Result<Self> {
-        let mut bench = Bench::new(None, CancellationToken::new(), false);
+        let mut observer = Observer::new(None, CancellationToken::new(), false);
         for event in history::read(path)? {
-            bench.hear(&event?);
+            observer.observe(&event?);
         }
         Ok(Self {
-            figures: bench.figures,
+            figures: observer.figures,
             complaints: Vec::new(),
         })
     }
 
-    /// Whether some answer was wrong; with `strict`, also if it only wasn't linearizable.
+    /// Whether a response was wrong; `strict` includes reads that are only not linearizable.
     pub fn has_anomaly(&self, strict: bool) -> bool {
         let mut counted = Anomaly::ALL
             .into_iter()
@@ -74,12 +73,12 @@ impl Found {
         counted.any(|anomaly| self.figures.violations(anomaly) > 0)
     }
 
-    /// Whether nothing was wrong.
+    /// Whether no response was wrong and no process failed.
     pub fn is_clean(&self, strict: bool) -> bool {
         !self.has_anomaly(strict) && self.complaints.is_empty()
     }
 
-    /// Prints it.
+    /// Prints the figures and complaints.
     pub fn print(&self, args: &Args, seed: Option<u64>) {
         if args.json {
             let topology = args.topology.to_possible_value();
@@ -97,30 +96,30 @@ impl Found {
     }
 }
 
-/// Runs everything for the time that was asked for.
-pub fn run(args: &Args, trial: Trial) -> Result<Found, Failure> {
+/// Runs for the time in the arguments.
+pub fn run(args: &Args, mode: Mode) -> Result<Findings, Failure> {
     let seed = args.seed.unwrap_or_else(rand::random);
     eprintln!("seed {seed}");
     let runtime = Runtime::new()?;
-    // What can't be started panics.
-    let running = runtime.spawn(check(args.clone(), seed, trial));
-    let found = runtime.block_on(running).map_err(|_| "it couldn't run")??;
-    found.print(args, Some(seed));
-    Ok(found)
+    // A server that doesn't start panics.
+    let running = runtime.spawn(check(args.clone(), seed, mode));
+    let findings = runtime.block_on(running).map_err(|_| "the run failed")??;
+    findings.print(args, Some(seed));
+    Ok(findings)
 }
 
-async fn check(args: Args, seed: u64, trial: Trial) -> Result<Found, Failure> {
-    let (focused, without) = match trial {
-        Trial::Whole => (false, None),
-        Trial::Control(without) => (true, without),
+async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
+    let (focused, without) = match mode {
+        Mode::Full => (false, None),
+        Mode::Control(without) => (true, without),
     };
     let possible = faults::Kind::of(args.topology);
     let kinds = args.faults.0.clone().unwrap_or_else(|| possible.clone());
     if let Some(kind) = kinds.iter().find(|kind| !possible.contains(kind)) {
-        return Err(format!("{} can't strike this topology", kind.name()).into());
+        return Err(format!("{} is no fault of this topology", kind.name()).into());
     }
     let (mut deployment, urls, secret) = if args.replica.is_empty() {
-        // Replicas start in folders of their own.
+        // Replicas start in other folders.
         let given = |path| std::path::absolute(path).map_err(|error| error.to_string());
         let binary = args.binary.as_ref().map_or_else(default_binary, given)?;
         let replicas = if args.topology == Topology::Embedded {
@@ -142,15 +141,15 @@ async fn check(args: Args, seed: u64, trial: Trial) -> Result<Found, Failure> {
     let rest = Duration::from_millis(args.rest_ms);
     let mut settings = Settings::new(seed, rest, deployment.is_some(), secret);
     if focused {
-        settings.focus();
+        settings.focus_queries();
     }
     let settings = Arc::new(settings);
     let fleet = Arc::new(Fleet::new(&urls)?);
     let (recorder, events) = Recorder::new();
     let writer = args.history.as_deref().map(Writer::create).transpose()?;
     let stop = CancellationToken::new();
-    let bench = Bench::new(writer, stop.clone(), focused);
-    let bench = bench.sit(events);
+    let observer = Observer::new(writer, stop.clone(), focused);
+    let observer = observer.spawn(events);
 
     let mut clients = JoinSet::new();
     for number in 0..args.clients {
@@ -162,13 +161,13 @@ async fn check(args: Args, seed: u64, trial: Trial) -> Result<Found, Failure> {
         let stop = stop.clone();
         let time = Duration::from_secs(args.seconds);
         tokio::spawn(async move {
-            // Whoever interrupts it wants to know what was found.
+            // An interrupt ends the run early, with its findings.
             let _ = tokio::time::timeout(time, tokio::signal::ctrl_c()).await;
             stop.cancel();
         })
     };
     if let Some(deployment) = &mut deployment {
-        let long = args.seconds >= LONG;
+        let long = args.seconds >= LONG_RUN_SECS;
         let plans = (0..).map_while(|number| Plan::new(seed, number, &kinds, long));
         faults::run(deployment, &fleet, &recorder, plans, &stop).await;
     }
@@ -176,7 +175,7 @@ async fn check(args: Args, seed: u64, trial: Trial) -> Result<Found, Failure> {
     timer.abort();
     clients.join_all().await;
     drop(recorder);
-    let figures = bench.join().map_err(|_| "the judge panicked")??;
+    let figures = observer.join().map_err(|_| "the judge panicked")??;
     let complaints = deployment.as_ref().map(complaints).unwrap_or_default();
     if let (Some(name), Some(deployment)) = (without, &deployment)
         && !deployment.replicas[0].log().contains("CONTROL: ")
@@ -184,9 +183,9 @@ async fn check(args: Args, seed: u64, trial: Trial) -> Result<Found, Failure> {
         return Err(format!("the binary ignores LOCATION_SERVICE_CONTROL={name}: build it with `cargo build --features controls`").into());
     }
     if without.is_none() && !figures.are_any() {
-        return Err(format!("nothing was answered, so nothing was judged:\n{figures}").into());
+        return Err(format!("no call succeeded, so nothing was judged:\n{figures}").into());
     }
-    Ok(Found {
+    Ok(Findings {
         figures,
         complaints,
     })
@@ -205,13 +204,13 @@ fn default_binary() -> Result<PathBuf, String> {
     ))
 }
 
-/// What no fault excuses: a replica that has ended by itself, or panicked. What it calls its own
-/// faults is told.
+/// Failures that no fault excuses: a replica that exited by itself, or panicked. Internal errors are
+/// only printed.
 fn complaints(deployment: &Deployment) -> Vec<String> {
     let mut complaints = Vec::new();
     for (number, replica) in deployment.replicas.iter().enumerate() {
         if replica.has_failed() {
-            complaints.push(format!("replica {number} has ended by itself"));
+            complaints.push(format!("replica {number} exited by itself"));
         }
         let log = replica.log();
         let lines = |text: &'static str| log.lines().filter(move |line| line.contains(text));
@@ -225,45 +224,45 @@ fn complaints(deployment: &Deployment) -> Vec<String> {
     complaints
 }
 
-/// Hears events, judges them and takes them down.
-struct Bench {
+/// Judges, counts and writes events.
+struct Observer {
     judge: Judge,
     figures: Figures,
     writer: Option<Writer>,
     stop: CancellationToken,
-    /// Whether a violation ends it all.
-    stops_at_once: bool,
+    /// Whether the first violation ends the run.
+    stop_at_violation: bool,
     next_progress: Micros,
 }
 
-impl Bench {
-    fn new(writer: Option<Writer>, stop: CancellationToken, stops_at_once: bool) -> Self {
+impl Observer {
+    fn new(writer: Option<Writer>, stop: CancellationToken, stop_at_violation: bool) -> Self {
         Self {
             judge: Judge::default(),
             figures: Figures::default(),
             writer,
             stop,
-            stops_at_once,
+            stop_at_violation,
             next_progress: PROGRESS,
         }
     }
 
-    /// Hears events on a thread of its own until there are no more.
-    fn sit(self, events: mpsc::Receiver<Event>) -> JoinHandle<io::Result<Figures>> {
+    /// Observes events on a separate thread until the channel closes.
+    fn spawn(self, events: mpsc::Receiver<Event>) -> JoinHandle<io::Result<Figures>> {
         thread::spawn(move || {
             let stop = self.stop.clone();
-            let heard = self.hear_all(events);
+            let heard = self.observe_all(events);
             stop.cancel();
             heard
         })
     }
 
-    fn hear_all(mut self, mut events: mpsc::Receiver<Event>) -> io::Result<Figures> {
+    fn observe_all(mut self, mut events: mpsc::Receiver<Event>) -> io::Result<Figures> {
         while let Some(event) = events.blocking_recv() {
             if let Some(writer) = &mut self.writer {
                 writer.add(&event)?;
             }
-            self.hear(&event);
+            self.observe(&event);
             self.progress(&event);
         }
         if let Some(writer) = self.writer {
@@ -272,14 +271,14 @@ impl Bench {
         Ok(self.figures)
     }
 
-    fn hear(&mut self, event: &Event) {
-        self.figures.hear(event);
-        if let Some(violation) = self.judge.hear(event) {
-            if self.figures.violations(violation.anomaly) < TOLD {
+    fn observe(&mut self, event: &Event) {
+        self.figures.observe(event);
+        if let Some(violation) = self.judge.observe(event) {
+            if self.figures.violations(violation.anomaly) < MAX_PRINTED {
                 println!("{}\n", violation.text);
             }
             self.figures.count(&violation);
-            if self.stops_at_once {
+            if self.stop_at_violation {
                 self.stop.cancel();
             }
         }
@@ -290,7 +289,7 @@ impl Bench {
             && written.at >= self.next_progress
         {
             self.next_progress += PROGRESS;
-            let (acknowledged, judged) = self.figures.done();
+            let (acknowledged, judged) = (self.figures.acknowledged(), self.figures.judged());
             let stale = self.figures.violations(Anomaly::Stale);
             eprintln!(
                 "{} s: {acknowledged} writes acknowledged, {judged} reads judged, {stale} stale",

@@ -1,280 +1,59 @@
 //! Judges a history, event by event and in bounded memory.
 //!
-//! Each location is a register whose writes are known in their order, because one client does them
-//! all, one after the other. At any moment it is in one of the states that they left. An answer
-//! narrows down which: a list that shows `c3.17.2` says that the third write was the last one then,
-//! and a list of run r1 that lacks c3.17 says that it was in another run, or wasn't there. An answer
-//! is right if, for each location that it is about, some state explains it that the location may
-//! have had between the call's begin and its end:
+//! Each location is a register whose writes are known in their order, because a single client does all
+//! of them, one after another. A response narrows down the state at the time of its call: a list that
+//! shows `c3.17.2` shows that the third write was the last one, and a list of run r1 without c3.17 shows
+//! that the location was in another run or didn't exist. A response is right if, for each location that
+//! it covers, some state explains it that the location can have had between the call's start and end:
 //!
-//! - the state that the last write left that was acknowledged before the call began;
-//! - any that a later write left or may leave, if it was sent before the call ended. A write whose
-//!   outcome is in doubt may take effect at any time until a later one is acknowledged, or never.
+//! - the state after the last write that was acknowledged before the call started;
+//! - the state after a later write that was sent before the call ended. A write with an unknown outcome
+//!   may take effect at any time until a later one is acknowledged, or never.
 //!
-//! All times are of one clock, and a write is known to the judge before it is sent, so nothing here
-//! depends on how fast anything is: what is reported is wrong, whatever the delays were.
+//! All times are of one clock, and the judge knows a write before it is sent, so a violation never
+//! depends on delays.
 
-use std::{
-    collections::{BTreeMap, HashMap, HashSet, VecDeque},
-    fmt,
+mod anomaly;
+mod bounds;
+mod register;
+mod text;
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+pub use self::anomaly::{Anomaly, Violation};
+use self::{
+    anomaly::{Verdict, Wrong},
+    bounds::Bounds,
+    register::{Entry, Proof, Register},
+    text::Span,
 };
-
 use crate::history::{
-    Answer, Ask, Content, Event, Fault, Item, Kind, Label, Micros, Name, Outcome, Page, Phase,
-    Question, Read, Write, Written,
+    Event, Fault, Item, Kind, Label, Micros, Name, Operation, Outcome, Page, Phase, Query, Read,
+    Reply, Write, Written,
 };
 
-/// How long what is over is remembered. No read takes longer.
-const MEMORY: Micros = 120_000_000;
+/// How long past states and deleted locations are kept. Longer reads are not judged.
+const RETENTION: Micros = 120_000_000;
 
-/// How many writes of a location are remembered at least, to tell whose state an old answer shows.
-const WRITES_KEPT: usize = 8;
-
-/// What is wrong with an answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Anomaly {
-    /// It is from before a write that was acknowledged before the read began.
-    Stale,
-    /// It is from before what another read had shown before this one began: linearizability.
-    Unseen,
-    /// It shows a write that was said to have changed nothing.
-    Undone,
-    /// It shows a caller what they may not see.
-    Exposed,
-    /// It shows what nobody wrote, or doesn't fit the question.
-    Invented,
-}
-
-impl Anomaly {
-    /// All of them.
-    pub const ALL: [Self; 5] = [
-        Self::Stale,
-        Self::Unseen,
-        Self::Undone,
-        Self::Exposed,
-        Self::Invented,
-    ];
-
-    /// In a word, and what that means.
-    pub fn describe(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Stale => (
-                "stale",
-                "the answer is from before a write that was acknowledged before the read began",
-            ),
-            Self::Unseen => (
-                "unseen",
-                "the answer is from before what another read had shown before this one began",
-            ),
-            Self::Undone => (
-                "undone",
-                "the answer shows a write that was said to have changed nothing",
-            ),
-            Self::Exposed => ("exposed", "the answer shows what its caller may not see"),
-            Self::Invented => (
-                "invented",
-                "the answer shows what nobody wrote, or doesn't fit the question",
-            ),
-        }
-    }
-}
-
-/// A wrong answer.
-#[derive(Debug)]
-pub struct Violation {
-    /// What is wrong.
-    pub anomaly: Anomaly,
-    /// The shortest piece of history that shows it, for people.
-    pub text: String,
-}
-
-/// What is known of all locations that some answer may still be about.
+/// The known states of all locations that a response can still show.
 #[derive(Debug, Default)]
 pub struct Judge {
-    /// The locations that exist, or may.
+    /// Locations that exist, or may exist.
     living: HashMap<Name, Register>,
-    /// Those that don't any more, for a while.
+    /// Locations deleted within the retention.
     dead: HashMap<Name, Register>,
-    /// When each of them died, in this order.
+    /// The dead locations with the time of their deletion, in that order.
     deaths: VecDeque<(Micros, Name)>,
-    /// The last location of each client.
+    /// The number of the last location of each client.
     latest: HashMap<u16, u32>,
     now: Micros,
-    /// The fault that strikes now.
+    /// The current fault, until the service has recovered from it.
     fault: Option<Fault>,
 }
 
-/// The writes of a location that may still matter, in their order.
-#[derive(Debug, Default)]
-struct Register(VecDeque<Entry>);
-
-/// A write.
-#[derive(Debug)]
-struct Entry {
-    write: Write,
-    /// The location as text after it.
-    text: String,
-    /// How often it was sent.
-    attempts: u32,
-    /// When and how its last attempt ended.
-    ended: Option<(Micros, Outcome)>,
-    acknowledged: Option<Micros>,
-    /// It was never done.
-    failed: bool,
-    /// The first read that showed it, or something later.
-    seen: Option<Sighting>,
-    /// The etag that it left.
-    etag: Option<String>,
-}
-
-/// An answer that shows that a write was done.
-#[derive(Debug, Clone)]
-struct Sighting {
-    end: Micros,
-    line: String,
-}
-
-/// What makes sure that a write is done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Proof {
-    Acknowledgement,
-    /// That, or an answer that shows it.
-    Sight,
-}
-
-/// A call's time.
-#[derive(Debug, Clone, Copy)]
-struct Span {
-    start: Micros,
-    end: Micros,
-}
-
-/// What a register may have been: what an entry left, or, before the first one, nothing.
-#[derive(Debug, Clone, Copy)]
-struct State<'a>(Option<(usize, &'a Entry)>);
-
-impl<'a> State<'a> {
-    fn content(self) -> Option<&'a Content> {
-        self.0.and_then(|(_, entry)| entry.write.leaves.as_ref())
-    }
-
-    fn version(self) -> Option<u32> {
-        self.0.map(|(_, entry)| entry.write.label.version)
-    }
-}
-
-impl Entry {
-    fn settled(&self, proof: Proof) -> Option<Micros> {
-        match (proof, self.acknowledged, &self.seen) {
-            (Proof::Sight, Some(at), Some(seen)) => Some(at.min(seen.end)),
-            (Proof::Sight, None, Some(seen)) => Some(seen.end),
-            (_, at, _) => at,
-        }
-    }
-}
-
-impl Register {
-    /// What it may have been at some moment of a span, the newest first.
-    fn states(&self, span: Span, proof: Proof) -> impl Iterator<Item = State<'_>> {
-        let mut settled = false;
-        let entries = self.0.iter().enumerate().rev();
-        let written = entries
-            .filter(move |(_, entry)| !entry.failed && entry.write.at <= span.end)
-            .map(|(index, entry)| State(Some((index, entry))));
-        written
-            .chain(std::iter::once(State(None)))
-            .take_while(move |state| {
-                let before = settled;
-                settled = state
-                    .0
-                    .and_then(|(_, entry)| entry.settled(proof))
-                    .is_some_and(|at| at <= span.start)
-                    || settled;
-                !before
-            })
-    }
-
-    /// Whether some state explains an answer. What is explained by later states alone shows that it
-    /// is later.
-    fn explain(
-        &mut self,
-        span: Span,
-        sighting: impl Fn() -> String,
-        fits: impl Fn(State<'_>) -> bool,
-    ) -> Result<(), Anomaly> {
-        let explanations = self
-            .states(span, Proof::Acknowledgement)
-            .filter(|state| fits(*state));
-        let oldest = explanations.last().ok_or(Anomaly::Stale)?;
-        let index = oldest.0.map(|(index, _)| index);
-        let linear = self.states(span, Proof::Sight).any(fits);
-        if let Some(entry) = index.and_then(|index| self.0.get_mut(index))
-            && entry.settled(Proof::Sight).is_none_or(|at| at > span.end)
-        {
-            entry.seen = Some(Sighting {
-                end: span.end,
-                line: sighting(),
-            });
-        }
-        if linear { Ok(()) } else { Err(Anomaly::Unseen) }
-    }
-
-    /// Judges a complete list that lacks this location.
-    fn lacking(&mut self, name: Name, read: &Read, span: Span, question: &Question) -> Verdict {
-        let matches = |state: State<'_>| {
-            let content = state.content();
-            content.is_some_and(|content| question.matches(name, content))
-        };
-        let line = || read.line(span, None, &format!("lacks {name}"));
-        let judged = if read.pages.len() == 1 {
-            self.explain(span, line, |state| !matches(state))
-        } else {
-            // If it has changed, it may have moved to a page that had been read before.
-            let mut states = self.states(span, Proof::Acknowledgement);
-            match (states.next(), states.next()) {
-                (Some(state), None) if matches(state) => Err(Anomaly::Stale),
-                _ => Ok(()),
-            }
-        };
-        judged.or_else(|anomaly| {
-            let lines = self.evidence(span, anomaly.proof(), None, line());
-            Wrong::new(anomaly, name, lines)
-        })
-    }
-
-    fn entry(&self, version: u32) -> Option<&Entry> {
-        let first = self.0.front()?.write.label.version;
-        let index = usize::try_from(version.checked_sub(first)?).ok()?;
-        self.0.get(index)
-    }
-
-    fn entry_mut(&mut self, version: u32) -> Option<&mut Entry> {
-        let first = self.0.front()?.write.label.version;
-        let index = usize::try_from(version.checked_sub(first)?).ok()?;
-        self.0.get_mut(index)
-    }
-
-    /// What it was last known to be when a read began.
-    fn last_settled(&self, before: Micros, proof: Proof) -> Option<&Entry> {
-        let settled = |entry: &&Entry| entry.settled(proof).is_some_and(|at| at <= before);
-        self.0.iter().rev().find(settled)
-    }
-
-    /// Forgets writes that no read can be about any more.
-    fn forget(&mut self, now: Micros) {
-        let over = |entry: &Entry| {
-            let at = entry.acknowledged;
-            at.is_some_and(|at| at + MEMORY < now)
-        };
-        while self.0.len() > WRITES_KEPT && self.0.get(1).is_some_and(over) {
-            self.0.pop_front();
-        }
-    }
-}
-
 impl Judge {
-    /// Takes the next event into account, and judges it.
-    pub fn hear(&mut self, event: &Event) -> Option<Violation> {
+    /// Records the next event and judges it.
+    pub fn observe(&mut self, event: &Event) -> Option<Violation> {
         let judged = match event {
             Event::Write(write) => {
                 self.begin(write);
@@ -285,7 +64,7 @@ impl Judge {
             Event::Fault(fault) => {
                 self.fault = match fault.phase {
                     Phase::Begins | Phase::Ends => Some(fault.clone()),
-                    Phase::Overcome | Phase::Lasting => None,
+                    Phase::Recovered | Phase::Unrecovered => None,
                 };
                 Ok(())
             }
@@ -303,14 +82,14 @@ impl Judge {
         })
     }
 
-    /// How many locations are remembered.
+    /// The number of locations kept.
     #[cfg(test)]
     fn len(&self) -> usize {
         self.living.len() + self.dead.len()
     }
 
     fn begin(&mut self, write: &Write) {
-        self.pass(write.at);
+        self.advance(write.at);
         let Label { name, version } = write.label;
         if version == 0 {
             self.latest.insert(name.client, name.serial);
@@ -332,11 +111,11 @@ impl Judge {
             seen: None,
             etag: None,
         });
-        register.forget(self.now);
+        register.prune(self.now);
     }
 
     fn end(&mut self, written: &Written) -> Verdict {
-        self.pass(written.at);
+        self.advance(written.at);
         let Label { name, version } = written.label;
         let register = self.living.get_mut(&name);
         let Some(entry) = register.and_then(|register| register.entry_mut(version)) else {
@@ -352,7 +131,7 @@ impl Judge {
                 }
                 entry.etag.clone_from(etag);
             }
-            // An earlier attempt may have been done, or may be yet.
+            // An earlier attempt may have taken effect, or may still do so.
             Outcome::Failed(_) if entry.attempts > 1 => {}
             Outcome::Failed(_) => {
                 entry.failed = true;
@@ -380,63 +159,58 @@ impl Judge {
         let Some(span) = read.span() else {
             return Ok(());
         };
-        self.pass(span.end);
-        if span.end - span.start > MEMORY {
+        self.advance(span.end);
+        if span.end - span.start > RETENTION {
             return Ok(());
         }
-        match &read.ask {
-            Ask::List(question) => self.list(read, span, question),
-            Ask::Get(name) => self.get(read, *name),
-            Ask::Reports(question) => self.reports(read, question),
+        match &read.operation {
+            Operation::List(query) => self.list(read, span, query),
+            Operation::Get(name) => self.get(read, *name),
+            Operation::Reports(query) => self.reports(read, query),
         }
     }
 
-    fn list(&mut self, read: &Read, span: Span, question: &Question) -> Verdict {
-        let question = &read.scoped(question)?;
+    fn list(&mut self, read: &Read, span: Span, query: &Query) -> Verdict {
+        let query = &read.scoped(query)?;
         let mut shown = HashSet::new();
         for page in &read.pages {
-            let Answer::Locations(items, _) = &page.answer else {
+            let Reply::Locations { items, .. } = &page.reply else {
                 read.unexpected(page)?;
                 return Ok(());
             };
             for item in items {
-                self.shown(read, page, Some(question), item)?;
+                self.shown(read, page, Some(query), item)?;
                 if !shown.insert(item.label.name) {
-                    // On another page it may be again, if it has moved meanwhile.
+                    // A location that has moved meanwhile may be on a second page.
                     self.twice(read, span, page, item)?;
                 }
             }
         }
         let last = read.pages.last();
-        let complete = last.is_some_and(|page| matches!(page.answer, Answer::Locations(_, true)));
+        let complete =
+            last.is_some_and(|page| matches!(page.reply, Reply::Locations { last: true, .. }));
         if !complete {
             return Ok(());
         }
         for (name, register) in &mut self.living {
             if !shown.contains(name) {
-                register.lacking(*name, read, span, question)?;
+                register.lacking(*name, read, span, query)?;
             }
         }
-        // Those that have died since the read began.
+        // Locations deleted since the read began.
         let died = self.deaths.iter().rev();
         for (_, name) in died.take_while(|(at, _)| *at >= span.start) {
             if !shown.contains(name)
                 && let Some(register) = self.dead.get_mut(name)
             {
-                register.lacking(*name, read, span, question)?;
+                register.lacking(*name, read, span, query)?;
             }
         }
         Ok(())
     }
 
-    /// Judges a location that an answer shows.
-    fn shown(
-        &mut self,
-        read: &Read,
-        page: &Page,
-        question: Option<&Question>,
-        item: &Item,
-    ) -> Verdict {
+    /// Judges a location in a response.
+    fn shown(&mut self, read: &Read, page: &Page, query: Option<&Query>, item: &Item) -> Verdict {
         let Label { name, version } = item.label;
         let span = page.span();
         let line = || read.line(span, Some(page), &format!("shows {}", item.label));
@@ -449,7 +223,10 @@ impl Judge {
             let gone = known.is_some_and(|latest| name.serial <= *latest);
             let lines = if gone {
                 vec![
-                    format!("  {name} was deleted over {} s before", MEMORY / 1_000_000),
+                    format!(
+                        "  {name} was deleted over {} s before",
+                        RETENTION / 1_000_000
+                    ),
                     line(),
                 ]
             } else {
@@ -500,7 +277,7 @@ impl Judge {
         {
             return Wrong::new(Anomaly::Exposed, name, vec![entry.line(), line()]);
         }
-        if question.is_some_and(|question| !question.matches(name, content)) {
+        if query.is_some_and(|query| !query.matches(name, content)) {
             return Wrong::new(Anomaly::Invented, name, vec![entry.line(), line()]);
         }
         let explained = register.explain(span, line, |state| state.version() == Some(version));
@@ -511,14 +288,14 @@ impl Judge {
         Ok(())
     }
 
-    /// Judges a location that a list shows twice.
+    /// Judges a location that a list contains twice.
     fn twice(&self, read: &Read, span: Span, page: &Page, item: &Item) -> Verdict {
         let name = item.label.name;
         let register = self.living.get(&name).or_else(|| self.dead.get(&name));
         let states = register.map_or(0, |register| {
             register.states(span, Proof::Acknowledgement).count()
         });
-        let Answer::Locations(items, _) = &page.answer else {
+        let Reply::Locations { items, .. } = &page.reply else {
             return Ok(());
         };
         let here = items.iter().filter(|other| other.label.name == name);
@@ -533,8 +310,8 @@ impl Judge {
         let Some(page) = read.pages.first() else {
             return Ok(());
         };
-        match &page.answer {
-            Answer::Locations(items, _) => {
+        match &page.reply {
+            Reply::Locations { items, .. } => {
                 for item in items {
                     self.shown(read, page, None, item)?;
                     if item.label.name != name {
@@ -544,7 +321,7 @@ impl Judge {
                 }
                 Ok(())
             }
-            Answer::Missing => {
+            Reply::Missing => {
                 let Some(register) = self.living.get_mut(&name) else {
                     return Ok(());
                 };
@@ -572,13 +349,14 @@ impl Judge {
         }
     }
 
-    /// Each report has to lie between what is there for sure and what may be.
-    fn reports(&self, read: &Read, question: &Question) -> Verdict {
-        let question = &read.scoped(question)?;
+    /// Judges reports: each total must lie between the sum of the smallest and the sum of the largest
+    /// possible contributions.
+    fn reports(&self, read: &Read, query: &Query) -> Verdict {
+        let query = &read.scoped(query)?;
         let Some(page) = read.pages.first() else {
             return Ok(());
         };
-        let Answer::Reports(rows) = &page.answer else {
+        let Reply::Reports(rows) = &page.reply else {
             return read.unexpected(page);
         };
         let span = page.span();
@@ -592,7 +370,7 @@ impl Judge {
                 .map(|state| {
                     state
                         .content()
-                        .filter(|content| question.matches(*name, content))
+                        .filter(|content| query.matches(*name, content))
                 })
                 .collect();
             for content in states.iter().flatten() {
@@ -612,268 +390,16 @@ impl Judge {
         Ok(())
     }
 
-    /// Time passes, and what is long over is forgotten.
-    fn pass(&mut self, now: Micros) {
+    /// Advances the time, and drops locations past the retention.
+    fn advance(&mut self, now: Micros) {
         self.now = self.now.max(now);
         while let Some((at, name)) = self.deaths.front()
-            && at + MEMORY < self.now
+            && at + RETENTION < self.now
         {
             self.dead.remove(name);
             self.deaths.pop_front();
         }
     }
-}
-
-impl Fault {
-    /// The fault in a line.
-    fn line(&self) -> String {
-        let Self {
-            number, what, at, ..
-        } = self;
-        let since = match self.phase {
-            Phase::Begins => "since",
-            _ => "over since",
-        };
-        format!("  fault {number}: {what}, {since} {}", seconds(*at))
-    }
-}
-
-/// How much a report may say, at least and at most.
-#[derive(Debug, Default)]
-struct Bounds<'a> {
-    least: [i64; 3],
-    most: [i64; 3],
-    /// Who counts, each once.
-    counted: HashMap<Name, &'a Register>,
-}
-
-impl<'a> Bounds<'a> {
-    fn add(
-        &mut self,
-        name: Name,
-        register: &'a Register,
-        group: (Kind, &str),
-        states: &[Option<&Content>],
-    ) {
-        if self.counted.insert(name, register).is_some() {
-            return;
-        }
-        let sums = states.iter().map(|content| {
-            let content = content.filter(|it| (it.kind, it.run.as_str()) == group);
-            content.map_or([0; 3], |it| [1, i64::from(it.active), it.capacity])
-        });
-        for index in 0..3 {
-            let values = sums.clone().map(|sums| sums[index]);
-            self.least[index] += values.clone().min().unwrap_or_default();
-            self.most[index] += values.max().unwrap_or_default();
-        }
-    }
-
-    fn check(&self, read: &Read, page: &Page, group: (Kind, &str), sums: [i64; 3]) -> Verdict {
-        let within =
-            (0..3).all(|index| (self.least[index]..=self.most[index]).contains(&sums[index]));
-        if within {
-            return Ok(());
-        }
-        let (kind, run) = group;
-        let span = page.span();
-        // The likeliest to be missed: the last that was written before.
-        let last = self.counted.iter().filter_map(|(name, register)| {
-            let entry = register.last_settled(span.start, Proof::Acknowledgement)?;
-            Some((entry.acknowledged, *name, entry))
-        });
-        let last = last.max_by_key(|(at, ..)| *at);
-        let mut lines: Vec<String> = last.iter().map(|(.., entry)| entry.line()).collect();
-        let what = format!(
-            "reports locations, active, capacity = {sums:?} for {kind}, run {run:?}; \
-             it must be {:?} to {:?}",
-            self.least, self.most
-        );
-        lines.push(read.line(span, Some(page), &what));
-        let name = last.map_or(
-            Name {
-                client: 0,
-                serial: 0,
-            },
-            |(_, name, _)| name,
-        );
-        Wrong::new(Anomaly::Stale, name, lines)
-    }
-}
-
-type Verdict = Result<(), Box<Wrong>>;
-
-/// What is wrong with an answer, and about which location.
-#[derive(Debug)]
-struct Wrong {
-    anomaly: Anomaly,
-    name: Name,
-    lines: Vec<String>,
-}
-
-impl Wrong {
-    fn new(anomaly: Anomaly, name: Name, lines: Vec<String>) -> Verdict {
-        Err(Box::new(Self {
-            anomaly,
-            name,
-            lines,
-        }))
-    }
-}
-
-impl Anomaly {
-    /// What would have had to be absent for the answer to be right.
-    fn proof(self) -> Proof {
-        match self {
-            Self::Unseen => Proof::Sight,
-            _ => Proof::Acknowledgement,
-        }
-    }
-}
-
-impl Page {
-    fn span(&self) -> Span {
-        Span {
-            start: self.start,
-            end: self.end,
-        }
-    }
-}
-
-impl Read {
-    fn span(&self) -> Option<Span> {
-        Some(Span {
-            start: self.pages.first()?.start,
-            end: self.pages.last()?.end,
-        })
-    }
-
-    /// The question with the caller's scope in it, which may not be about somebody else.
-    fn scoped(&self, question: &Question) -> Result<Question, Box<Wrong>> {
-        let Some(scope) = &self.scope else {
-            return Ok(question.clone());
-        };
-        let page = self.pages.first();
-        let foreign = question.owner.as_ref().is_some_and(|owner| owner != scope);
-        if foreign
-            && let Some(page) = page
-            && !matches!(page.answer, Answer::Refused | Answer::Failed(_))
-        {
-            let line = self.line(page.span(), Some(page), "is answered");
-            let name = Name {
-                client: self.client,
-                serial: 0,
-            };
-            Wrong::new(Anomaly::Exposed, name, vec![line])?;
-        }
-        Ok(Question {
-            owner: question.owner.clone().or_else(|| Some(scope.clone())),
-            ..question.clone()
-        })
-    }
-
-    /// Judges an answer of another kind than was asked for. Errors are right: they say nothing.
-    fn unexpected(&self, page: &Page) -> Verdict {
-        let foreign = match &self.ask {
-            Ask::List(question) | Ask::Reports(question) => {
-                question.owner.is_some() && question.owner != self.scope && self.scope.is_some()
-            }
-            Ask::Get(_) => false,
-        };
-        match &page.answer {
-            Answer::Failed(_) => Ok(()),
-            Answer::Refused if foreign => Ok(()),
-            answer => {
-                let line = self.line(page.span(), Some(page), &format!("answers {answer:?}"));
-                let name = Name {
-                    client: self.client,
-                    serial: 0,
-                };
-                Wrong::new(Anomaly::Invented, name, vec![line])
-            }
-        }
-    }
-
-    /// The read, or one call of it, in a line.
-    fn line(&self, span: Span, page: Option<&Page>, what: &str) -> String {
-        let asked = match &self.ask {
-            Ask::List(question) => format!("list of {question}"),
-            Ask::Reports(question) => format!("report of {question}"),
-            Ask::Get(name) => format!("get {name}"),
-        };
-        let caller = self.scope.as_deref().unwrap_or("an admin");
-        let cache: Vec<_> = match page {
-            Some(page) => vec![page.cache.as_str()],
-            None => self.pages.iter().map(|page| page.cache.as_str()).collect(),
-        };
-        format!(
-            "  {span}  client {} ({caller}) <- replica {}  {asked}: {what} [{}]",
-            self.client,
-            self.replica,
-            cache.join(" | ")
-        )
-    }
-}
-
-impl Entry {
-    /// The write in a line.
-    fn line(&self) -> String {
-        let Write {
-            at,
-            client,
-            replica,
-            label,
-            what,
-            ..
-        } = &self.write;
-        let (end, outcome) = match &self.ended {
-            None => ("...".to_owned(), "under way".to_owned()),
-            Some((end, Outcome::Acknowledged(_))) => (seconds(*end), "acknowledged".to_owned()),
-            Some((end, Outcome::Failed(error))) => (seconds(*end), format!("failed, {error}")),
-            Some((end, Outcome::InDoubt(error))) => (seconds(*end), format!("in doubt, {error}")),
-        };
-        let again = match self.attempts {
-            1 => String::new(),
-            attempts => format!(" in {attempts} attempts"),
-        };
-        format!(
-            "  {} to {end}  client {client} -> replica {replica}  {label} {what}: {outcome}{again}",
-            seconds(*at)
-        )
-    }
-}
-
-impl Register {
-    /// What an answer should have reflected, and what it reflects.
-    fn evidence(&self, span: Span, proof: Proof, shows: Option<u32>, read: String) -> Vec<String> {
-        let last = self.last_settled(span.start, proof);
-        let mut lines = Vec::new();
-        if let Some(shown) = shows.and_then(|version| self.entry(version)) {
-            lines.push(shown.line());
-        }
-        if let Some(last) = last {
-            lines.push(last.line());
-            if proof == Proof::Sight {
-                lines.extend(last.seen.as_ref().map(|seen| seen.line.clone()));
-            }
-        }
-        lines.push(read);
-        if let Some(at) = last.and_then(|last| last.settled(proof)) {
-            lines.push(format!("  which began {} µs later", span.start - at));
-        }
-        lines
-    }
-}
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} to {}", seconds(self.start), seconds(self.end))
-    }
-}
-
-/// A time in seconds.
-pub fn seconds(at: Micros) -> String {
-    format!("{}.{:06}", at / 1_000_000, at % 1_000_000)
 }
 
 #[cfg(test)]

@@ -1,41 +1,46 @@
-//! One small history for each way to be wrong, and for each that looks wrong and isn't.
+//! A small history for each anomaly, and for each response that looks wrong but is right.
 
 use super::*;
-use crate::history::Row;
+use crate::history::{Content, Row};
 
-/// A history, told call by call; all that is judged wrong is kept.
+/// Builds a history call by call, and collects the anomalies.
 #[derive(Default)]
-struct Story {
+struct History {
     judge: Judge,
     wrong: Vec<Anomaly>,
     last: String,
 }
 
+fn locations(items: Vec<Item>, last: bool) -> Reply {
+    Reply::Locations { items, last }
+}
+
+/// Stands for any production run.
 const ANY: &str = "";
 
-impl Story {
-    fn hear(&mut self, event: &Event) -> &mut Self {
-        if let Some(Violation { anomaly, text }) = self.judge.hear(event) {
+impl History {
+    fn observe(&mut self, event: &Event) -> &mut Self {
+        if let Some(Violation { anomaly, text }) = self.judge.observe(event) {
             self.wrong.push(anomaly);
             self.last = text;
         }
         self
     }
 
-    /// A write is sent that leaves a location in a run.
+    /// Sends a write after which the location is in a run.
     fn sent(&mut self, label: &str, at: Micros, run: Option<&str>) -> &mut Self {
-        self.hear(&Event::Write(Write {
+        self.observe(&Event::Write(Write {
             at,
             client: 1,
             replica: 0,
             label: label.parse().expect("a label"),
-            what: "write".to_owned(),
+            description: "write".to_owned(),
             leaves: run.map(content),
         }))
     }
 
     fn ended(&mut self, label: &str, at: Micros, outcome: Outcome) -> &mut Self {
-        self.hear(&Event::Written(Written {
+        self.observe(&Event::Written(Written {
             at,
             begun: 0,
             client: 1,
@@ -61,20 +66,20 @@ impl Story {
         self.ended(label, at, Outcome::Failed("ABORTED".to_owned()))
     }
 
-    /// A complete list of a run (or any) shows these states, each with the run that it is in.
+    /// Reads a complete list of a run, or of any, which shows these states, each with its run.
     fn listed(&mut self, run: &str, span: (Micros, Micros), shows: &[(&str, &str)]) -> &mut Self {
         self.read(list(run, vec![page(span, shows, true)]))
     }
 
     fn read(&mut self, read: Read) -> &mut Self {
-        self.hear(&Event::Read(read))
+        self.observe(&Event::Read(read))
     }
 
-    fn got(&mut self, name: &str, span: (Micros, Micros), answer: Answer) -> &mut Self {
+    fn got(&mut self, name: &str, span: (Micros, Micros), reply: Reply) -> &mut Self {
         self.read(Read {
-            ask: Ask::Get(name.parse().expect("a name")),
+            operation: Operation::Get(name.parse().expect("a name")),
             pages: vec![Page {
-                answer,
+                reply,
                 ..page(span, &[], true)
             }],
             ..list(ANY, Vec::new())
@@ -88,9 +93,9 @@ impl Story {
             sums: *sums,
         });
         self.read(Read {
-            ask: Ask::Reports(Question::default()),
+            operation: Operation::Reports(Query::default()),
             pages: vec![Page {
-                answer: Answer::Reports(rows.collect()),
+                reply: Reply::Reports(rows.collect()),
                 ..page(span, &[], true)
             }],
             ..list(ANY, Vec::new())
@@ -102,7 +107,7 @@ impl Story {
         self
     }
 
-    /// The last event, and no other, is wrong in this way.
+    /// Checks that only the last event is wrong, with this anomaly.
     fn wrong(&mut self, anomaly: Anomaly) -> &mut Self {
         assert_eq!(self.wrong, [anomaly], "{}", self.last);
         self.wrong.clear();
@@ -129,9 +134,9 @@ fn list(run: &str, pages: Vec<Page>) -> Read {
         client: 2,
         replica: 1,
         scope: None,
-        ask: Ask::List(Question {
+        operation: Operation::List(Query {
             run: (run != ANY).then(|| run.to_owned()),
-            ..Question::default()
+            ..Query::default()
         }),
         pages,
     }
@@ -142,7 +147,7 @@ fn page((start, end): (Micros, Micros), shows: &[(&str, &str)], last: bool) -> P
         start,
         end,
         cache: "hit".to_owned(),
-        answer: Answer::Locations(shows.iter().map(item).collect(), last),
+        reply: locations(shows.iter().map(item).collect(), last),
     }
 }
 
@@ -156,21 +161,21 @@ fn item((label, run): &(&str, &str)) -> Item {
 }
 
 /// c1.0 was created in r1 from 10 to 20.
-fn created() -> Story {
-    let mut story = Story::default();
-    story
+fn created() -> History {
+    let mut history = History::default();
+    history
         .sent("c1.0.0", 10, Some("r1"))
         .acknowledged("c1.0.0", 20);
-    story
+    history
 }
 
 /// And moved to r2 from 30 to 40.
-fn moved() -> Story {
-    let mut story = created();
-    story
+fn moved() -> History {
+    let mut history = created();
+    history
         .sent("c1.0.1", 30, Some("r2"))
         .acknowledged("c1.0.1", 40);
-    story
+    history
 }
 
 #[test]
@@ -195,22 +200,22 @@ fn while_a_write_is_under_way_a_list_may_show_either_state() {
 
 #[test]
 fn a_list_must_not_show_what_was_deleted_before_it_began() {
-    let story = || {
-        let mut story = created();
-        story.sent("c1.0.1", 30, None).deleted("c1.0.1", 40);
-        story
+    let history = || {
+        let mut history = created();
+        history.sent("c1.0.1", 30, None).deleted("c1.0.1", 40);
+        history
     };
-    story().listed("r1", (41, 42), &[]).fine();
-    story()
+    history().listed("r1", (41, 42), &[]).fine();
+    history()
         .listed("r1", (41, 42), &[("c1.0.0", "r1")])
         .wrong(Anomaly::Stale);
-    story().listed("r1", (39, 42), &[("c1.0.0", "r1")]).fine();
-    story().listed("r1", (39, 42), &[]).fine();
-    story().listed("r1", (25, 29), &[]).wrong(Anomaly::Stale);
+    history().listed("r1", (39, 42), &[("c1.0.0", "r1")]).fine();
+    history().listed("r1", (39, 42), &[]).fine();
+    history().listed("r1", (25, 29), &[]).wrong(Anomaly::Stale);
 }
 
 #[test]
-fn an_answer_must_show_the_last_acknowledged_state() {
+fn a_response_must_show_the_last_acknowledged_state() {
     moved().listed(ANY, (41, 42), &[("c1.0.1", "r2")]).fine();
     moved()
         .listed(ANY, (41, 42), &[("c1.0.0", "r1")])
@@ -220,23 +225,23 @@ fn an_answer_must_show_the_last_acknowledged_state() {
         .wrong(Anomaly::Stale);
     moved().listed("r2", (41, 42), &[]).wrong(Anomaly::Stale);
     moved().listed("r1", (39, 42), &[("c1.0.0", "r1")]).fine();
-    let shown = |label, run| Answer::Locations(vec![item(&(label, run))], true);
+    let shown = |label, run| locations(vec![item(&(label, run))], true);
     moved().got("c1.0", (41, 42), shown("c1.0.1", "r2")).fine();
     moved()
         .got("c1.0", (41, 42), shown("c1.0.0", "r1"))
         .wrong(Anomaly::Stale);
     moved()
-        .got("c1.0", (41, 42), Answer::Missing)
+        .got("c1.0", (41, 42), Reply::Missing)
         .wrong(Anomaly::Stale);
-    created().got("c1.0", (19, 42), Answer::Missing).fine();
+    created().got("c1.0", (19, 42), Reply::Missing).fine();
 }
 
 #[test]
-fn the_shortest_piece_of_history_is_told() {
-    let mut story = moved();
-    story.listed("r1", (41, 42), &[("c1.0.0", "r1")]);
+fn a_violation_has_the_events_that_prove_it() {
+    let mut history = moved();
+    history.listed("r1", (41, 42), &[("c1.0.0", "r1")]);
     assert_eq!(
-        story.last,
+        history.last,
         "stale: c1.0: the answer is from before a write that was acknowledged before the read \
              began\n  \
              0.000010 to 0.000020  client 1 -> replica 0  c1.0.0 write: acknowledged\n  \
@@ -249,38 +254,42 @@ fn the_shortest_piece_of_history_is_told() {
 
 #[test]
 fn a_write_in_doubt_may_take_effect_at_any_time_or_never() {
-    let story = || {
-        let mut story = created();
-        story.sent("c1.0.1", 30, Some("r2")).in_doubt("c1.0.1", 40);
-        story
+    let history = || {
+        let mut history = created();
+        history
+            .sent("c1.0.1", 30, Some("r2"))
+            .in_doubt("c1.0.1", 40);
+        history
     };
-    story()
+    history()
         .listed(ANY, (1_000, 1_001), &[("c1.0.0", "r1")])
         .listed("r2", (2_000, 2_001), &[])
         .listed(ANY, (3_000, 3_001), &[("c1.0.1", "r2")])
         .listed("r1", (4_000, 4_001), &[])
         .fine();
-    // What builds on it settles it.
-    let settled = || {
-        let mut story = story();
-        story
+    // A later write resolves the doubt.
+    let resolved = || {
+        let mut history = history();
+        history
             .sent("c1.0.2", 50, Some("r2"))
             .acknowledged("c1.0.2", 60);
-        story
+        history
     };
-    settled().listed("r2", (61, 62), &[("c1.0.2", "r2")]).fine();
-    settled()
+    resolved()
+        .listed("r2", (61, 62), &[("c1.0.2", "r2")])
+        .fine();
+    resolved()
         .listed("r1", (61, 62), &[("c1.0.0", "r1")])
         .wrong(Anomaly::Stale);
-    settled()
+    resolved()
         .listed("r2", (61, 62), &[("c1.0.1", "r2")])
         .wrong(Anomaly::Stale);
 }
 
 #[test]
-fn a_creation_in_doubt_that_is_sent_again_is_settled_by_its_acknowledgement() {
-    let mut story = Story::default();
-    story
+fn a_creation_in_doubt_that_is_sent_again_is_resolved_by_its_acknowledgement() {
+    let mut history = History::default();
+    history
         .sent("c1.0.0", 10, Some("r1"))
         .in_doubt("c1.0.0", 20)
         .listed("r1", (21, 22), &[])
@@ -296,15 +305,17 @@ fn a_creation_in_doubt_that_is_sent_again_is_settled_by_its_acknowledgement() {
 
 #[test]
 fn what_was_shown_stays_shown() {
-    let story = || {
-        let mut story = created();
-        story.sent("c1.0.1", 30, Some("r2")).in_doubt("c1.0.1", 40);
-        story
+    let history = || {
+        let mut history = created();
+        history
+            .sent("c1.0.1", 30, Some("r2"))
+            .in_doubt("c1.0.1", 40);
+        history
     };
     // It was shown from 50 to 52: whoever asks before 52 may have been first.
     for first in [&[("c1.0.1", "r2")][..], &[]] {
         let run = if first.is_empty() { "r1" } else { "r2" };
-        story()
+        history()
             .listed(run, (50, 52), first)
             .listed(ANY, (51, 55), &[("c1.0.0", "r1")])
             .fine()
@@ -325,8 +336,8 @@ fn what_was_shown_stays_shown() {
 
 #[test]
 fn a_write_that_failed_must_not_be_shown() {
-    let mut story = created();
-    story
+    let mut history = created();
+    history
         .sent("c1.0.1", 30, Some("r2"))
         .failed("c1.0.1", 40)
         .listed(ANY, (41, 42), &[("c1.0.0", "r1")])
@@ -334,8 +345,8 @@ fn a_write_that_failed_must_not_be_shown() {
         .listed(ANY, (41, 42), &[("c1.0.1", "r2")])
         .wrong(Anomaly::Undone);
     // Nor before it failed.
-    let mut story = created();
-    story
+    let mut history = created();
+    history
         .sent("c1.0.1", 30, Some("r2"))
         .listed(ANY, (32, 33), &[("c1.0.1", "r2")])
         .fine()
@@ -344,58 +355,58 @@ fn a_write_that_failed_must_not_be_shown() {
 }
 
 #[test]
-fn nobody_sees_what_isnt_theirs() {
-    let by = |scope: &str, owner: Option<&str>, answer: Answer| {
-        let mut story = created();
-        story.read(Read {
+fn a_caller_only_sees_its_own_locations() {
+    let by = |scope: &str, owner: Option<&str>, reply: Reply| {
+        let mut history = created();
+        history.read(Read {
             scope: Some(scope.to_owned()),
-            ask: Ask::List(Question {
+            operation: Operation::List(Query {
                 owner: owner.map(str::to_owned),
-                ..Question::default()
+                ..Query::default()
             }),
             ..list(
                 ANY,
                 vec![Page {
-                    answer,
+                    reply,
                     ..page((21, 22), &[], true)
                 }],
             )
         });
-        story
+        history
     };
-    let shows = || Answer::Locations(vec![item(&("c1.0.0", "r1"))], true);
-    let empty = || Answer::Locations(Vec::new(), true);
+    let shows = || locations(vec![item(&("c1.0.0", "r1"))], true);
+    let empty = || locations(Vec::new(), true);
     by("ann", None, shows()).fine();
     by("ann", Some("ann"), shows()).fine();
     by("ann", None, empty()).wrong(Anomaly::Stale);
     by("bob", None, empty()).fine();
     by("bob", None, shows()).wrong(Anomaly::Exposed);
-    by("bob", Some("ann"), Answer::Refused).fine();
+    by("bob", Some("ann"), Reply::Refused).fine();
     by("bob", Some("ann"), empty()).wrong(Anomaly::Exposed);
-    by("ann", None, Answer::Refused).wrong(Anomaly::Invented);
-    let get = |scope: &str, answer: Answer| {
-        let mut story = created();
-        story.read(Read {
+    by("ann", None, Reply::Refused).wrong(Anomaly::Invented);
+    let get = |scope: &str, reply: Reply| {
+        let mut history = created();
+        history.read(Read {
             scope: Some(scope.to_owned()),
-            ask: Ask::Get("c1.0".parse().expect("a name")),
+            operation: Operation::Get("c1.0".parse().expect("a name")),
             ..list(
                 ANY,
                 vec![Page {
-                    answer,
+                    reply,
                     ..page((21, 22), &[], true)
                 }],
             )
         });
-        story
+        history
     };
     get("ann", shows()).fine();
-    get("ann", Answer::Missing).wrong(Anomaly::Stale);
-    get("bob", Answer::Missing).fine();
+    get("ann", Reply::Missing).wrong(Anomaly::Stale);
+    get("bob", Reply::Missing).fine();
     get("bob", shows()).wrong(Anomaly::Exposed);
 }
 
 #[test]
-fn nothing_is_shown_that_nobody_wrote() {
+fn a_response_only_shows_written_states() {
     created()
         .listed(ANY, (21, 22), &[("c1.0.0", "r2")])
         .wrong(Anomaly::Invented);
@@ -418,7 +429,7 @@ fn nothing_is_shown_that_nobody_wrote() {
         ..item(&("c1.0.0", "r1"))
     };
     let page = Page {
-        answer: Answer::Locations(vec![other], true),
+        reply: locations(vec![other], true),
         ..page((21, 22), &[], true)
     };
     created()
@@ -428,12 +439,12 @@ fn nothing_is_shown_that_nobody_wrote() {
 
 #[test]
 fn errors_say_nothing() {
-    let failed = || Answer::Failed("UNAVAILABLE".to_owned());
+    let failed = || Reply::Failed("UNAVAILABLE".to_owned());
     created().got("c1.0", (21, 22), failed()).fine();
     let pages = vec![
         page((21, 22), &[], false),
         Page {
-            answer: failed(),
+            reply: failed(),
             ..page((23, 24), &[], true)
         },
     ];
@@ -442,29 +453,29 @@ fn errors_say_nothing() {
 
 #[test]
 fn pages_leave_no_gap() {
-    let story = || {
-        let mut story = created();
-        story
+    let history = || {
+        let mut history = created();
+        history
             .sent("c1.1.0", 10, Some("r1"))
             .acknowledged("c1.1.0", 20);
-        story
+        history
     };
     let (one, two) = (("c1.0.0", "r1"), ("c1.1.0", "r1"));
     let pages = |first: &[(&str, &str)], second: &[(&str, &str)]| {
         let pages = vec![page((21, 22), first, false), page((31, 32), second, true)];
         list(ANY, pages)
     };
-    story().read(pages(&[one], &[two])).fine();
-    story().read(pages(&[one], &[])).wrong(Anomaly::Stale);
-    story()
+    history().read(pages(&[one], &[two])).fine();
+    history().read(pages(&[one], &[])).wrong(Anomaly::Stale);
+    history()
         .read(pages(&[one], &[two, one]))
         .wrong(Anomaly::Invented);
     // More pages would have followed.
-    story()
+    history()
         .read(list(ANY, vec![page((21, 22), &[one], false)]))
         .fine();
     // What changes meanwhile may move from one to the other.
-    story()
+    history()
         .sent("c1.0.1", 23, Some("r2"))
         .acknowledged("c1.0.1", 24)
         .read(pages(&[], &[two]))
@@ -487,14 +498,16 @@ fn reports_count_what_is_there() {
     moved()
         .reported((41, 42), &[("r2", [2, 2, 10])])
         .wrong(Anomaly::Stale);
-    let mut story = moved();
-    story.sent("c1.1.0", 30, Some("r2")).in_doubt("c1.1.0", 40);
+    let mut history = moved();
+    history
+        .sent("c1.1.0", 30, Some("r2"))
+        .in_doubt("c1.1.0", 40);
     for sums in [[1, 1, 5], [2, 2, 10]] {
-        story.reported((41, 42), &[("r2", sums)]).fine();
+        history.reported((41, 42), &[("r2", sums)]).fine();
     }
     // A read that began before the deletion may still count it.
-    story.sent("c1.0.2", 50, None).deleted("c1.0.2", 60);
-    story
+    history.sent("c1.0.2", 50, None).deleted("c1.0.2", 60);
+    history
         .reported((59, 62), &[("r2", [1, 1, 5])])
         .reported((61, 62), &[])
         .fine()
@@ -504,36 +517,42 @@ fn reports_count_what_is_there() {
 
 #[test]
 fn an_hour_takes_no_more_memory_than_a_minute() {
-    let mut story = Story::default();
+    let mut history = History::default();
     let mut largest = 0;
     for serial in 0..20_000 {
         let at = serial * 200_000;
         let label = |version: u32| format!("c1.{serial}.{version}");
         for version in 0..20 {
-            story.sent(&label(version), at, Some("r1"));
-            story.acknowledged(&label(version), at + 1);
+            history.sent(&label(version), at, Some("r1"));
+            history.acknowledged(&label(version), at + 1);
         }
-        story.sent(&label(20), at, None).deleted(&label(20), at + 1);
-        largest = largest.max(story.judge.len());
+        history
+            .sent(&label(20), at, None)
+            .deleted(&label(20), at + 1);
+        largest = largest.max(history.judge.len());
     }
     assert!(largest < 1_000, "{largest} locations at once");
-    story.fine();
+    history.fine();
     let long_ago = [("c1.7.0", "r1")];
     let now = 20_000 * 200_000;
-    story
+    history
         .listed(ANY, (now, now + 1), &long_ago)
         .wrong(Anomaly::Stale);
     for version in 0..1_000_u32 {
         let label = format!("c2.0.{version}");
         let at = now + u64::from(version) * 1_000_000;
-        story
+        history
             .sent(&label, at, Some("r1"))
             .acknowledged(&label, at + 1);
     }
-    let kept = story.judge.living.values().map(|register| register.0.len());
+    let kept = history
+        .judge
+        .living
+        .values()
+        .map(|register| register.0.len());
     assert!(kept.sum::<usize>() < 200);
     let now = now + 1_000_000_000;
-    story
+    history
         .listed(ANY, (now, now + 1), &[("c2.0.3", "r1")])
         .wrong(Anomaly::Stale);
 }

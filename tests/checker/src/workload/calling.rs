@@ -1,4 +1,4 @@
-//! How a client calls: which replica, as whom, for how long, and what an error means.
+//! Calls: the replica, credentials and deadline of a call, and the meaning of its error.
 
 use std::{error::Error as _, io, ops::Range, sync::atomic::Ordering, time::Duration};
 
@@ -11,26 +11,32 @@ use tonic::{
 use tonic_types::StatusExt as _;
 
 use super::Worker;
-use crate::history::{Answer, Micros, Page};
+use crate::history::{Micros, Page, Reply};
 
-/// How long a call may take: a read, a write, and now and then one that is in a hurry.
+/// The usual deadline of a read.
 pub(super) const READ_DEADLINE: Duration = Duration::from_secs(1);
-pub(super) const WRITE_DEADLINE: Duration = Duration::from_secs(4);
-const HURRY_MS: Range<u64> = 10..80;
 
-/// One of these many clients waits longer than any fault lasts, and so sees what a replica answers
-/// that has been suspended.
+/// The usual deadline of a write.
+pub(super) const WRITE_DEADLINE: Duration = Duration::from_secs(4);
+
+/// The deadline of one call in twenty, in milliseconds.
+const SHORT_DEADLINE_MS: Range<u64> = 10..80;
+
+/// One client in this many waits longer than any fault takes, so it receives the responses of replicas
+/// that were suspended.
 pub(super) const PATIENT: u16 = 6;
+
+/// The deadline of those clients.
 const PATIENCE: Duration = Duration::from_mins(1);
 
-/// When a client comes again that was told to.
-const COME_AGAIN_MS: Range<u64> = 20..100;
+/// The pause before the next call after UNAVAILABLE, in milliseconds.
+const RETRY_DELAY_MS: Range<u64> = 20..100;
 
-/// For how long a replica that didn't answer is left alone, as a load balancer does.
-const LEFT_ALONE: Micros = 300_000;
+/// The time that clients avoid a replica that didn't respond, as a load balancer does.
+const AVOIDED_FOR: Micros = 300_000;
 
 impl Worker {
-    /// A replica, but rather none that didn't answer a moment ago.
+    /// A random replica, preferably one that responded to the last calls.
     pub(super) fn replica(&self, rng: &mut StdRng) -> usize {
         let count = self.stubs.len();
         let first = rng.random_range(0..count);
@@ -40,14 +46,14 @@ impl Worker {
         let now = self.recorder.now();
         (first..first + count)
             .map(|replica| replica % count)
-            .find(|&replica| !self.fleet.is_alone(replica, now))
+            .find(|&replica| !self.fleet.is_avoided(replica, now))
             .unwrap_or(first)
     }
 
-    /// How long a call may take.
+    /// The deadline of a call.
     pub(super) fn deadline(&self, rng: &mut StdRng, usual: Duration) -> Duration {
         let hurry = rng.random_ratio(1, 20);
-        let short = Duration::from_millis(rng.random_range(HURRY_MS));
+        let short = Duration::from_millis(rng.random_range(SHORT_DEADLINE_MS));
         match (self.patient, hurry) {
             (true, _) => PATIENCE,
             (_, true) => short,
@@ -55,7 +61,7 @@ impl Worker {
         }
     }
 
-    /// A message as the client's own.
+    /// A request with the client's credentials.
     pub(super) fn request<T>(&self, message: T, deadline: Duration, fresh: bool) -> Request<T> {
         let mut request = Request::new(message);
         request.set_timeout(deadline);
@@ -69,14 +75,18 @@ impl Worker {
         request
     }
 
-    /// Makes a call, which ends at its deadline.
+    /// Makes a call that ends at its deadline at the latest.
     pub(super) async fn call<T>(
         &self,
         replica: usize,
         deadline: Duration,
         call: impl Future<Output = Result<T, Status>>,
     ) -> Result<T, Status> {
-        let late = || Err(Status::deadline_exceeded("the client has waited enough"));
+        let late = || {
+            Err(Status::deadline_exceeded(
+                "the client's deadline has passed",
+            ))
+        };
         let called = tokio::time::timeout(deadline, call).await;
         let result = called.unwrap_or_else(|_| late());
         let Err(status) = &result else {
@@ -87,50 +97,50 @@ impl Worker {
             Code::DeadlineExceeded | Code::Cancelled | Code::Unavailable | Code::Unknown
         );
         if silent && reason(status).is_none() && deadline >= READ_DEADLINE {
-            let until = self.recorder.now() + LEFT_ALONE;
-            let standing = &self.fleet.standing[replica];
-            standing.alone_until.fetch_max(until, Ordering::Relaxed);
+            let until = self.recorder.now() + AVOIDED_FOR;
+            let states = &self.fleet.states[replica];
+            states.avoided_until.fetch_max(until, Ordering::Relaxed);
         }
         if status.code() == Code::Unavailable {
-            let rest = rand::random_range(COME_AGAIN_MS);
+            let rest = rand::random_range(RETRY_DELAY_MS);
             tokio::time::sleep(Duration::from_millis(rest)).await;
         }
         result
     }
 
-    /// A call's answer as it is recorded, and as it came.
+    /// The record of a call, and its response.
     pub(super) fn page<T>(
         &self,
         replica: usize,
         start: Micros,
         called: Result<Response<T>, Status>,
-        answer: impl FnOnce(&T) -> Answer,
+        convert: impl FnOnce(&T) -> Reply,
     ) -> (Page, Option<T>) {
         let end = self.recorder.now();
-        let (answer, cache, response) = match called {
+        let (reply, cache, response) = match called {
             Ok(response) => {
                 let cache = cache_status(response.metadata());
                 if cache.contains("; hit") {
-                    let standing = &self.fleet.standing[replica];
-                    standing.hit.fetch_max(start, Ordering::Relaxed);
+                    let states = &self.fleet.states[replica];
+                    states.hit.fetch_max(start, Ordering::Relaxed);
                 }
                 let response = response.into_inner();
-                (answer(&response), cache, Some(response))
+                (convert(&response), cache, Some(response))
             }
             Err(status) => {
-                let answer = match status.code() {
-                    Code::NotFound => Answer::Missing,
-                    Code::PermissionDenied => Answer::Refused,
-                    _ => Answer::Failed(describe(&status)),
+                let reply = match status.code() {
+                    Code::NotFound => Reply::Missing,
+                    Code::PermissionDenied => Reply::Refused,
+                    _ => Reply::Failed(describe(&status)),
                 };
-                (answer, cache_status(status.metadata()), None)
+                (reply, cache_status(status.metadata()), None)
             }
         };
         let page = Page {
             start,
             end,
             cache,
-            answer,
+            reply,
         };
         (page, response)
     }

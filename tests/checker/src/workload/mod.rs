@@ -1,7 +1,7 @@
-//! The clients: they write a few locations each, and read everybody's, on all replicas.
+//! The clients: each writes a few locations of its own and reads those of all clients, on all replicas.
 //!
-//! What a client does in its n-th step is drawn from the seed, its number and n alone, so that the
-//! same seed does the same. On what, of the locations that exist by then, follows from the answers.
+//! The n-th step of a client depends only on the seed, the client's number and n, so equal seeds repeat
+//! the same steps. The locations that a step uses also depend on the responses so far.
 
 mod calling;
 mod reading;
@@ -29,35 +29,35 @@ use self::{
     calling::{PATIENT, bearer},
     writing::Owned,
 };
-use crate::history::{Kind, Micros, Name, Question, Recorder};
+use crate::history::{Kind, Micros, Name, Query, Recorder};
 
 type Client = LocationServiceClient<Channel>;
 
-/// How many of a hundred steps write.
+/// Percentage of steps that write.
 const WRITES: u32 = 12;
 
-/// How many different questions there are, of which the first are asked most.
-const QUESTIONS: usize = 40;
+/// The number of different queries. The first are the most frequent.
+const QUERIES: usize = 40;
 
-/// How many locations are known to everybody, for gets.
-const POSTED: usize = 64;
+/// The number of locations that all clients know, for gets.
+const PUBLISHED: usize = 64;
 
-/// The replicas, and what is known of them.
+/// The replicas, and their state as the clients see it.
 #[derive(Debug)]
 pub struct Fleet {
     endpoints: Vec<Endpoint>,
-    standing: Vec<Standing>,
-    posted: Mutex<Vec<Option<(Name, String)>>>,
+    states: Vec<ReplicaState>,
+    published: Mutex<Vec<Option<(Name, String)>>>,
 }
 
-/// How a replica stands, in times of the checker's clock.
+/// The state of a replica.
 #[derive(Debug, Default)]
-struct Standing {
-    /// Until when it is left alone.
-    alone_until: AtomicU64,
-    /// When the last call began that acknowledged a write.
+struct ReplicaState {
+    /// The time until which clients avoid it.
+    avoided_until: AtomicU64,
+    /// The start of the last call that acknowledged a write.
     acknowledged: AtomicU64,
-    /// When the last call began that was answered from the cache.
+    /// The start of the last call that was a hit.
     hit: AtomicU64,
 }
 
@@ -70,58 +70,60 @@ impl Fleet {
         };
         Ok(Self {
             endpoints: urls.iter().map(endpoint).collect::<Result<_, _>>()?,
-            standing: urls.iter().map(|_| Standing::default()).collect(),
-            posted: Mutex::new(vec![None; POSTED]),
+            states: urls.iter().map(|_| ReplicaState::default()).collect(),
+            published: Mutex::new(vec![None; PUBLISHED]),
         })
     }
 
-    /// Whether each replica has acknowledged a write and answered from the cache, both asked after
-    /// a time.
+    /// Whether each replica has acknowledged a write and had a hit, both of calls that began after
+    /// `time`.
     pub fn serves_since(&self, time: Micros) -> bool {
         let after = |value: &AtomicU64| value.load(Ordering::Relaxed) > time;
-        let mut standing = self.standing.iter();
-        standing.all(|it| after(&it.acknowledged) && after(&it.hit))
+        let mut states = self.states.iter();
+        states.all(|it| after(&it.acknowledged) && after(&it.hit))
     }
 
-    fn is_alone(&self, replica: usize, now: Micros) -> bool {
-        self.standing[replica].alone_until.load(Ordering::Relaxed) > now
+    fn is_avoided(&self, replica: usize, now: Micros) -> bool {
+        self.states[replica].avoided_until.load(Ordering::Relaxed) > now
     }
 
-    fn post(&self, name: Name, id: &str) {
-        let place = (usize::from(name.client) * 7 + name.serial as usize) % POSTED;
-        self.posted()[place] = Some((name, id.to_owned()));
+    fn publish(&self, name: Name, id: &str) {
+        let place = (usize::from(name.client) * 7 + name.serial as usize) % PUBLISHED;
+        self.published()[place] = Some((name, id.to_owned()));
     }
 
-    fn posted(&self) -> MutexGuard<'_, Vec<Option<(Name, String)>>> {
-        self.posted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn published(&self) -> MutexGuard<'_, Vec<Option<(Name, String)>>> {
+        self.published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// What clients use.
+/// The parameters of the clients.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// What all is drawn from.
+    /// The seed of all random choices.
     pub seed: u64,
-    /// How long a client rests between two steps, at most.
+    /// Maximum pause between two steps.
     pub rest: Duration,
-    /// The production runs, of which the empty one is none.
+    /// The production runs; an empty one means none.
     pub runs: Vec<String>,
-    /// The owners that aren't admins.
+    /// The owners, who are no admins.
     pub owners: Vec<String>,
-    /// Whether the database holds nothing but what the checker writes. Otherwise lists are of a run
-    /// or of an owner of the checker's own.
+    /// Whether the database only contains locations of the checker. Otherwise lists are restricted to a
+    /// run or an owner of the checker.
     pub own_database: bool,
-    /// What tokens are signed with, if there are any.
+    /// The secret that signs tokens, unless the service is in development mode.
     pub secret: Option<Vec<u8>>,
     /// Whether every client is an admin.
     pub all_admins: bool,
-    /// The questions.
-    pub questions: Vec<Question>,
+    /// The queries.
+    pub queries: Vec<Query>,
 }
 
 impl Settings {
-    /// Settings for a database of the checker's own or for one that is in use, which takes names
-    /// that nobody else has.
+    /// Settings for a database of the checker, or for one in use, where the runs and owners have
+    /// unique names.
     pub fn new(seed: u64, rest: Duration, own_database: bool, secret: Option<Vec<u8>>) -> Self {
         let prefix = if own_database {
             String::new()
@@ -141,27 +143,27 @@ impl Settings {
             own_database,
             all_admins: secret.is_none(),
             secret,
-            questions: Vec::new(),
+            queries: Vec::new(),
         };
         let mut rng = rng(seed, u64::MAX, 0);
-        let questions = (0..QUESTIONS).map(|_| settings.question(&mut rng));
-        settings.questions = questions.collect();
+        let queries = (0..QUERIES).map(|_| settings.query(&mut rng));
+        settings.queries = queries.collect();
         settings
     }
 
-    /// Has the same few questions asked by all, so that clients meet as often as can be.
-    pub fn focus(&mut self) {
-        let everything = Question {
+    /// Reduces the queries to a few, so that races are frequent.
+    pub fn focus_queries(&mut self) {
+        let everything = Query {
             page_size: 1_000,
-            ..Question::default()
+            ..Query::default()
         };
         let run = self.runs.first().cloned();
-        self.questions = vec![
-            Question {
+        self.queries = vec![
+            Query {
                 kind: Some(Kind::Storage),
                 ..everything.clone()
             },
-            Question {
+            Query {
                 run,
                 ..everything.clone()
             },
@@ -170,8 +172,8 @@ impl Settings {
         self.all_admins = true;
     }
 
-    fn question(&self, rng: &mut StdRng) -> Question {
-        let mut question = Question {
+    fn query(&self, rng: &mut StdRng) -> Query {
+        let mut query = Query {
             kind: [None, None, Some(Kind::Delivery), Some(Kind::Storage)][rng.random_range(0..4)],
             run: rng.random_ratio(1, 2).then(|| self.run(rng)),
             owner: rng.random_ratio(1, 3).then(|| self.owner(rng)),
@@ -180,10 +182,10 @@ impl Settings {
             order: ORDERS[rng.random_range(0..ORDERS.len())].to_owned(),
             page_size: [0, 0, 100, 200, 1000, 7][rng.random_range(0..6)],
         };
-        if !self.own_database && question.owner.is_none() && question.run.is_none() {
-            question.run = Some(self.run(rng));
+        if !self.own_database && query.owner.is_none() && query.run.is_none() {
+            query.run = Some(self.run(rng));
         }
-        question
+        query
     }
 
     fn run(&self, rng: &mut StdRng) -> String {
@@ -206,7 +208,7 @@ const ORDERS: [&str; 8] = [
     "capacity",
 ];
 
-/// A source of chance of its own for a client's step.
+/// The random number generator of a client's step.
 pub fn rng(seed: u64, client: u64, step: u64) -> StdRng {
     let mut bytes = [0; 32];
     for (part, value) in bytes.chunks_mut(8).zip([seed, client, step]) {
@@ -232,7 +234,7 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// A client, every third of which is an admin.
+    /// A client; every third one is an admin.
     pub fn new(
         number: u16,
         settings: Arc<Settings>,
@@ -267,7 +269,7 @@ impl Worker {
         })
     }
 
-    /// Writes and reads until it is told to stop.
+    /// Writes and reads until it is stopped.
     pub async fn run(mut self, stop: CancellationToken) {
         for step in 0.. {
             let mut rng = rng(self.settings.seed, self.number.into(), step);
@@ -279,7 +281,7 @@ impl Worker {
     }
 
     async fn step(&mut self, rng: &mut StdRng) {
-        self.settle(rng).await;
+        self.resolve_doubt(rng).await;
         if rng.random_ratio(WRITES, 100) {
             self.write(rng).await;
         } else {
@@ -297,10 +299,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_same_seed_asks_the_same() {
+    fn equal_seeds_make_equal_queries() {
         let settings = |seed| Settings::new(seed, Duration::ZERO, true, None);
-        assert_eq!(settings(1).questions, settings(1).questions);
-        assert_ne!(settings(1).questions, settings(2).questions);
+        assert_eq!(settings(1).queries, settings(1).queries);
+        assert_ne!(settings(1).queries, settings(2).queries);
         let draws: HashSet<u64> = (0..10)
             .flat_map(|client| (0..10).map(move |step| (client, step)))
             .map(|(client, step)| rng(7, client, step).random())

@@ -1,52 +1,52 @@
-//! How a client reads.
+//! Reads.
 
 use location_service::proto::location::v1;
 use rand::{RngExt as _, rngs::StdRng, seq::IndexedRandom as _};
 
-use super::{POSTED, Worker, calling::READ_DEADLINE};
+use super::{PUBLISHED, Worker, calling::READ_DEADLINE};
 use crate::history::{
-    Answer, Ask, Content, Event, Item, Kind, Name, Page, Question, Read, Row, query,
+    Content, Event, Item, Kind, Name, Operation, Page, Query, Read, Reply, Row, search_text,
 };
 
-/// How many pages a read turns at most.
+/// Maximum number of pages of a read.
 const MAX_PAGES: usize = 20;
 
 impl Worker {
-    /// Reads something.
+    /// Makes a random read.
     pub(super) async fn read(&mut self, rng: &mut StdRng) {
         let roll = rng.random_range(0..100);
-        // The first questions are asked most.
-        let questions = &self.settings.questions;
-        let last = rng.random_range(0..questions.len());
+        // The first queries are the most frequent.
+        let queries = &self.settings.queries;
+        let last = rng.random_range(0..queries.len());
         let last = rng.random_range(0..=last);
-        let mut question = questions[rng.random_range(0..=last)].clone();
+        let mut query = queries[rng.random_range(0..=last)].clone();
         if !self.admin {
-            question.owner = rng.random_ratio(1, 4).then(|| self.subject.clone());
+            query.owner = rng.random_ratio(1, 4).then(|| self.subject.clone());
         }
-        let place = rng.random_range(0..POSTED);
+        let place = rng.random_range(0..PUBLISHED);
         match roll {
             0..15 => {
-                let posted = self.fleet.posted()[place].clone();
-                if let Some((name, id)) = posted {
+                let published = self.fleet.published()[place].clone();
+                if let Some((name, id)) = published {
                     let fresh = rng.random_ratio(1, 20);
-                    // What it answers is recorded.
+                    // The response is recorded.
                     let _ = self.get(rng, name, &id, fresh).await;
                 }
             }
-            15..20 => self.reports(rng, question).await,
+            15..20 => self.reports(rng, query).await,
             20..24 => {
-                question.page_size = rng.random_range(3..9);
-                self.list(rng, question, true).await;
+                query.page_size = rng.random_range(3..9);
+                self.list(rng, query, true).await;
             }
             24 if !self.admin => {
-                question.owner = Some(self.settings.owner(rng));
-                self.list(rng, question, false).await;
+                query.owner = Some(self.settings.owner(rng));
+                self.list(rng, query, false).await;
             }
-            _ => self.list(rng, question, false).await,
+            _ => self.list(rng, query, false).await,
         }
     }
 
-    /// Reads at once what a write has changed, as people do.
+    /// Reads what a write has changed, half of the times, as an interactive client does.
     pub(super) async fn echo(&mut self, rng: &mut StdRng, name: Name, before: Option<Content>) {
         if rng.random_ratio(1, 2) {
             return;
@@ -58,18 +58,18 @@ impl Worker {
         let Some(image) = images.choose(rng).cloned() else {
             return;
         };
-        // Rather one that others ask at this moment too.
-        let questions = self.settings.questions.iter();
-        let usual: Vec<_> = questions.filter(|it| it.matches(name, &image)).collect();
+        // Preferably a query that other clients make at the same time.
+        let queries = self.settings.queries.iter();
+        let usual: Vec<_> = queries.filter(|it| it.matches(name, &image)).collect();
         let named = !self.settings.own_database || rng.random_ratio(1, 2);
-        let question = match usual.first() {
-            Some(&question) if rng.random_ratio(2, 3) => question.clone(),
-            _ => Question {
+        let query = match usual.first() {
+            Some(&query) if rng.random_ratio(2, 3) => query.clone(),
+            _ => Query {
                 kind: rng.random_ratio(1, 2).then_some(image.kind),
                 run: named.then_some(image.run),
                 owner: rng.random_ratio(1, 3).then_some(image.owner),
                 page_size: 1_000,
-                ..Question::default()
+                ..Query::default()
             },
         };
         match rng.random_range(0..6) {
@@ -78,28 +78,28 @@ impl Worker {
                     let _ = self.get(rng, name, &id, false).await;
                 }
             }
-            1 => self.reports(rng, question).await,
-            _ => self.list(rng, question, false).await,
+            1 => self.reports(rng, query).await,
+            _ => self.list(rng, query, false).await,
         }
     }
 
-    async fn list(&self, rng: &mut StdRng, question: Question, all_pages: bool) {
+    async fn list(&self, rng: &mut StdRng, query: Query, all_pages: bool) {
         let replica = self.replica(rng);
         let deadline = self.deadline(rng, READ_DEADLINE);
         let fresh = rng.random_ratio(1, 50);
         let mut request = v1::ListLocationsRequest {
-            page_size: question.page_size,
-            r#type: question.kind.map_or(0, |kind| kind.proto().into()),
-            production_run_id: question.run.clone(),
-            owner_id: question.owner.clone().unwrap_or_default(),
-            state: match question.active {
+            page_size: query.page_size,
+            r#type: query.kind.map_or(0, |kind| kind.proto().into()),
+            production_run_id: query.run.clone(),
+            owner_id: query.owner.clone().unwrap_or_default(),
+            state: match query.active {
                 None => v1::LocationState::Unspecified,
                 Some(true) => v1::LocationState::Active,
                 Some(false) => v1::LocationState::Inactive,
             }
             .into(),
-            query: question.client.map(query).unwrap_or_default(),
-            order_by: question.order.clone(),
+            query: query.client.map(search_text).unwrap_or_default(),
+            order_by: query.order.clone(),
             ..v1::ListLocationsRequest::default()
         };
         let mut pages = Vec::new();
@@ -113,31 +113,31 @@ impl Worker {
             let page = self.page(replica, start, called, |response| {
                 self.listed(&request, response)
             });
-            let answered = matches!(page.0.answer, Answer::Locations(_, false));
+            let has_next = matches!(page.0.reply, Reply::Locations { last: false, .. });
             pages.push(page.0);
             match page.1 {
-                Some(response) if all_pages && answered && pages.len() < MAX_PAGES => {
+                Some(response) if all_pages && has_next && pages.len() < MAX_PAGES => {
                     request.page_token = response.next_page_token;
                 }
                 _ => break,
             }
         }
-        self.record(replica, Ask::List(question), pages).await;
+        self.record(replica, Operation::List(query), pages).await;
     }
 
-    /// What a list shows.
+    /// The reply of a list.
     fn listed(
         &self,
         request: &v1::ListLocationsRequest,
         response: &v1::ListLocationsResponse,
-    ) -> Answer {
+    ) -> Reply {
         let locations = &response.locations;
         if !is_sorted(locations, &request.order_by) {
-            return Answer::Absurd(format!("not in order: {locations:?}"));
+            return Reply::Invalid(format!("not in order: {locations:?}"));
         }
         let most = usize::try_from(request.page_size).unwrap_or_default();
         if most > 0 && locations.len() > most {
-            return Answer::Absurd(format!("{} locations", locations.len()));
+            return Reply::Invalid(format!("{} locations", locations.len()));
         }
         self.items(locations, response.next_page_token.is_empty())
     }
@@ -163,34 +163,34 @@ impl Worker {
             if location.id == id {
                 self.items(std::slice::from_ref(location), true)
             } else {
-                Answer::Absurd(format!("another id: {location:?}"))
+                Reply::Invalid(format!("another id: {location:?}"))
             }
         });
-        let found = match &page.answer {
-            Answer::Missing => Ok(None),
-            Answer::Locations(..) => Ok(location),
+        let found = match &page.reply {
+            Reply::Missing => Ok(None),
+            Reply::Locations { .. } => Ok(location),
             _ => Err(()),
         };
-        self.record(replica, Ask::Get(name), vec![page]).await;
+        self.record(replica, Operation::Get(name), vec![page]).await;
         found
     }
 
-    async fn reports(&self, rng: &mut StdRng, question: Question) {
-        // A report knows no others.
-        let question = Question {
-            kind: question.kind,
-            run: question.run,
-            owner: question.owner,
+    async fn reports(&self, rng: &mut StdRng, query: Query) {
+        // The only fields of a report request.
+        let query = Query {
+            kind: query.kind,
+            run: query.run,
+            owner: query.owner,
             page_size: 1_000,
-            ..Question::default()
+            ..Query::default()
         };
         let replica = self.replica(rng);
         let deadline = self.deadline(rng, READ_DEADLINE);
         let request = v1::ListLocationReportsRequest {
-            r#type: question.kind.map_or(0, |kind| kind.proto().into()),
-            production_run_id: question.run.clone(),
-            owner_id: question.owner.clone().unwrap_or_default(),
-            page_size: question.page_size,
+            r#type: query.kind.map_or(0, |kind| kind.proto().into()),
+            production_run_id: query.run.clone(),
+            owner_id: query.owner.clone().unwrap_or_default(),
+            page_size: query.page_size,
             page_token: String::new(),
         };
         let start = self.recorder.now();
@@ -212,36 +212,36 @@ impl Worker {
                 })
             };
             let rows: Option<Vec<_>> = response.reports.iter().map(row).collect();
-            rows.map_or_else(|| Answer::Absurd(format!("{response:?}")), Answer::Reports)
+            rows.map_or_else(|| Reply::Invalid(format!("{response:?}")), Reply::Reports)
         });
-        self.record(replica, Ask::Reports(question), vec![page])
+        self.record(replica, Operation::Reports(query), vec![page])
             .await;
     }
 
-    /// What locations show, each of which the checker has written if the database is its own.
-    fn items(&self, locations: &[v1::Location], last: bool) -> Answer {
+    /// The reply for locations. In a database of the checker, it must have written each of them.
+    fn items(&self, locations: &[v1::Location], last: bool) -> Reply {
         let mut items = Vec::with_capacity(locations.len());
         for location in locations {
             match Item::of(location) {
                 Some(item) => items.push(item),
                 None if self.settings.own_database => {
-                    return Answer::Absurd(format!("{location:?}"));
+                    return Reply::Invalid(format!("{location:?}"));
                 }
                 None => {}
             }
         }
-        Answer::Locations(items, last)
+        Reply::Locations { items, last }
     }
 
     /// Records a read.
-    pub(super) async fn record(&self, replica: usize, ask: Ask, pages: Vec<Page>) {
+    pub(super) async fn record(&self, replica: usize, operation: Operation, pages: Vec<Page>) {
         let scope = (!self.admin).then(|| self.subject.clone());
         self.recorder
             .record(Event::Read(Read {
                 client: self.number,
                 replica,
                 scope,
-                ask,
+                operation,
                 pages,
             }))
             .await;

@@ -1,4 +1,4 @@
-//! How a client writes, and how it finds out what became of a write that wasn't answered.
+//! Writes, and the resolution of writes with an unknown outcome.
 
 use std::{ops::Range, sync::atomic::Ordering};
 
@@ -13,46 +13,47 @@ use super::{
     calling::{WRITE_DEADLINE, changed_nothing, describe},
 };
 use crate::history::{
-    Answer, Ask, Content, Event, Item, Kind, Label, Micros, Name, Outcome, Page, Write, Written,
-    short_etag,
+    Content, Event, Item, Kind, Label, Micros, Name, Operation, Outcome, Page, Reply, Write,
+    Written, short_etag,
 };
 
-/// How many locations a client has at least and at most, but for those in doubt.
+/// The number of locations that a client keeps, except those in doubt.
 const LOCATIONS: Range<usize> = 2..6;
 
-/// When something in doubt is looked at again, and for how long.
+/// The interval between attempts to resolve a doubt.
 const LOOK_AGAIN: Micros = 300_000;
+
+/// Maximum number of reads to find a location whose creation is in doubt.
 const LOOKS: u32 = 100;
 
-/// A location of a client's own.
+/// A location that a client writes.
 #[derive(Debug)]
 pub(super) struct Owned {
     pub(super) name: Name,
-    /// Empty until it is known.
+    /// The id; empty while it is unknown.
     pub(super) id: String,
-    /// The number of the last write that was sent.
+    /// The number of the last write.
     version: u32,
-    /// The last state that is known.
+    /// The last known state.
     pub(super) content: Content,
     etag: String,
-    /// What has to be settled before anything else is done with it, and when to try.
+    /// A doubt to resolve before other writes, and the time of the next attempt.
     doubt: Option<(Doubt, Micros)>,
-    /// A conditional write, or the creation, was in doubt: until one is acknowledged all writes are
-    /// conditional, which settles the order.
+    /// Whether a conditional write, or the creation, was in doubt: all writes are then conditional until
+    /// one is acknowledged, which fixes their order.
     careful: bool,
 }
 
-/// Something that wasn't answered.
+/// A write with an unknown outcome.
 #[derive(Debug)]
 enum Doubt {
-    /// Its creation, which can be sent again because it has a request id.
+    /// A creation, which is retried with its request id.
     Creation(Box<v1::CreateLocationRequest>),
-    /// Which state it is in. How often it was looked at.
+    /// A write whose effect a read must show, with the number of reads so far.
     State(u32),
-    /// An update that wasn't conditional: whatever is written now, it may come after. A deletion
-    /// ends it.
+    /// An unconditional update, which may take effect after any later update. A deletion ends the doubt.
     Update,
-    /// Its deletion, which can be sent again.
+    /// A deletion, which is retried.
     Deletion,
 }
 
@@ -63,7 +64,7 @@ enum Sending {
     Delete(v1::DeleteLocationRequest),
 }
 
-/// How a write ended, for its client.
+/// The result of a write for its client.
 enum Sent {
     Done(Option<Box<v1::Location>>),
     Failed(Code),
@@ -71,7 +72,7 @@ enum Sent {
 }
 
 impl Worker {
-    /// Writes something.
+    /// Makes a random write.
     pub(super) async fn write(&mut self, rng: &mut StdRng) {
         let roll = rng.random_range(0..100);
         let sure: Vec<_> = (0..self.owned.len())
@@ -116,10 +117,10 @@ impl Worker {
         if !self.admin {
             location.owner_id.clear();
         }
-        // Without a request id it can't be sent again, so its id has to be known to look for it.
+        // Without a request id it can't be retried, so its id must be known to read it.
         let retriable = rng.random_ratio(1, 2);
         let chosen = !retriable || rng.random_ratio(1, 2);
-        // Not from the seed: another run on the same database mustn't choose the same ones.
+        // Not from the seed: ids must differ between runs on the same database.
         let uuid = |wanted: bool| wanted.then(|| Uuid::new_v4().to_string());
         let request = v1::CreateLocationRequest {
             location: Some(location),
@@ -142,7 +143,7 @@ impl Worker {
         }
     }
 
-    /// Sends a creation, perhaps not for the first time. Answers which location is there now.
+    /// Sends a creation, or retries it. Returns the location if it was acknowledged.
     async fn send_creation(
         &mut self,
         rng: &mut StdRng,
@@ -150,14 +151,14 @@ impl Worker {
         request: Box<v1::CreateLocationRequest>,
     ) -> Option<Name> {
         let first = self.owned[index].doubt.is_none();
-        let what = match (request.request_id.is_empty(), first) {
+        let description = match (request.request_id.is_empty(), first) {
             (true, _) => "creation",
             (false, true) => "creation with request_id",
             (false, false) => "creation, retried",
         };
         let sending = Sending::Create(request.clone());
         let leaves = Some(self.owned[index].content.clone());
-        let sent = self.send(rng, index, what, leaves, sending).await;
+        let sent = self.send(rng, index, description, leaves, sending).await;
         let later = self.recorder.now() + LOOK_AGAIN;
         let owned = &mut self.owned[index];
         match sent {
@@ -165,7 +166,7 @@ impl Worker {
                 owned.doubt = None;
                 owned.id.clone_from(&location.id);
                 owned.etag = location.etag;
-                self.fleet.post(owned.name, &location.id);
+                self.fleet.publish(owned.name, &location.id);
                 return Some(owned.name);
             }
             Sent::Failed(_) if first => {
@@ -188,9 +189,9 @@ impl Worker {
             version: owned.version,
         };
         let mut after = owned.content.clone();
-        // The name always changes, because it tells all others.
+        // The display name always changes, because it repeats the other fields.
         let mut paths = vec!["display_name".to_owned()];
-        let what = match roll {
+        let description = match roll {
             0 => {
                 after.run = run;
                 paths.push("production_run_id".to_owned());
@@ -219,10 +220,13 @@ impl Worker {
             update_mask: Some(FieldMask { paths }),
             validate_only: false,
         };
-        let what = format!("{what}{}", if conditional { ", with etag" } else { "" });
+        let description = format!(
+            "{description}{}",
+            if conditional { ", with etag" } else { "" }
+        );
         let sending = Sending::Update(Box::new(request));
         let sent = self
-            .send(rng, index, &what, Some(after.clone()), sending)
+            .send(rng, index, &description, Some(after.clone()), sending)
             .await;
         let later = self.recorder.now() + LOOK_AGAIN;
         let owned = &mut self.owned[index];
@@ -237,7 +241,7 @@ impl Worker {
             Sent::Failed(Code::NotFound) => {
                 self.owned.swap_remove(index);
             }
-            // Of two that were in doubt the other was done.
+            // The other one of two writes in doubt has taken effect.
             Sent::Failed(Code::Aborted) => {
                 owned.careful = true;
                 owned.doubt = Some((Doubt::State(0), 0));
@@ -254,13 +258,13 @@ impl Worker {
     async fn delete(&mut self, rng: &mut StdRng, index: usize) {
         let (conditional, allow_missing) = (rng.random_ratio(1, 2), rng.random_ratio(1, 3));
         let owned = &mut self.owned[index];
-        let settles = matches!(owned.doubt, Some((Doubt::Update, _)));
-        // Its outcome is known, or it is sent again: then it may be missing.
+        let ends_doubt = matches!(owned.doubt, Some((Doubt::Update, _)));
+        // A retried deletion may find the location missing.
         let again = matches!(owned.doubt, Some((Doubt::Deletion, _)));
         if !again {
             owned.version += 1;
         }
-        let conditional = !again && !settles && (conditional || owned.careful);
+        let conditional = !again && !ends_doubt && (conditional || owned.careful);
         let etag = owned.etag.clone();
         let request = v1::DeleteLocationRequest {
             id: owned.id.clone(),
@@ -268,13 +272,13 @@ impl Worker {
             allow_missing: again || allow_missing,
             validate_only: false,
         };
-        let what = match (conditional, request.allow_missing) {
+        let description = match (conditional, request.allow_missing) {
             (true, _) => "deletion, with etag",
             (_, true) => "deletion, allow_missing",
             _ => "deletion",
         };
         let sent = self
-            .send(rng, index, what, None, Sending::Delete(request))
+            .send(rng, index, description, None, Sending::Delete(request))
             .await;
         let later = self.recorder.now() + LOOK_AGAIN;
         let owned = &mut self.owned[index];
@@ -289,7 +293,7 @@ impl Worker {
             Sent::Failed(Code::NotFound) => {
                 self.owned.swap_remove(index);
             }
-            Sent::Failed(_) if settles => owned.doubt = Some((Doubt::Update, later)),
+            Sent::Failed(_) if ends_doubt => owned.doubt = Some((Doubt::Update, later)),
             Sent::Failed(Code::Aborted) => {
                 owned.careful = true;
                 owned.doubt = Some((Doubt::State(0), 0));
@@ -298,8 +302,8 @@ impl Worker {
         }
     }
 
-    /// Does what there is to do about one location in doubt, if it is time.
-    pub(super) async fn settle(&mut self, rng: &mut StdRng) {
+    /// Makes the next attempt to resolve the doubt of one location, if it is due.
+    pub(super) async fn resolve_doubt(&mut self, rng: &mut StdRng) {
         let now = self.recorder.now();
         let due = |owned: &Owned| owned.doubt.as_ref().is_some_and(|(_, when)| *when <= now);
         let Some(index) = self.owned.iter().position(due) else {
@@ -319,7 +323,7 @@ impl Worker {
         }
     }
 
-    /// Reads which state a location is in.
+    /// Reads the state of a location in doubt.
     async fn look(&mut self, rng: &mut StdRng, index: usize, looks: u32) {
         let (name, id) = (self.owned[index].name, self.owned[index].id.clone());
         let found = self.get(rng, name, &id, true).await;
@@ -338,7 +342,7 @@ impl Worker {
                     owned.doubt = None;
                 }
             }
-            // A creation that may still come. If it does after that, it stays.
+            // A creation that may still take effect. After the last read, the location is abandoned.
             Ok(None) if looks == LOOKS || owned.version > 0 => {
                 self.owned.swap_remove(index);
             }
@@ -347,12 +351,12 @@ impl Worker {
         }
     }
 
-    /// Sends a write of the location's current version, and records it.
+    /// Sends the write of the location's current version, and records it.
     async fn send(
         &self,
         rng: &mut StdRng,
         index: usize,
-        what: &str,
+        description: &str,
         leaves: Option<Content>,
         sending: Sending,
     ) -> Sent {
@@ -365,9 +369,9 @@ impl Worker {
         let deadline = self.deadline(rng, WRITE_DEADLINE);
         let begun = self.recorder.now();
         let text = leaves.as_ref().map(|content| content.text(label));
-        let what = match &text {
-            Some(text) => format!("{what}: {text}"),
-            None => what.to_owned(),
+        let description = match &text {
+            Some(text) => format!("{description}: {text}"),
+            None => description.to_owned(),
         };
         self.recorder
             .record(Event::Write(Write {
@@ -375,7 +379,7 @@ impl Worker {
                 client: self.number,
                 replica,
                 label,
-                what,
+                description,
                 leaves,
             }))
             .await;
@@ -421,29 +425,29 @@ impl Worker {
                 outcome,
             }))
             .await;
-        // What a write answers says something about the location too.
-        let page = |answer| Page {
+        // The response to a write is also a read of the location.
+        let page = |reply| Page {
             start: begun,
             end: at,
             cache: "write".to_owned(),
-            answer,
+            reply,
         };
         let said = match &sent {
             Sent::Done(Some(location)) => {
                 let shown = Item::of(location).map(|item| item.text);
-                (shown != text).then(|| Answer::Absurd(format!("{location:?}")))
+                (shown != text).then(|| Reply::Invalid(format!("{location:?}")))
             }
-            // It is its only writer's, whose deletion of it isn't in doubt.
-            Sent::Failed(Code::NotFound) => Some(Answer::Missing),
+            // This is the only writer of the location, and it has no deletion in doubt.
+            Sent::Failed(Code::NotFound) => Some(Reply::Missing),
             _ => None,
         };
-        if let Some(answer) = said {
-            let ask = Ask::Get(label.name);
-            self.record(replica, ask, vec![page(answer)]).await;
+        if let Some(reply) = said {
+            let operation = Operation::Get(label.name);
+            self.record(replica, operation, vec![page(reply)]).await;
         }
         if matches!(sent, Sent::Done(_)) {
-            let standing = &self.fleet.standing[replica];
-            standing.acknowledged.fetch_max(begun, Ordering::Relaxed);
+            let states = &self.fleet.states[replica];
+            states.acknowledged.fetch_max(begun, Ordering::Relaxed);
         }
         sent
     }
