@@ -242,7 +242,7 @@ fn a_violation_has_the_events_that_prove_it() {
     history.listed("r1", (41, 42), &[("c1.0.0", "r1")]);
     assert_eq!(
         history.last,
-        "stale: c1.0: the answer is from before a write that was acknowledged before the read \
+        "stale: c1.0: the response is older than a write that was acknowledged before the read \
              began\n  \
              0.000010 to 0.000020  client 1 -> replica 0  c1.0.0 write: acknowledged\n  \
              0.000030 to 0.000040  client 1 -> replica 0  c1.0.1 write: acknowledged\n  \
