@@ -693,7 +693,7 @@ impl Place {
                 } else {
                     LocationState::Active
                 },
-                description: Text::from_trusted(String::new()),
+                description: Text::default(),
                 labels: std::collections::BTreeMap::default(),
             },
         };

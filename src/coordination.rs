@@ -1,34 +1,36 @@
-//! What happens when the cache that replicas share is away, or isn't what it was: the database
-//! arbitrates, by the row of [`EpochTable`].
+//! The coordination of replicas that share a cache server, which may fail, restart, or be replaced
+//! by one with other data. The database arbitrates, with the row of [`EpochTable`].
 //!
-//! The cache is *active* or *suspended*, and every change begins a new epoch, which is part of every
-//! key: an empty name space.
+//! The cache is either *active* or *suspended*. Every change of state begins a new *epoch*. The epoch
+//! is part of every key in the cache, so an epoch begins with an empty cache.
 //!
-//! - **The lease.** Each replica reads the row four times a second, and serves from the cache only if
-//!   the last read is younger than [`LEASE`], counted from when it was sent, and says *active*.
-//! - **The guard.** A write begins in the epoch that its replica knows, and closes its tags and commits
-//!   in that one; if it is over by then, the write begins again. While the cache is suspended nothing
-//!   is closed.
-//! - **The wait.** A write doesn't begin in a suspension that its replica has known for less than a
-//!   lease. So by its commit whoever served from the epoch before has stopped. Nobody's clock is
-//!   compared with another's, and the time is counted from when the suspension was seen, because it
-//!   may have taken long to commit.
-//! - **Suspending.** A replica does it as soon as the server doesn't confirm a `close` or `reopen`,
-//!   or fails three checks in a row, which each replica makes four times a second. A write whose `reopen` wasn't
-//!   confirmed is acknowledged when the suspension is a lease old.
-//! - **Activating.** Any replica that reaches the server does it, two seconds after the last one
-//!   that doesn't has said so. It first gives the server's processes a new name, as the text of the
-//!   scripts that all steps use. Redis neither keeps nor replicates scripts, so a process that was
-//!   restarted, or promoted, or stood on the other side of a split, doesn't know them: whatever it
-//!   holds isn't served, and it fails the checks. So does a process that knows them but has taken
-//!   another's data meanwhile, by the replication id of its data.
+//! - **Lease.** Each replica polls the row four times a second. It serves from the cache only while
+//!   the last poll said *active* and is younger than [`LEASE`], counted on the monotonic clock from
+//!   when the poll was sent.
+//! - **Guard.** A write closes its tags in the epoch that its replica knows, and commits only if that
+//!   is still the current one; otherwise it starts again. While the cache is suspended there are no
+//!   tags to close.
+//! - **Wait.** A write doesn't begin in a suspension that its replica has known for less than a lease.
+//!   By the time it commits, every replica that served from the epoch before has stopped. The wait
+//!   counts from when the suspension was seen, not from when it was written, because its commit may
+//!   have been delayed; so no clock is compared with another machine's.
+//! - **Suspension.** A replica suspends the cache as soon as the server doesn't confirm a `close` or a
+//!   `reopen`, or fails [`MAX_FAILURES`] checks in a row. A write whose `reopen` wasn't confirmed is
+//!   acknowledged when the suspension is one lease old.
+//! - **Activation.** Any replica that reaches the server activates the cache, two seconds after the
+//!   last report of a replica that can't reach it. It first gives the server's processes a new name,
+//!   the *incarnation*, within the text of the scripts that run every step of the protocol. Redis
+//!   neither persists nor replicates scripts, so a process that was restarted, or promoted, or was on
+//!   the other side of a partition, doesn't have them: it can't run a step, and fails the checks. A
+//!   process that has the scripts, and has taken over another one's data since, fails the checks
+//!   because the replication id of its data has changed.
+//!
+//! Without any one of epoch, guard, wait and incarnation, some sequence of under twenty steps leads to
+//! a stale read: `tests/model` finds it.
 
-use std::{
-    error::Error,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{error::Error, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     task::JoinSet,
     time::{Instant, MissedTickBehavior, interval, sleep_until},
@@ -41,14 +43,14 @@ use crate::{
     store::{EpochTable, StoreResult},
 };
 
-/// How often the row is read and the server is checked. A few reads may fail within a lease.
+/// The time between two polls of the row, and between two checks of the server. A lease spans
+/// several, so that a failed poll doesn't end it.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// How many checks have to fail, one after the other, until the cache is suspended though no write
-/// has asked for it.
-const FAILURES: u32 = 3;
+/// The number of checks in a row that fail before the cache is suspended.
+const MAX_FAILURES: u32 = 3;
 
-/// How replicas use the cache that they share. Dropping it ends its background work.
+/// A replica's part in the coordination. Dropping it stops its background tasks.
 #[derive(Debug)]
 pub struct Coordinator {
     shared: Arc<Shared>,
@@ -59,53 +61,48 @@ pub struct Coordinator {
 struct Shared {
     table: EpochTable,
     cache: Arc<RedisCache>,
-    seen: Mutex<Seen>,
+    last_poll: Mutex<Poll>,
 }
 
-/// The row, as it was last read.
+/// The result of a poll of the row.
 #[derive(Debug, Clone)]
-struct Seen {
+struct Poll {
     row: CacheEpoch,
-    /// When the read was sent.
-    asked: Instant,
-    /// From when on nobody serves from an epoch before this one.
-    settled: Instant,
+    sent: Instant,
+    /// When the leases on all earlier epochs have expired.
+    leases_expired: Instant,
 }
 
-impl Seen {
-    fn new(row: CacheEpoch, asked: Instant) -> Self {
+impl Poll {
+    /// The first poll that returns the row's epoch.
+    fn first(row: CacheEpoch, sent: Instant) -> Self {
         let now = Instant::now();
-        let settled = match &row {
-            // Only what was suspended for longer than a lease becomes active, and nothing was before 0.
-            CacheEpoch {
-                server: Some(_), ..
-            }
-            | CacheEpoch {
-                epoch: Epoch(0), ..
-            } => now,
-            _ => now + LEASE,
-        };
+        // The cache is activated only when its suspension is more than a lease old, and there are no
+        // leases on epochs before the first.
+        let no_older_lease = row.server.is_some() || row.epoch == Epoch(0);
         Self {
             row,
-            asked,
-            settled,
+            sent,
+            leases_expired: if no_older_lease { now } else { now + LEASE },
         }
     }
 }
 
 impl Coordinator {
-    /// Begins to follow the epochs, and tries once to put a cache to use that nobody has used.
+    /// Starts to poll the row and to check the server, after one poll and one check.
     pub async fn follow(table: EpochTable, cache: Arc<RedisCache>) -> StoreResult<Self> {
-        let asked = Instant::now();
+        let sent = Instant::now();
         let row = table.read().await?;
-        cache.renew_lease(&row, asked.into_std());
+        cache.renew_lease(&row, sent.into_std());
         let shared = Arc::new(Shared {
             table,
             cache,
-            seen: Mutex::new(Seen::new(row, asked)),
+            last_poll: Mutex::new(Poll::first(row, sent)),
         });
-        // What is wrong already was so while no replica was there to see it.
-        shared.reconcile(&mut (FAILURES - 1)).await;
+        // Start one failure short of the limit: a problem seen at startup may have existed while no
+        // replica was running.
+        let mut failures = MAX_FAILURES - 1;
+        shared.reconcile(&mut failures).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(poll_loop(Arc::clone(&shared)));
         tasks.spawn(reconcile_loop(Arc::clone(&shared)));
@@ -115,97 +112,100 @@ impl Coordinator {
         })
     }
 
-    /// Waits until nobody serves from an epoch before the one that is known, and answers that: a lease
-    /// at most, or less than two if it changes meanwhile.
+    /// Waits until no replica serves from an epoch before the current one, and returns the current
+    /// one. Takes at most one lease, or two if the epoch changes meanwhile.
     pub async fn wait_for_old_leases(&self) -> Epoch {
         loop {
-            let Seen { row, settled, .. } = self.shared.seen();
-            if settled <= Instant::now() {
-                return row.epoch;
+            let (epoch, expired) = {
+                let poll = self.shared.last_poll.lock();
+                (poll.row.epoch, poll.leases_expired)
+            };
+            if expired <= Instant::now() {
+                return epoch;
             }
-            sleep_until(settled).await;
+            sleep_until(expired).await;
         }
     }
 
-    /// Suspends the cache, if it is still used as it was when the server didn't confirm a step.
-    /// Afterwards the current epoch is known.
+    /// Suspends the cache, unless `epoch` has ended, and polls the row.
     pub async fn suspend(&self, epoch: Epoch) -> StoreResult<()> {
         self.shared.suspend(epoch).await
     }
 
-    /// Reads the row. Afterwards the current epoch is known.
+    /// Polls the row.
     pub async fn refresh(&self) -> StoreResult<()> {
-        self.shared.refresh().await
+        self.shared.poll().await
     }
 }
 
 impl Shared {
-    fn seen(&self) -> Seen {
-        let seen = self.seen.lock();
-        seen.unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    async fn refresh(&self) -> StoreResult<()> {
-        let asked = Instant::now();
+    async fn poll(&self) -> StoreResult<()> {
+        let sent = Instant::now();
         let row = self.table.read().await?;
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another read may have overtaken this one.
-        if asked >= seen.asked {
-            self.cache.renew_lease(&row, asked.into_std());
-            if row.epoch == seen.row.epoch {
-                (seen.row, seen.asked) = (row, asked);
-            } else {
-                if row.server.is_some() {
-                    tracing::info!(epoch = row.epoch.0, "the cache is used");
-                } else {
-                    tracing::warn!(epoch = row.epoch.0, "the cache is suspended");
-                }
-                *seen = Seen::new(row, asked);
-            }
+        let mut last = self.last_poll.lock();
+        // Polls may overtake each other.
+        if sent < last.sent {
+            return Ok(());
         }
+        self.cache.renew_lease(&row, sent.into_std());
+        if row.epoch == last.row.epoch {
+            (last.row, last.sent) = (row, sent);
+            return Ok(());
+        }
+        if row.server.is_some() {
+            tracing::info!(epoch = row.epoch.0, "the cache is active");
+        } else {
+            tracing::warn!(epoch = row.epoch.0, "the cache is suspended");
+        }
+        *last = Poll::first(row, sent);
         Ok(())
     }
 
     async fn suspend(&self, epoch: Epoch) -> StoreResult<()> {
         self.table.suspend(epoch).await?;
-        self.refresh().await
+        self.poll().await
     }
 
-    /// Checks the server, and does what the answer asks for.
+    /// Checks the server. Suspends the cache after [`MAX_FAILURES`] failed checks, and activates it
+    /// when the server is healthy.
     async fn reconcile(&self, failures: &mut u32) {
-        let Seen { row, settled, .. } = self.seen();
+        let Poll {
+            row,
+            leases_expired,
+            ..
+        } = self.last_poll.lock().clone();
         let checked = self.cache.check().await;
         *failures = if checked.is_ok() { 0 } else { *failures + 1 };
-        let done: Result<(), Box<dyn Error + Send + Sync>> = match (row.server, checked) {
-            (Some(_), Err(_)) if *failures < FAILURES => Ok(()),
+        let changed: Result<(), Box<dyn Error + Send + Sync>> = match (row.server, checked) {
+            (Some(_), Err(_)) if *failures < MAX_FAILURES => Ok(()),
             (Some(_), Err(error)) => {
-                tracing::warn!(%error, "the cache server isn't what it was: suspending the cache");
+                tracing::warn!(%error, "the cache server failed its checks: suspending the cache");
                 self.suspend(row.epoch).await.map_err(Into::into)
             }
             (None, Err(_)) => self.table.report_away().await.map_err(Into::into),
-            (None, Ok(())) if row.may_activate && settled <= Instant::now() => {
+            (None, Ok(())) if row.may_activate && leases_expired <= Instant::now() => {
                 self.activate(row.epoch).await
             }
             (_, Ok(())) => Ok(()),
         };
-        if let Err(error) = done {
-            tracing::warn!(%error, "the cache's epoch couldn't be changed");
+        if let Err(error) = changed {
+            tracing::warn!(%error, "can't change the cache's epoch");
         }
     }
 
     async fn activate(&self, from: Epoch) -> Result<(), Box<dyn Error + Send + Sync>> {
         let server = self.cache.install_scripts(Uuid::new_v4()).await?;
         self.table.activate(from, &server).await?;
-        Ok(self.refresh().await?)
+        Ok(self.poll().await?)
     }
 }
 
-/// Keeps the lease. While the database is away it runs out.
+/// Renews the lease. It expires while the database is unavailable.
 async fn poll_loop(shared: Arc<Shared>) {
     let mut ticks = ticks();
     loop {
         ticks.tick().await;
-        let _ = shared.refresh().await;
+        let _ = shared.poll().await;
     }
 }
 

@@ -1,9 +1,9 @@
-//! The row `cache_epoch` of a `PostgreSQL` database: how replicas use the cache that they share.
+//! The row `cache_epoch` of a `PostgreSQL` database: the state of the cache that replicas share.
 //!
-//! A write's commit looks at the row under a shared lock, which is held until the commit can be seen
-//! (`check_write` in the migrations); whoever changes the epoch does so under the exclusive one. So a
-//! write is either seen by all that happens in the next epoch, or is refused. The lock is an advisory
-//! one, because a lock on the row itself would have every commit write to the one row.
+//! The commit of a write checks the row under a shared lock, which it holds until the commit is
+//! visible (`check_write` in the migrations); the epoch changes under the exclusive lock. So a write is
+//! either visible to everything in the next epoch, or refused. The lock is an advisory one, because
+//! a lock on the row would make every commit write to the same row.
 
 use std::time::Duration;
 
@@ -14,20 +14,23 @@ use uuid::Uuid;
 use super::{StoreError, StoreResult};
 use crate::model::{CacheEpoch, CacheServer, Epoch};
 
-/// `location`, in ASCII: a number that nothing else on the database locks.
+/// The key of the advisory lock: `location` in ASCII.
 pub(super) const LOCK: i64 = 0x6c6f_6361_7469_6f6e;
 
-/// How long a statement may take. The row is read much more often than that.
+/// Time-out of a statement.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The shortest and the longest suspension. A suspension lasts twice as long as the last one if the
-/// cache was in use for less than the shortest between the two.
-const PAUSE: (&str, &str) = ("2 s", "8 s");
+/// Minimum length of a suspension. Doubles while the cache is active for less than this between
+/// two suspensions, up to [`MAX_PAUSE`].
+const MIN_PAUSE: &str = "2 s";
 
-/// How long after the last replica without contact the cache may be used again.
-const REACHED_FOR: &str = "2 s";
+/// Maximum of the minimum length of a suspension.
+const MAX_PAUSE: &str = "8 s";
 
-/// How often a replica without contact says so, at most.
+/// Minimum time between the last report that the server is unreachable and the activation.
+const REACHABLE_FOR: &str = "2 s";
+
+/// Minimum time between two reports that the server is unreachable.
 const REPORT_EVERY: &str = "500 ms";
 
 /// The row.
@@ -45,20 +48,19 @@ struct Row {
 }
 
 impl EpochTable {
-    /// The row in the database of a pool, which has a connection for each two that use this at once.
+    /// The row in the pool's database. One connection polls, another one changes the row.
     pub(super) fn new(pool: PgPool) -> Self {
         Self { pool }
     }
 
     /// Reads the row.
     ///
-    /// Fails, as all methods do, with [`StoreError::Unavailable`] when the database doesn't answer
-    /// within a second.
+    /// Fails, as all methods do, with [`StoreError::Unavailable`], after a second at most.
     pub async fn read(&self) -> StoreResult<CacheEpoch> {
         let sql = format!(
             "SELECT epoch, server, histories, server IS NULL
                     AND clock_timestamp() > changed_at + pause
-                    AND clock_timestamp() > away_at + interval '{REACHED_FOR}' AS may_activate
+                    AND clock_timestamp() > away_at + interval '{REACHABLE_FOR}' AS may_activate
              FROM cache_epoch"
         );
         let mut connection = self.pool.acquire().await.map_err(StoreError::unavailable)?;
@@ -80,23 +82,22 @@ impl EpochTable {
         })
     }
 
-    /// Suspends the cache, in a new epoch, if it is in use in this one.
+    /// Suspends the cache, in a new epoch, if it is active in epoch `from`.
     pub async fn suspend(&self, Epoch(from): Epoch) -> StoreResult<()> {
-        let (shortest, longest) = PAUSE;
         self.run(format!(
             "SELECT pg_advisory_xact_lock({LOCK});
              UPDATE cache_epoch SET
                  epoch = epoch + 1, state = 'suspended', server = NULL, histories = NULL,
                  changed_at = clock_timestamp(), away_at = clock_timestamp(),
-                 pause = CASE WHEN clock_timestamp() < changed_at + interval '{shortest}'
-                     THEN least(2 * pause, interval '{longest}')
-                     ELSE interval '{shortest}' END
+                 pause = CASE WHEN clock_timestamp() < changed_at + interval '{MIN_PAUSE}'
+                     THEN least(2 * pause, interval '{MAX_PAUSE}')
+                     ELSE interval '{MIN_PAUSE}' END
              WHERE epoch = {from} AND state = 'active'"
         ))
         .await
     }
 
-    /// Notes that a replica can't reach the server, while the cache is suspended.
+    /// Reports that this replica can't reach the server, if the cache is suspended.
     pub async fn report_away(&self) -> StoreResult<()> {
         self.run(format!(
             "UPDATE cache_epoch SET away_at = clock_timestamp()
@@ -106,11 +107,11 @@ impl EpochTable {
         .await
     }
 
-    /// Puts the cache to use, in a new epoch, if it is suspended in this one. All processes of the
-    /// server have to know its name by now.
+    /// Activates the cache, in a new epoch, if it is suspended in epoch `from`. Every process of the
+    /// server must have its scripts by now.
     pub async fn activate(&self, Epoch(from): Epoch, server: &CacheServer) -> StoreResult<()> {
         let CacheServer { name, histories } = server;
-        // It goes into the text of a statement. Redis makes it of hexadecimal digits.
+        // Redis's replication ids are hexadecimal. They become part of a statement: drop the rest.
         let histories: String = histories
             .chars()
             .filter(|char| char.is_ascii_alphanumeric() || *char == ',')
@@ -125,7 +126,7 @@ impl EpochTable {
         .await
     }
 
-    /// Runs statements in one message, which makes them one transaction.
+    /// Runs statements in one message, which is one transaction.
     async fn run(&self, sql: String) -> StoreResult<()> {
         let mut connection = self.pool.acquire().await.map_err(StoreError::unavailable)?;
         let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *connection);

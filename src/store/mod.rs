@@ -1,4 +1,4 @@
-//! The system of record, and the traits that a database engine implements.
+//! The database of locations: the traits that an engine implements, and the engines.
 
 mod epoch;
 mod error;
@@ -22,113 +22,109 @@ use crate::model::{
     ReportCursor, ReportQuery,
 };
 
-/// How much text a page of locations holds before it is cut short: clients refuse answers of more
-/// than 4 MiB.
+/// A page of locations ends before it exceeds this size: clients refuse responses over 4 MiB.
 pub const MAX_PAGE_BYTES: usize = 3 << 20;
 
-/// How long a pooled connection, or another process's lock, is waited for.
+/// Time-out of SQLite for a pooled connection, and for another process's lock.
 pub const WAIT_SECS: u64 = 5;
 
-/// How long one statement may take. PostgreSQL ends it by itself then.
+/// Time-out of a statement. PostgreSQL enforces it by itself.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a write may live: PostgreSQL refuses to commit one that began longer ago. Whoever waits
-/// for a write that doesn't report back has to wait longer than this, by a wide margin.
+/// Maximum age of a write: PostgreSQL refuses to commit an older one. Waiting for a write whose
+/// outcome is unknown has to take longer, by a wide margin.
 pub const MAX_WRITE: Duration = Duration::from_secs(15);
 
-/// How much later than the database the client gives up on a statement: time for the answer to
-/// travel.
+/// The client's time-out of a statement exceeds the database's by this, for the reply to arrive.
 const REPLY_MARGIN: Duration = Duration::from_secs(2);
 
-/// What happens at start to a schema that isn't this release's.
+/// Whether to migrate a database at start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Migrate {
-    /// An older one is brought up to date.
+    /// Migrate an older schema.
     #[default]
     Auto,
-    /// The database isn't opened.
+    /// Don't open a database with an older schema.
     Never,
 }
 
 /// A database of locations.
 ///
-/// Every method fails with [`StoreError::Unavailable`] when the database doesn't answer. Dropping
-/// a future cancels its query.
+/// Every method may fail with [`StoreError::Unavailable`]. Dropping a future cancels its query.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// The page of the query's list that follows `after`, in one query, and one more for the count.
+    /// Returns the page of the list that follows `after`. Counts with a second statement.
     async fn list(
         &self,
         query: &ListQuery,
         after: Option<&Cursor>,
     ) -> StoreResult<Page<Location, Cursor>>;
 
-    /// Those of the locations that exist and belong to `owner` (`None`: to anyone), in any order.
+    /// Returns the locations that exist and belong to `owner` (`None`: to any), in any order.
     async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> StoreResult<Vec<Location>>;
 
-    /// The page of the query's reports that follows `after`.
+    /// Returns the page of the reports that follows `after`.
     async fn reports(
         &self,
         query: &ReportQuery,
         after: Option<&ReportCursor>,
     ) -> StoreResult<Page<Report, ReportCursor>>;
 
-    /// Begins to write. Nothing is seen by others before the commit; dropping it undoes it.
+    /// Begins a write. Dropping the transaction rolls it back.
     ///
-    /// [`MAX_WRITE`] counts from here: what has to outlast the write starts afterwards.
+    /// [`MAX_WRITE`] counts from here: a deadline that has to outlast the write starts afterwards.
     async fn begin(&self) -> StoreResult<Box<dyn Transaction>>;
 
-    /// Forgets the former image that a write noted at this time, unless another has noted one since.
-    async fn delete_previous_image(&self, id: LocationId, noted: Micros) -> StoreResult<()>;
+    /// Deletes the previous image that was recorded at this time, unless a later write has replaced
+    /// it.
+    async fn delete_previous_image(&self, id: LocationId, recorded: Micros) -> StoreResult<()>;
 
-    /// Forgets the answers to creations, and the former images, from before this time.
+    /// Deletes the idempotency records and previous images from before this time.
     async fn purge_expired(&self, before: Micros) -> StoreResult<()>;
 
-    /// The secret that page tokens are signed with, the same for all who share the database.
+    /// Returns the secret that signs page tokens, which the replicas on a database share.
     async fn page_token_key(&self) -> StoreResult<[u8; 32]>;
 
-    /// Whether the database records.
+    /// Checks that the database can be read.
     async fn ping(&self) -> StoreResult<()>;
 
-    /// Finishes what is under way and closes the database.
+    /// Closes the database after the operations in progress.
     async fn close(&self);
 }
 
-/// A write under way. Rows that it has read or written are locked until it ends.
+/// A write in progress. The rows that it has read or written are locked until it ends.
 ///
-/// Every method but `rollback` may fail with [`StoreError::Conflict`]: then the write is to be undone, and
-/// may be tried again from its beginning.
+/// Every method except `rollback` may fail with [`StoreError::Conflict`]: roll back then, and try
+/// again from the beginning.
 #[async_trait]
 pub trait Transaction: Send {
-    /// Reads a location and locks it.
+    /// Locks a location and returns it.
     async fn lock(&mut self, id: LocationId) -> StoreResult<Option<Location>>;
 
-    /// Adds locations. [`StoreError::AlreadyExists`] tells which of them exist; nothing is to be
-    /// committed then.
+    /// Inserts locations. After [`StoreError::AlreadyExists`] the transaction must not be committed.
     async fn insert(&mut self, locations: &[Location]) -> StoreResult<()>;
 
-    /// Replaces a location that is locked.
+    /// Replaces a locked location.
     async fn update(&mut self, location: &Location) -> StoreResult<()>;
 
-    /// Deletes a location that is locked.
+    /// Deletes a locked location.
     async fn delete(&mut self, id: LocationId) -> StoreResult<()>;
 
-    /// The images that were noted for these locations and not forgotten yet. This write, which closes
-    /// their tags, forgets them.
+    /// Deletes the previous images of these locations and returns them: this write closes their tags.
     async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>>;
 
-    /// Notes the image that a location has before it is moved or deleted.
-    async fn record_previous_image(&mut self, former: &Image, now: Micros) -> StoreResult<()>;
+    /// Records the image of a location before it is moved or deleted.
+    async fn record_previous_image(&mut self, image: &Image, now: Micros) -> StoreResult<()>;
 
-    /// The answers that this caller's creations with these request ids had.
+    /// Returns the records of this caller's creations with these request ids.
     async fn find_idempotency_records(
         &mut self,
         caller: &OwnerId,
         ids: &[Uuid],
     ) -> StoreResult<Vec<IdempotencyRecord>>;
 
-    /// Keeps records. False if another write has kept one under one of the ids meanwhile; nothing
-    /// is to be committed then.
+    /// Saves records. Returns false if a concurrent write has saved one of the ids: the transaction
+    /// must not be committed then.
     async fn save_idempotency_records(
         &mut self,
         caller: &OwnerId,
@@ -136,23 +132,22 @@ pub trait Transaction: Send {
         now: Micros,
     ) -> StoreResult<bool>;
 
-    /// Makes the write last, if this is the cache's epoch then (`None`: the cache has no epochs);
-    /// [`StoreError::Conflict`] if it isn't. [`StoreError::OutcomeUnknown`] if it can't tell whether the write
-    /// lasts: then it may still come to last until [`MAX_WRITE`] is over. After any other error
-    /// nothing was written.
+    /// Commits, provided that this is the cache's current epoch (`None`: the cache has no epochs);
+    /// fails with [`StoreError::Conflict`] otherwise. After [`StoreError::OutcomeUnknown`] the write
+    /// may still take effect until [`MAX_WRITE`] has passed. After any other error nothing was written.
     async fn commit(self: Box<Self>, epoch: Option<Epoch>) -> StoreResult<()>;
 
-    /// Undoes it.
+    /// Rolls back.
     async fn rollback(self: Box<Self>);
 }
 
-/// What a creation with a `request_id` was answered.
+/// The result of a creation with a `request_id`, for its retries.
 #[derive(Debug, Clone)]
 pub struct IdempotencyRecord {
-    /// The request id.
+    /// The caller's id of the request.
     pub request_id: Uuid,
-    /// A digest of the request's body.
+    /// Digest of the request's body.
     pub fingerprint: [u8; 32],
-    /// The serialized `location.v1.Location`.
+    /// The response: a serialized `location.v1.Location`.
     pub location: Vec<u8>,
 }

@@ -1,19 +1,19 @@
 //! PostgreSQL 14 or later: many processes, one database.
 //!
-//! **A write dies in time.** Whoever waits for one that doesn't report back relies on it. Three
-//! things see to it, because each has a gap that another closes:
+//! **Every write ends within a bound.** A replica that waits for a write of another one relies on
+//! it. Three mechanisms enforce the bound, because each has a gap that another one closes:
 //!
-//! - The commit's own message first compares the server's clock with the transaction's beginning,
-//!   and refuses after [`MAX_WRITE`]. It catches a process that was suspended, a message that was
-//!   long under way, and a write of many statements.
-//! - `statement_timeout` and `idle_in_transaction_session_timeout` end a write that stands still,
-//!   and give back its locks. Their timers don't follow the server's clock, so they hold even
-//!   should it be set back in the middle of a write.
-//! - `client_connection_check_interval` ends what a client no longer waits for, which is how a read
-//!   whose future was dropped ends as well: its connection is closed.
+//! - The message that commits first compares the server's clock with the start of the transaction,
+//!   and fails after [`MAX_WRITE`]. This stops a process that was suspended, a message that was
+//!   delayed, and a write of many statements.
+//! - `statement_timeout` and `idle_in_transaction_session_timeout` end a write that makes no
+//!   progress, and release its locks. Their timers don't depend on the server's clock, so they hold
+//!   even if it is set back during a write.
+//! - `client_connection_check_interval` ends statements whose client has disconnected. This is also
+//!   how a read ends whose future was dropped: its connection is closed.
 //!
-//! What remains is a server that stands still between the comparison and the commit next to it in
-//! the same message, with no wait for the client between the two, for longer than the margin.
+//! The remaining gap is a server that stops between the comparison and the commit, which are in the
+//! same message with no wait for the client between them, for longer than the margin.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,61 +21,61 @@ use async_trait::async_trait;
 use sqlx::{
     ConnectOptions as _, Connection as _, PgConnection, Postgres,
     migrate::Migrator,
-    postgres::{PgArguments, PgConnectOptions, PgPoolOptions},
+    postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::timeout;
 
 use super::{
     EpochTable, MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, Store, StoreError, epoch, schema,
-    sql::{Dialect, SqlStore, Value, bind},
+    sql::{Dialect, SqlStore},
 };
 use crate::model::Epoch;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// How long a connection is waited for, from the pool or from the server. Short: callers of a
-/// database that is away should hear of it while they still wait.
+/// Time-out for a connection from the pool or from the server. Short, so that calls to an
+/// unavailable database fail while their callers still wait.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How long after its last use a connection is taken to be alive, which saves busy callers the round
-/// trip of asking. Shorter than a server takes to start again.
+/// A connection that was used within this time is taken to be alive, which saves busy callers a round
+/// trip. Shorter than the restart of a server.
 const FRESH: Duration = Duration::from_millis(100);
 
-/// The connections for the cache's epoch: one to read it, one to change it.
+/// Connections for the cache's epoch: one to read it, one to change it.
 const EPOCH_CONNECTIONS: u32 = 2;
 
-/// How long another write's lock is waited for: longer than the server takes to see a deadlock.
+/// Time-out for a lock of another write. Longer than the server's `deadlock_timeout`.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a write may stand still between two statements, while its locks are held.
+/// Time-out for a write between two of its statements, while it holds its locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How often the server looks whether somebody still waits for a statement's end.
+/// How often the server checks, during a statement, whether its client is still connected.
 const CLIENT_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long the first connection is waited for, at start.
+/// Time-out for the first connection, at start.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long all migrations may take, and the wait for another process's.
+/// Time-out for all migrations, including the wait for those of another process.
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// How to use a database.
+/// Settings of a database.
 #[derive(Debug, Clone, Copy)]
 pub struct Options {
-    /// The most connections that are open at once, 1 or more.
+    /// The maximum number of open connections, at least 1.
     pub max_connections: u32,
-    /// What to do about its schema.
+    /// Whether to migrate the schema.
     pub migrate: Migrate,
 }
 
-/// Migrates the database of a `postgres://` URL, alone: others wait meanwhile.
+/// Migrates the database of a `postgres://` URL. Concurrent migrations wait.
 pub async fn migrate(url: &str) -> Result<(), OpenError> {
     ensure_schema(&parse(url)?, Migrate::Auto).await
 }
 
-/// Opens the database of a `postgres://` URL, which must exist and have this release's schema,
-/// unless the options let it be migrated. The URL takes what libpq's take, such as `sslmode` and
-/// `sslrootcert`.
+/// Opens the database of a `postgres://` URL, which takes libpq's parameters, such as `sslmode` and
+/// `sslrootcert`. The database must exist, and have this release's schema unless the options allow
+/// migrations.
 pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenError> {
     let connect = parse(url)?;
     ensure_schema(&connect, options.migrate).await?;
@@ -97,15 +97,15 @@ pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenErr
     };
     let shared = pool(options.max_connections);
     Ok(Arc::new(SqlStore {
-        readers: shared.clone(),
-        writers: shared,
-        prober: pool(1),
+        read_pool: shared.clone(),
+        write_pool: shared,
+        ping_pool: pool(1),
         lock: None,
     }))
 }
 
-/// The cache's epoch in a database that has this release's schema. It has connections of its own,
-/// so that it never waits for calls.
+/// Opens the cache's epoch in a database that has this release's schema, over connections of its
+/// own, so that it never waits for calls.
 pub fn epochs(url: &str) -> Result<EpochTable, OpenError> {
     let pool = PgPoolOptions::new()
         .max_connections(EPOCH_CONNECTIONS)
@@ -114,10 +114,10 @@ pub fn epochs(url: &str) -> Result<EpochTable, OpenError> {
     Ok(EpochTable::new(pool))
 }
 
-/// Sets bounds that the server keeps by itself.
+/// Adds the time-outs that the server enforces.
 fn bounded(connect: PgConnectOptions) -> PgConnectOptions {
     connect
-        // Errors are logged where a call ends, and the text of statements nowhere.
+        // Errors are logged once, where a call ends; statements aren't logged.
         .disable_statement_logging()
         .options([
             ("statement_timeout", millis(STATEMENT_TIMEOUT)),
@@ -130,7 +130,7 @@ fn bounded(connect: PgConnectOptions) -> PgConnectOptions {
                 "client_connection_check_interval",
                 millis(CLIENT_CHECK_INTERVAL),
             ),
-            // Commits are guarded by statements that must see what was committed before them.
+            // The check before a commit must see all earlier commits.
             ("default_transaction_isolation", "read committed".to_owned()),
         ])
 }
@@ -148,13 +148,12 @@ fn parse(url: &str) -> Result<PgConnectOptions, OpenError> {
     })
 }
 
-/// As the settings take it: without a unit it is milliseconds.
+/// A duration as the server's settings take it: milliseconds, without a unit.
 fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-/// Works on a connection of its own, because the pool's have time-outs that a migration, or the
-/// wait for another one, may well exceed.
+/// Uses a connection of its own, because a migration may exceed the time-outs of the pool's.
 async fn ensure_schema(connect: &PgConnectOptions, migrate: Migrate) -> Result<(), OpenError> {
     let database = format!(
         "postgres://{}:{}/{}",
@@ -179,7 +178,7 @@ async fn ensure_schema(connect: &PgConnectOptions, migrate: Migrate) -> Result<(
     timeout(MIGRATION_TIMEOUT, ensured)
         .await
         .map_err(|elapsed| refused(elapsed.into()))??;
-    // All is done: how the connection ends doesn't matter any more.
+    // The schema is there, whether or not the connection closes cleanly.
     let _ = connection.close().await;
     Ok(())
 }
@@ -187,10 +186,10 @@ async fn ensure_schema(connect: &PgConnectOptions, migrate: Migrate) -> Result<(
 // SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html
 const CONNECTION_EXCEPTION: &str = "08";
 const INSUFFICIENT_RESOURCES: &str = "53";
-/// Also a statement that took too long.
+/// Includes statements that were cancelled by a time-out.
 const OPERATOR_INTERVENTION: &str = "57";
 const IDLE_IN_TRANSACTION: &str = "25P03";
-/// After a fail-over the address may lead to a standby for a while.
+/// After a failover the address may lead to a standby for a while.
 const READ_ONLY: &str = "25006";
 const SERIALIZATION_FAILURE: &str = "40001";
 const OUTCOME_UNKNOWN: &str = "40003";
@@ -200,14 +199,14 @@ const LOCK_NOT_AVAILABLE: &str = "55P03";
 
 #[async_trait]
 impl Dialect for Postgres {
-    /// Row locks make writes wait for each other; a database whose default is stricter would only
-    /// make them fail instead.
+    /// Row locks make writes wait for each other; a stricter isolation level would make them fail
+    /// instead.
     const BEGIN: &'static str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
     const FOR_UPDATE: &'static str = " FOR UPDATE";
 
     type Interrupt = ();
 
-    /// In one message, so that nothing the client does, or fails to do, comes between the two.
+    /// One message, so that the client can't delay the commit after the check.
     fn commit(epoch: Option<Epoch>) -> String {
         let epoch = epoch.map_or("NULL".to_owned(), |Epoch(epoch)| epoch.to_string());
         let max_age = MAX_WRITE.as_millis();
@@ -217,7 +216,7 @@ impl Dialect for Postgres {
         )
     }
 
-    /// Closing the connection is enough.
+    /// Nothing to do: the server ends the statements of a closed connection.
     async fn interruptible(_: &mut PgConnection) -> sqlx::Result<()> {
         Ok(())
     }
@@ -239,7 +238,7 @@ impl Dialect for Postgres {
             None => match error {
                 sqlx::Error::Io(_)
                 | sqlx::Error::Tls(_)
-                // A proxy whose server is gone ends the connection in the middle of a message.
+                // A proxy that loses its server ends the connection in the middle of a message.
                 | sqlx::Error::Protocol(_)
                 | sqlx::Error::PoolTimedOut
                 | sqlx::Error::PoolClosed => StoreError::Unavailable(Arc::new(error)),
@@ -251,7 +250,8 @@ impl Dialect for Postgres {
         }
     }
 
-    /// A server that answers with an error hasn't committed. A proxy in front of it may not know.
+    /// A server that reports an error hasn't committed. A proxy in front of it may report one
+    /// without knowing the outcome.
     fn map_commit_error(error: sqlx::Error) -> StoreError {
         match sqlstate(&error).as_deref() {
             Some(state) if state != OUTCOME_UNKNOWN && !state.starts_with(CONNECTION_EXCEPTION) => {
@@ -260,13 +260,9 @@ impl Dialect for Postgres {
             _ => StoreError::OutcomeUnknown(Arc::new(error)),
         }
     }
-
-    fn arguments(values: Vec<Value>) -> PgArguments {
-        bind::<Self>(values)
-    }
 }
 
-/// The SQLSTATE of an error of the server's.
+/// The SQLSTATE of an error from the server.
 fn sqlstate(error: &sqlx::Error) -> Option<String> {
     Some(error.as_database_error()?.code()?.into_owned())
 }

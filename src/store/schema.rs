@@ -1,11 +1,11 @@
-//! Which schema a database has, and which one it should have.
+//! The schema of a database: checking and migrating it.
 
 use sqlx::migrate::{Migrate as Connection, MigrateError, Migrator};
 
 use super::{Migrate, OpenError};
 
-/// Makes sure that a database has this release's schema. After an error the connection may still
-/// hold the lock that migrations run under: close it. `refused` says what other errors mean.
+/// Ensures that a database has this release's schema. After an error the connection may still hold
+/// the migrations' lock: close it. `refused` maps errors of statements.
 pub(super) async fn ensure<C: Connection>(
     connection: &mut C,
     migrations: &Migrator,
@@ -35,8 +35,8 @@ pub(super) async fn ensure<C: Connection>(
     })
 }
 
-/// Fails like a migration would if the schema is newer or another one, and with
-/// `VersionNotPresent` if it is older.
+/// Fails as a migration would if the schema is newer than this release or has other migrations, and
+/// with `VersionNotPresent` if it is older.
 async fn check<C: Connection>(
     connection: &mut C,
     migrations: &Migrator,
@@ -69,7 +69,8 @@ async fn check<C: Connection>(
     Ok(())
 }
 
-/// Whether a database that was never migrated says so. SQLite has no code for it.
+/// Whether the error is that of a missing table, in a database that was never migrated. SQLite has
+/// no code for it.
 fn is_missing_table(error: &sqlx::Error) -> bool {
     error.as_database_error().is_some_and(|error| {
         error.code().is_some_and(|code| code == "42P01")

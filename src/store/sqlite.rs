@@ -14,41 +14,39 @@ use async_trait::async_trait;
 use sqlx::{
     ConnectOptions as _, Sqlite, SqliteConnection,
     migrate::Migrator,
-    sqlite::{
-        SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions,
-        SqliteSynchronous,
-    },
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
 use super::{
     Migrate, OpenError, Store, StoreError, WAIT_SECS, schema,
-    sql::{Dialect, SqlStore, Value, bind},
+    sql::{Dialect, SqlStore},
 };
 use crate::model::Epoch;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
+/// Connections that read at the same time.
 const READERS: u32 = 4;
 
-/// How many instructions of SQLite's virtual machine pass before it looks whether it is still
-/// wanted: some microseconds.
+/// The number of virtual machine instructions between two checks for an interrupt: some
+/// microseconds.
 const INTERRUPT_EVERY: i32 = 4_096;
 
-/// Migrates a database file, which is made if it is missing, and closes it again.
+/// Migrates a database file. Creates it if it doesn't exist.
 pub async fn migrate(path: &Path) -> Result<(), OpenError> {
     open(path, Migrate::Auto).await?.close().await;
     Ok(())
 }
 
-/// Opens a database file. While it is open no other `location-service` opens it. With
-/// [`Migrate::Auto`] the file is made if it is missing.
+/// Opens a database file, and locks it against other `location-service` processes. Creates it with
+/// [`Migrate::Auto`] if it doesn't exist.
 pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenError> {
     let file = |source| OpenError::File {
         path: path.to_owned(),
         source,
     };
-    // flock(2) and SQLite's own locks don't meet; but closing any descriptor of the file would
-    // drop SQLite's, so the store keeps this one as long as its pools.
+    // flock(2) doesn't interfere with SQLite's own locks. Closing any descriptor of the file would
+    // release those, though, so the store keeps this one open as long as its pools.
     let lock = File::options()
         .read(true)
         .write(true)
@@ -72,31 +70,31 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     let options = SqliteConnectOptions::new()
         .filename(path)
         .journal_mode(SqliteJournalMode::Wal)
-        // An acknowledged write survives a power cut, not only a crash.
+        // Acknowledged writes survive a loss of power.
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(wait)
-        // Errors are logged where a call ends, and the text of statements nowhere.
+        // Errors are logged once, where a call ends; statements aren't logged.
         .disable_statement_logging();
     let pool = || SqlitePoolOptions::new().acquire_timeout(wait);
-    let writers = pool()
+    let write_pool = pool()
         .max_connections(1)
         .connect_with(options.clone())
         .await
         .map_err(refused)?;
-    let mut connection = writers.acquire().await.map_err(refused)?;
+    let mut connection = write_pool.acquire().await.map_err(refused)?;
     let database = path.display().to_string();
     schema::ensure(&mut *connection, &MIGRATIONS, migrate, &database, refused).await?;
     drop(connection);
     let options = options.read_only(true);
-    let readers = pool()
+    let read_pool = pool()
         .max_connections(READERS)
         .connect_with(options.clone())
         .await
         .map_err(refused)?;
     Ok(Arc::new(SqlStore {
-        readers,
-        writers,
-        prober: pool().max_connections(1).connect_lazy_with(options),
+        read_pool,
+        write_pool,
+        ping_pool: pool().max_connections(1).connect_lazy_with(options),
         lock: Some(lock),
     }))
 }
@@ -110,7 +108,7 @@ const FULL: i32 = 13;
 const CANTOPEN: i32 = 14;
 const NOTADB: i32 = 26;
 
-/// The primary result code of an error of SQLite's.
+/// The primary result code of an error from SQLite.
 fn code(error: &sqlx::Error) -> Option<i32> {
     let code = error.as_database_error()?.code()?;
     Some(code.parse::<i32>().ok()? & 0xFF)
@@ -118,7 +116,7 @@ fn code(error: &sqlx::Error) -> Option<i32> {
 
 #[async_trait]
 impl Dialect for Sqlite {
-    /// Takes the write lock at once: a transaction that asks for it later fails whatever the
+    /// Takes the write lock at once: a transaction that asks for it later fails regardless of the
     /// busy time-out.
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
     const FOR_UPDATE: &'static str = "";
@@ -131,11 +129,13 @@ impl Dialect for Sqlite {
 
     async fn interruptible(connection: &mut SqliteConnection) -> sqlx::Result<Interrupt> {
         let interrupt = Interrupt::default();
-        let wanted = Arc::clone(&interrupt.0);
+        let interrupted = Arc::clone(&interrupt.0);
         connection
             .lock_handle()
             .await?
-            .set_progress_handler(INTERRUPT_EVERY, move || !wanted.load(Ordering::Relaxed));
+            .set_progress_handler(INTERRUPT_EVERY, move || {
+                !interrupted.load(Ordering::Relaxed)
+            });
         Ok(interrupt)
     }
 
@@ -157,33 +157,16 @@ impl Dialect for Sqlite {
         }
     }
 
-    /// A commit that fails for want of room or of a lock has written nothing.
+    /// A commit that fails because the disk is full or the database is locked has written nothing.
     fn map_commit_error(error: sqlx::Error) -> StoreError {
         match code(&error) {
             Some(FULL | BUSY) => Self::map_error(error),
             _ => StoreError::OutcomeUnknown(Arc::new(error)),
         }
     }
-
-    /// SQLite takes `$1` for a name, and searches all names for each: with the values of a large
-    /// batch, that is most of the work.
-    fn placeholders(sql: String) -> String {
-        let mut parts = sql.split('$');
-        let mut positional = String::with_capacity(sql.len());
-        positional.push_str(parts.next().unwrap_or_default());
-        for part in parts {
-            positional.push('?');
-            positional.push_str(part.trim_start_matches(|char: char| char.is_ascii_digit()));
-        }
-        positional
-    }
-
-    fn arguments(values: Vec<Value>) -> SqliteArguments {
-        bind::<Self>(values)
-    }
 }
 
-/// Ends the query of its connection when it is dropped.
+/// Interrupts the query of its connection when it is dropped.
 #[derive(Debug, Default)]
 pub(super) struct Interrupt(Arc<AtomicBool>);
 
@@ -195,7 +178,7 @@ impl Drop for Interrupt {
 
 #[cfg(test)]
 mod tests {
-    use sqlx::{AssertSqlSafe, Row as _, SqlitePool};
+    use sqlx::{AssertSqlSafe, QueryBuilder, Row as _, SqlitePool};
 
     use super::*;
     use crate::{
@@ -203,22 +186,22 @@ mod tests {
             Cursor, ListQuery, LocationId, LocationType, Order, OrderField, Predicate, ReportQuery,
             SortValue, Text,
         },
-        store::sql::{Statement, list_statement, report_statement},
+        store::sql::{list_statement, report_statement},
     };
 
-    async fn plan(pool: &SqlitePool, statement: Statement) -> Vec<String> {
-        let sql = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", statement.sql));
-        let rows = sqlx::query(sql).fetch_all(pool).await.expect("it explains");
+    async fn plan(pool: &SqlitePool, statement: QueryBuilder<Sqlite>) -> Vec<String> {
+        let sql = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", statement.into_string()));
+        let rows = sqlx::query(sql).fetch_all(pool).await.expect("a plan");
         rows.iter().map(|row| row.get("detail")).collect()
     }
 
     #[tokio::test]
     async fn lists_neither_scan_the_table_nor_sort() {
-        let dir = tempfile::TempDir::new().expect("a temporary folder");
+        let dir = tempfile::TempDir::new().expect("a temporary directory");
         let path = dir.path().join("plans.db");
         drop(open(&path, Migrate::Auto).await.expect("a new database"));
         let options = SqliteConnectOptions::new().filename(&path);
-        let pool = SqlitePool::connect_with(options).await.expect("it opens");
+        let pool = SqlitePool::connect_with(options).await.expect("a pool");
 
         let run = Some(Text::from_trusted("run".to_owned()));
         let owner = Some(Text::from_trusted("ann".to_owned()));
@@ -286,7 +269,7 @@ mod tests {
                     .skip_while(|word| *word != "INDEX")
                     .nth(1);
                 assert_eq!(used, Some(index), "{step}");
-                // From where the page before ended, not from the start.
+                // The next page starts in the middle of the index.
                 assert!(after.is_none() || step.starts_with("SEARCH"), "{step}");
             }
         }

@@ -32,6 +32,10 @@ enum Write {
     Delete(usize),
 }
 
+fn text<const MIN: usize, const MAX: usize>(valid: &str) -> Text<MIN, MAX> {
+    Text::parse(valid.to_owned()).expect("valid text")
+}
+
 fn locations() -> impl Strategy<Value = Location> {
     (
         any::<[u8; 16]>(),
@@ -47,10 +51,10 @@ fn locations() -> impl Strategy<Value = Location> {
             |(id, kind, run, owner, name, capacity, state, time)| Location {
                 id: LocationId(Uuid::from_bytes(id)),
                 kind,
-                owner: Text::from_trusted(owner.to_owned()),
+                owner: text(owner),
                 details: Details {
-                    display_name: Text::from_trusted(name.to_owned()),
-                    production_run_id: Text::from_trusted(run.to_owned()),
+                    display_name: text(name),
+                    production_run_id: text(run),
                     address: Address::default(),
                     coordinates: None,
                     capacity: Capacity::new(capacity).expect("not negative"),
@@ -74,16 +78,16 @@ fn writes() -> impl Strategy<Value = Write> {
 }
 
 fn predicates() -> impl Strategy<Value = Predicate> {
-    let text = |values: &'static [&'static str]| proptest::option::of(select(values));
+    let maybe = |values: &'static [&'static str]| proptest::option::of(select(values));
     (
         proptest::option::of(select(&LocationType::ALL[..])),
-        text(&RUNS),
-        text(&OWNERS),
+        maybe(&RUNS),
+        maybe(&OWNERS),
     )
         .prop_map(|(kind, run, owner)| Predicate {
             kind,
-            run: run.map(|run| Text::from_trusted(run.to_owned())),
-            owner: owner.map(|owner| Text::from_trusted(owner.to_owned())),
+            run: run.map(text),
+            owner: owner.map(text),
         })
 }
 
@@ -245,8 +249,8 @@ fn no_text_of_a_users_passes_for_another_tag() {
     let tag = |run: Option<&str>, owner: Option<&str>| {
         Tag::of_predicate(&Predicate {
             kind: None,
-            run: run.map(|run| Text::from_trusted(run.to_owned())),
-            owner: owner.map(|owner| Text::from_trusted(owner.to_owned())),
+            run: run.map(text),
+            owner: owner.map(text),
         })
     };
     let hostile = [

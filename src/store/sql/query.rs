@@ -1,0 +1,241 @@
+//! Statements with their values.
+
+use sqlx::{Database, Encode, QueryBuilder, Type};
+use uuid::Uuid;
+
+use super::{Dialect, rows::LOCATION_COLUMNS};
+use crate::model::{
+    Cursor, ListQuery, LocationId, Order, OrderField, OwnerId, Predicate, ReportCursor,
+    ReportQuery, SortValue,
+};
+
+/// The value of a column.
+#[derive(Debug)]
+pub(in crate::store) enum Value {
+    Int(i64),
+    Real(Option<f64>),
+    Text(String),
+    Bytes(Vec<u8>),
+    Id(Uuid),
+}
+
+impl From<&str> for Value {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<LocationId> for Value {
+    fn from(LocationId(id): LocationId) -> Self {
+        Self::Id(id)
+    }
+}
+
+/// A database whose driver encodes every [`Value`].
+pub(in crate::store) trait Bind: Database {
+    /// Appends a placeholder, and binds the value to it.
+    fn bind(statement: &mut QueryBuilder<Self>, value: Value);
+}
+
+impl<DB: Database> Bind for DB
+where
+    for<'q> i64: Encode<'q, DB> + Type<DB>,
+    for<'q> Option<f64>: Encode<'q, DB> + Type<DB>,
+    for<'q> String: Encode<'q, DB> + Type<DB>,
+    for<'q> Vec<u8>: Encode<'q, DB> + Type<DB>,
+    for<'q> Uuid: Encode<'q, DB> + Type<DB>,
+{
+    fn bind(statement: &mut QueryBuilder<DB>, value: Value) {
+        match value {
+            Value::Int(value) => statement.push_bind(value),
+            Value::Real(value) => statement.push_bind(value),
+            Value::Text(value) => statement.push_bind(value),
+            Value::Bytes(value) => statement.push_bind(value),
+            Value::Id(value) => statement.push_bind(value),
+        };
+    }
+}
+
+/// The pieces that the statements of this module are composed of.
+pub(super) trait StatementExt {
+    /// Appends a value.
+    fn value(&mut self, value: impl Into<Value>) -> &mut Self;
+
+    /// Appends values separated by commas.
+    fn values(&mut self, values: impl IntoIterator<Item = Value>) -> &mut Self;
+
+    /// Appends rows separated by commas, each in parentheses: `(a, b), (c, d)`.
+    fn tuples<T>(&mut self, tuples: impl IntoIterator<Item = T>) -> &mut Self
+    where
+        T: IntoIterator<Item = Value>;
+
+    /// Appends the names of the columns of a location that are read, separated by commas.
+    fn read_columns(&mut self) -> &mut Self;
+
+    /// Appends a condition on the owner, if there is one.
+    fn owned_by(&mut self, owner: Option<&OwnerId>) -> &mut Self;
+
+    /// Appends a WHERE clause for the predicate. `type_column` is the expression for the type.
+    fn filter(&mut self, predicate: &Predicate, type_column: &str) -> &mut Self;
+
+    /// Appends the WHERE clause of a list.
+    fn filter_list(&mut self, query: &ListQuery) -> &mut Self;
+}
+
+impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
+    fn value(&mut self, value: impl Into<Value>) -> &mut Self {
+        DB::bind(self, value.into());
+        self
+    }
+
+    fn values(&mut self, values: impl IntoIterator<Item = Value>) -> &mut Self {
+        for (index, value) in values.into_iter().enumerate() {
+            self.push(if index == 0 { "" } else { ", " }).value(value);
+        }
+        self
+    }
+
+    fn tuples<T>(&mut self, tuples: impl IntoIterator<Item = T>) -> &mut Self
+    where
+        T: IntoIterator<Item = Value>,
+    {
+        for (index, tuple) in tuples.into_iter().enumerate() {
+            self.push(if index == 0 { "(" } else { ", (" })
+                .values(tuple)
+                .push(")");
+        }
+        self
+    }
+
+    fn read_columns(&mut self) -> &mut Self {
+        for (index, column) in LOCATION_COLUMNS.iter().filter(|c| c.read).enumerate() {
+            self.push(if index == 0 { "" } else { ", " })
+                .push(column.name);
+        }
+        self
+    }
+
+    fn owned_by(&mut self, owner: Option<&OwnerId>) -> &mut Self {
+        if let Some(owner) = owner {
+            self.push(" AND owner_id = ").value(owner.as_str());
+        }
+        self
+    }
+
+    fn filter(&mut self, predicate: &Predicate, type_column: &str) -> &mut Self {
+        let Predicate { kind, run, owner } = predicate;
+        self.push(" WHERE 1 = 1");
+        if let Some(kind) = kind {
+            self.push(format_args!(" AND {type_column} = "))
+                .value(Value::Int(*kind as i64));
+        }
+        if let Some(run) = run {
+            self.push(" AND production_run_id = ").value(run.as_str());
+        }
+        self.owned_by(owner.as_ref())
+    }
+
+    fn filter_list(&mut self, query: &ListQuery) -> &mut Self {
+        let Predicate { run, owner, .. } = &query.predicate;
+        // SQLite has no statistics, and would prefer the index on the type to the ones on the run
+        // and the owner, which are far more selective. A unary plus disables a column's index.
+        let type_column = if run.is_some() || owner.is_some() {
+            "+type"
+        } else {
+            "type"
+        };
+        self.filter(&query.predicate, type_column);
+        if let Some(state) = query.state {
+            self.push(" AND state = ").value(Value::Int(state as i64));
+        }
+        if !query.text.is_empty() {
+            self.push(" AND display_name_lower LIKE ")
+                .value(Value::Text(like_pattern(&query.text)))
+                .push(" ESCAPE '\\'");
+        }
+        self
+    }
+}
+
+/// A LIKE pattern that matches any text that contains this one.
+fn like_pattern(text: &str) -> String {
+    let mut pattern = String::from("%");
+    for char in text.chars() {
+        if matches!(char, '%' | '_' | '\\') {
+            pattern.push('\\');
+        }
+        pattern.push(char);
+    }
+    pattern.push('%');
+    pattern
+}
+
+/// The SELECT of a page of locations. It returns one row more than the page's limit, which shows
+/// whether another page follows.
+pub(in crate::store) fn list_statement<DB: Dialect>(
+    query: &ListQuery,
+    after: Option<&Cursor>,
+) -> QueryBuilder<DB> {
+    let Order { field, descending } = query.order;
+    let column = match field {
+        OrderField::CreateTime => "create_time",
+        OrderField::UpdateTime => "update_time",
+        OrderField::DisplayName => "display_name",
+        OrderField::Capacity => "capacity",
+    };
+    let (compare, direction) = if descending {
+        ("<", " DESC")
+    } else {
+        (">", "")
+    };
+    let mut statement = QueryBuilder::new("SELECT ");
+    statement
+        .read_columns()
+        .push(" FROM locations")
+        .filter_list(query);
+    if let Some(Cursor { value, id }) = after {
+        let value = match value {
+            SortValue::Number(number) => Value::Int(*number),
+            SortValue::Text(text) => Value::Text(text.clone()),
+        };
+        statement
+            .push(format_args!(" AND ({column}, id) {compare} "))
+            .tuples([[value, (*id).into()]]);
+    }
+    statement
+        .push(format_args!(
+            " ORDER BY {column}{direction}, id{direction} LIMIT "
+        ))
+        .value(Value::Int(i64::from(query.limit) + 1))
+        .push(" OFFSET ")
+        .value(Value::Int(i64::from(query.skip)));
+    statement
+}
+
+/// The SELECT of a page of reports, with one row more than the page's limit.
+///
+/// It sums the halves of the capacities, because their sum may exceed 64 bits.
+pub(in crate::store) fn report_statement<DB: Dialect>(
+    query: &ReportQuery,
+    after: Option<&ReportCursor>,
+) -> QueryBuilder<DB> {
+    let mut statement = QueryBuilder::new(
+        "SELECT type, production_run_id, count(*) AS locations, \
+         CAST(sum(CASE WHEN state = 1 THEN 1 ELSE 0 END) AS BIGINT) AS active, \
+         CAST(sum(capacity >> 32) AS BIGINT) AS capacity_high, \
+         CAST(sum(capacity & 4294967295) AS BIGINT) AS capacity_low, \
+         count(DISTINCT nullif(region_code, '')) AS regions, \
+         max(update_time) AS latest_update \
+         FROM locations",
+    );
+    statement.filter(&query.predicate, "type");
+    if let Some((kind, run)) = after {
+        statement
+            .push(" AND (type, production_run_id) > ")
+            .tuples([[Value::Int(*kind as i64), run.as_str().into()]]);
+    }
+    statement
+        .push(" GROUP BY type, production_run_id ORDER BY type, production_run_id LIMIT ")
+        .value(Value::Int(i64::from(query.limit) + 1));
+    statement
+}

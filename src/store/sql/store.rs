@@ -1,0 +1,192 @@
+//! [`Store`] over a pool of connections.
+
+use std::fs::File;
+
+use async_trait::async_trait;
+use sqlx::{Database, Executor, FromRow, IntoArguments, Pool, QueryBuilder};
+use uuid::Uuid;
+
+use super::{
+    super::{Store, StoreError, StoreResult, Transaction},
+    Dialect,
+    connection::ConnectionGuard,
+    query::{StatementExt as _, Value, list_statement, report_statement},
+    rows::{ImageRow, LocationRow, RecordRow, ReportRow},
+    transaction::SqlTransaction,
+};
+use crate::model::{
+    Cursor, ListQuery, Location, LocationId, Micros, OrderField, OwnerId, Page, Report,
+    ReportCursor, ReportQuery, SortValue,
+};
+
+/// A store over a database. Reads and writes have pools of their own, which may be the same one.
+#[derive(Debug)]
+pub(in crate::store) struct SqlStore<DB: Database> {
+    pub(in crate::store) read_pool: Pool<DB>,
+    pub(in crate::store) write_pool: Pool<DB>,
+    /// One connection for [`Store::ping`], which mustn't wait for calls.
+    pub(in crate::store) ping_pool: Pool<DB>,
+    /// A file that is locked while the store exists.
+    pub(in crate::store) lock: Option<File>,
+}
+
+impl<DB: Dialect> SqlStore<DB> {
+    async fn reader(&self) -> StoreResult<ConnectionGuard<DB>> {
+        ConnectionGuard::acquire(&self.read_pool).await
+    }
+
+    async fn writer(&self) -> StoreResult<ConnectionGuard<DB>> {
+        ConnectionGuard::acquire(&self.write_pool).await
+    }
+}
+
+#[async_trait]
+impl<DB: Dialect> Store for SqlStore<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+    LocationRow: for<'r> FromRow<'r, DB::Row>,
+    ReportRow: for<'r> FromRow<'r, DB::Row>,
+    RecordRow: for<'r> FromRow<'r, DB::Row>,
+    ImageRow: for<'r> FromRow<'r, DB::Row>,
+    (Uuid,): for<'r> FromRow<'r, DB::Row>,
+    (i64,): for<'r> FromRow<'r, DB::Row>,
+    (Vec<u8>,): for<'r> FromRow<'r, DB::Row>,
+{
+    async fn list(
+        &self,
+        query: &ListQuery,
+        after: Option<&Cursor>,
+    ) -> StoreResult<Page<Location, Cursor>> {
+        let mut reader = self.reader().await?;
+        let (mut items, cut) = reader.page(&mut list_statement(query, after)).await?;
+        let total = if query.count {
+            let mut statement = QueryBuilder::new("SELECT count(*) FROM locations");
+            let rows = reader.rows(statement.filter_list(query)).await?;
+            rows.first().map(|(total,)| *total)
+        } else {
+            None
+        };
+        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
+        let more = cut || items.len() > limit;
+        items.truncate(limit);
+        let next = items.last().filter(|_| more).map(|last| Cursor {
+            value: match query.order.field {
+                OrderField::CreateTime => SortValue::Number(last.create_time.0),
+                OrderField::UpdateTime => SortValue::Number(last.update_time.0),
+                OrderField::DisplayName => {
+                    SortValue::Text(last.details.display_name.as_str().to_owned())
+                }
+                OrderField::Capacity => SortValue::Number(last.details.capacity.get()),
+            },
+            id: last.id,
+        });
+        Ok(Page { items, next, total })
+    }
+
+    async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> StoreResult<Vec<Location>> {
+        let mut statement = QueryBuilder::new("SELECT ");
+        statement
+            .read_columns()
+            .push(" FROM locations WHERE id IN (")
+            .values(ids.iter().map(|id| (*id).into()))
+            .push(")")
+            .owned_by(owner);
+        let rows: Vec<LocationRow> = self.reader().await?.rows(&mut statement).await?;
+        Ok(rows.into_iter().map(|row| row.location).collect())
+    }
+
+    async fn reports(
+        &self,
+        query: &ReportQuery,
+        after: Option<&ReportCursor>,
+    ) -> StoreResult<Page<Report, ReportCursor>> {
+        let mut statement = report_statement(query, after);
+        let rows: Vec<ReportRow> = self.reader().await?.rows(&mut statement).await?;
+        let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
+        let more = rows.len() > limit;
+        let items: Vec<Report> = rows
+            .into_iter()
+            .take(limit)
+            .map(Report::try_from)
+            .collect::<StoreResult<_>>()?;
+        let next = items
+            .last()
+            .filter(|_| more)
+            .map(|last| (last.kind, last.run.clone()));
+        Ok(Page {
+            items,
+            next,
+            total: None,
+        })
+    }
+
+    async fn begin(&self) -> StoreResult<Box<dyn Transaction>> {
+        let mut writer = self.writer().await?;
+        writer.in_transaction = true;
+        writer
+            .command(DB::BEGIN.to_owned())
+            .await?
+            .map_err(DB::map_error)?;
+        Ok(Box::new(SqlTransaction(writer)))
+    }
+
+    async fn delete_previous_image(&self, id: LocationId, recorded: Micros) -> StoreResult<()> {
+        let mut statement = QueryBuilder::new("DELETE FROM former_images WHERE id = ");
+        statement
+            .value(id)
+            .push(" AND noted_time = ")
+            .value(Value::Int(recorded.0));
+        self.writer().await?.execute(&mut statement).await
+    }
+
+    async fn purge_expired(&self, before: Micros) -> StoreResult<()> {
+        for (table, key, time) in [
+            ("create_requests", "caller, request_id", "create_time"),
+            ("former_images", "id", "noted_time"),
+        ] {
+            loop {
+                // In small batches, so that other writers aren't blocked.
+                let mut statement = QueryBuilder::new(format!(
+                    "DELETE FROM {table} WHERE ({key}) IN \
+                     (SELECT {key} FROM {table} WHERE {time} < "
+                ));
+                statement
+                    .value(Value::Int(before.0))
+                    .push(format_args!(" LIMIT 500) RETURNING {time}"));
+                let deleted: Vec<(i64,)> = self.writer().await?.rows(&mut statement).await?;
+                if deleted.is_empty() {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    async fn page_token_key(&self) -> StoreResult<[u8; 32]> {
+        let mut statement =
+            QueryBuilder::new("SELECT value FROM secrets WHERE name = 'page_token_key'");
+        let rows: Vec<(Vec<u8>,)> = self.reader().await?.rows(&mut statement).await?;
+        rows.into_iter()
+            .next()
+            .and_then(|(key,)| key.try_into().ok())
+            .ok_or_else(|| StoreError::corrupt("the database has no page_token_key of 32 bytes"))
+    }
+
+    async fn ping(&self) -> StoreResult<()> {
+        let mut statement = QueryBuilder::new("SELECT id FROM locations LIMIT 1");
+        let mut connection = ConnectionGuard::acquire(&self.ping_pool).await?;
+        let _: Vec<(Uuid,)> = connection.rows(&mut statement).await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.ping_pool.close().await;
+        self.read_pool.close().await;
+        self.write_pool.close().await;
+        if let Some(lock) = &self.lock {
+            // If this fails, the lock ends when the store is dropped.
+            let _ = lock.unlock();
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! [`Transaction`] over a connection.
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+use sqlx::{Executor, FromRow, IntoArguments, QueryBuilder};
+use uuid::Uuid;
+
+use super::{
+    super::{IdempotencyRecord, StoreError, StoreResult, Transaction},
+    Dialect,
+    connection::ConnectionGuard,
+    query::{StatementExt as _, Value},
+    rows::{ImageRow, LOCATION_COLUMNS, LocationRow, RecordRow},
+};
+use crate::model::{Epoch, Image, Location, LocationId, Micros, OwnerId};
+
+/// A connection on which a transaction has begun.
+pub(super) struct SqlTransaction<DB: Dialect>(pub(super) ConnectionGuard<DB>);
+
+#[async_trait]
+impl<DB: Dialect> Transaction for SqlTransaction<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+    LocationRow: for<'r> FromRow<'r, DB::Row>,
+    RecordRow: for<'r> FromRow<'r, DB::Row>,
+    ImageRow: for<'r> FromRow<'r, DB::Row>,
+    (Uuid,): for<'r> FromRow<'r, DB::Row>,
+{
+    async fn lock(&mut self, id: LocationId) -> StoreResult<Option<Location>> {
+        let mut statement = QueryBuilder::new("SELECT ");
+        statement
+            .read_columns()
+            .push(" FROM locations WHERE id = ")
+            .value(id)
+            .push(DB::FOR_UPDATE);
+        let rows: Vec<LocationRow> = self.0.rows(&mut statement).await?;
+        Ok(rows.into_iter().next().map(|row| row.location))
+    }
+
+    async fn insert(&mut self, locations: &[Location]) -> StoreResult<()> {
+        let mut statement = QueryBuilder::new("INSERT INTO locations (");
+        for (index, column) in LOCATION_COLUMNS.iter().enumerate() {
+            statement
+                .push(if index == 0 { "" } else { ", " })
+                .push(column.name);
+        }
+        statement
+            .push(") VALUES ")
+            .tuples(locations.iter().map(|location| {
+                LOCATION_COLUMNS
+                    .iter()
+                    .map(|column| (column.value)(location))
+            }))
+            .push(" ON CONFLICT (id) DO NOTHING RETURNING id");
+        let rows: Vec<(Uuid,)> = self.0.rows(&mut statement).await?;
+        if rows.len() == locations.len() {
+            return Ok(());
+        }
+        let mut inserted: HashSet<Uuid> = rows.into_iter().map(|(id,)| id).collect();
+        // The first of two locations with the same id was inserted: it doesn't collide.
+        let indexes: Vec<usize> = (0..locations.len())
+            .filter(|index| !inserted.remove(&locations[*index].id.0))
+            .collect();
+        let first = *indexes.first().unwrap_or(&0);
+        Err(StoreError::AlreadyExists {
+            id: locations[first].id,
+            indexes,
+        })
+    }
+
+    async fn update(&mut self, location: &Location) -> StoreResult<()> {
+        let mut statement = QueryBuilder::new("UPDATE locations SET ");
+        for (index, column) in LOCATION_COLUMNS.iter().skip(1).enumerate() {
+            statement
+                .push(if index == 0 { "" } else { ", " })
+                .push(column.name)
+                .push(" = ")
+                .value((column.value)(location));
+        }
+        statement.push(" WHERE id = ").value(location.id);
+        self.0.execute(&mut statement).await
+    }
+
+    async fn delete(&mut self, id: LocationId) -> StoreResult<()> {
+        let mut statement = QueryBuilder::new("DELETE FROM locations WHERE id = ");
+        self.0.execute(statement.value(id)).await
+    }
+
+    async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>> {
+        let mut statement = QueryBuilder::new("DELETE FROM former_images WHERE id IN (");
+        statement
+            .values(ids.iter().map(|id| (*id).into()))
+            .push(") RETURNING id, type, production_run_id, owner_id");
+        let rows: Vec<ImageRow> = self.0.rows(&mut statement).await?;
+        rows.into_iter().map(Image::try_from).collect()
+    }
+
+    async fn record_previous_image(&mut self, image: &Image, now: Micros) -> StoreResult<()> {
+        let Image {
+            id,
+            kind,
+            run,
+            owner,
+        } = image;
+        let mut statement = QueryBuilder::new(
+            "INSERT INTO former_images (id, type, production_run_id, owner_id, noted_time) VALUES ",
+        );
+        statement
+            .tuples([[
+                (*id).into(),
+                Value::Int(*kind as i64),
+                run.as_str().into(),
+                owner.as_str().into(),
+                Value::Int(now.0),
+            ]])
+            .push(
+                " ON CONFLICT (id) DO UPDATE SET type = excluded.type, \
+                 production_run_id = excluded.production_run_id, owner_id = excluded.owner_id, \
+                 noted_time = excluded.noted_time",
+            );
+        self.0.execute(&mut statement).await
+    }
+
+    async fn find_idempotency_records(
+        &mut self,
+        caller: &OwnerId,
+        ids: &[Uuid],
+    ) -> StoreResult<Vec<IdempotencyRecord>> {
+        let mut statement = QueryBuilder::new(
+            "SELECT request_id, fingerprint, answer FROM create_requests WHERE caller = ",
+        );
+        statement
+            .value(caller.as_str())
+            .push(" AND request_id IN (")
+            .values(ids.iter().copied().map(Value::Id))
+            .push(")");
+        let rows: Vec<RecordRow> = self.0.rows(&mut statement).await?;
+        rows.into_iter().map(IdempotencyRecord::try_from).collect()
+    }
+
+    async fn save_idempotency_records(
+        &mut self,
+        caller: &OwnerId,
+        records: &[IdempotencyRecord],
+        now: Micros,
+    ) -> StoreResult<bool> {
+        let mut statement = QueryBuilder::new(
+            "INSERT INTO create_requests \
+             (caller, request_id, fingerprint, answer, create_time) VALUES ",
+        );
+        statement
+            .tuples(records.iter().map(|record| {
+                [
+                    caller.as_str().into(),
+                    Value::Id(record.request_id),
+                    Value::Bytes(record.fingerprint.to_vec()),
+                    Value::Bytes(record.location.clone()),
+                    Value::Int(now.0),
+                ]
+            }))
+            .push(" ON CONFLICT (caller, request_id) DO NOTHING RETURNING request_id");
+        let rows: Vec<(Uuid,)> = self.0.rows(&mut statement).await?;
+        Ok(rows.len() == records.len())
+    }
+
+    async fn commit(mut self: Box<Self>, epoch: Option<Epoch>) -> StoreResult<()> {
+        match self.0.command(DB::commit(epoch)).await {
+            Ok(Ok(())) => {
+                self.0.in_transaction = false;
+                Ok(())
+            }
+            Ok(Err(error)) => Err(DB::map_commit_error(error)),
+            Err(StoreError::Unavailable(elapsed)) => Err(StoreError::OutcomeUnknown(elapsed)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn rollback(mut self: Box<Self>) {
+        // After an error the connection is closed, which rolls back too.
+        if let Ok(Ok(())) = self.0.command("ROLLBACK".to_owned()).await {
+            self.0.in_transaction = false;
+        }
+    }
+}
