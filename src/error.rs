@@ -28,6 +28,28 @@ pub enum Error {
         count: usize,
     },
 
+    /// The message is larger than the method accepts.
+    #[error("the message has {size} bytes, over the limit of {limit}")]
+    MessageTooLarge {
+        /// Maximum size in bytes.
+        limit: usize,
+        /// The size that was announced or received so far.
+        size: usize,
+    },
+
+    /// The message didn't arrive in time.
+    #[error("the request message did not arrive within {0:?}")]
+    MessageTimeout(std::time::Duration),
+
+    /// A limit of the service is reached.
+    #[error("the service is overloaded, its limit is {value} {limit}: retry later")]
+    Overloaded {
+        /// The name of the limit.
+        limit: &'static str,
+        /// The value of the limit.
+        value: usize,
+    },
+
     /// No locations that the caller may see have these ids.
     #[error("location {} was not found{}", .0[0], and_more(.0.len()))]
     NotFound(Vec<LocationId>),

@@ -8,18 +8,17 @@
 use std::{
     mem,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
 use bytes::Bytes;
-use futures_util::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response,
     header::{CONTENT_TYPE, HeaderName},
 };
-use http_body::{Body as _, Frame};
-use http_body_util::{BodyExt as _, BodyStream, Full, StreamBody};
+use http_body::Frame;
+use http_body_util::Full;
 use prost::{DecodeError, Message as _};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
@@ -29,7 +28,6 @@ use super::{
     cache_headers::{CACHE_STATUS, cache_mode, cache_status},
 };
 use crate::{
-    auth::Authenticator,
     error::Error,
     model::Principal,
     proto::{self, location::v1},
@@ -60,43 +58,44 @@ impl CachedMethod {
     }
 }
 
+/// The body of an admitted request.
+pub enum Incoming {
+    /// A call of the API.
+    Call {
+        /// The authenticated caller.
+        caller: Principal,
+        /// The whole body: the message in its frame, unless the client sent anything else.
+        frame: Bytes,
+    },
+    /// A request to another service, whose body may be a stream.
+    Other(Body),
+}
+
 /// A layer that responds to plain calls of the cached methods.
 #[derive(Clone)]
 pub struct FastPath {
     api: LocationApi,
-    authenticator: Arc<Authenticator>,
 }
 
 impl FastPath {
     /// Creates the fast path to an API.
-    pub fn new(api: LocationApi, authenticator: Arc<Authenticator>) -> Self {
-        Self { api, authenticator }
+    pub fn new(api: LocationApi) -> Self {
+        Self { api }
     }
 
-    /// Responds to a call, or returns it unchanged for tonic.
+    /// Responds to a call; `None` if it is malformed, or anything else that tonic must handle.
     async fn respond(
         &self,
         method: CachedMethod,
-        request: Request<Body>,
-    ) -> Result<Response<ResponseBody>, Request<Body>> {
-        let (head, body) = request.into_parts();
-        let caller = match self.authenticator.authenticate(&head.headers) {
-            Ok(caller) => caller,
-            Err(error) => return Ok(error_response(error)),
-        };
-        let frame = match only_frame(body).await {
-            Ok(frame) => frame,
-            Err(body) => return Err(Request::from_parts(head, body)),
-        };
-        let mode = cache_mode(&head.headers);
-        match self.call(method, &caller, mode, frame.message()).await {
-            Ok(Ok(response)) => Ok(cached_response(response)),
-            Ok(Err(error)) => Ok(error_response(error)),
-            Err(_malformed) => {
-                let body = Body::new(Full::new(frame.into_bytes()));
-                Err(Request::from_parts(head, body))
-            }
-        }
+        headers: &HeaderMap,
+        caller: &Principal,
+        frame: &Bytes,
+    ) -> Option<Response<ResponseBody>> {
+        let frame = proto::Frame::parse(frame.clone())?;
+        let mode = cache_mode(headers);
+        let response = self.call(method, caller, mode, frame.message()).await;
+        // tonic reports a malformed message.
+        Some(response.ok()?.map_or_else(error_response, cached_response))
     }
 
     async fn call(
@@ -136,7 +135,7 @@ fn error_response(error: Error) -> Response<ResponseBody> {
 }
 
 /// Whether the headers of a request need nothing that only tonic does.
-fn is_plain(request: &Request<Body>) -> bool {
+fn is_plain<B>(request: &Request<B>) -> bool {
     let headers = request.headers();
     request.method() == Method::POST
         && headers.get(CONTENT_TYPE).is_some_and(|content_type| {
@@ -144,37 +143,6 @@ fn is_plain(request: &Request<Body>) -> bool {
         })
         && !headers.contains_key("grpc-encoding")
         && !headers.contains_key("grpc-accept-encoding")
-}
-
-/// Returns the frame of a body that is one uncompressed frame in one piece. Returns any other body
-/// unchanged.
-async fn only_frame(mut body: Body) -> Result<proto::Frame, Body> {
-    let first = match body.frame().await {
-        Some(Ok(first)) => first,
-        other => return Err(unread(other, body)),
-    };
-    let Some(frame) = first.data_ref().cloned().and_then(proto::Frame::parse) else {
-        return Err(unread([Ok(first)], body));
-    };
-    while !body.is_end_stream() {
-        match body.frame().await {
-            None => break,
-            // Many clients end the stream with an empty data frame.
-            Some(Ok(end)) if end.data_ref().is_some_and(Bytes::is_empty) => {}
-            Some(more) => return Err(unread([Ok(first), more], body)),
-        }
-    }
-    Ok(frame)
-}
-
-/// Puts the parts that were read back in front of a body.
-fn unread(
-    read: impl IntoIterator<Item = Result<Frame<Bytes>, Status>, IntoIter: Send + 'static>,
-    rest: Body,
-) -> Body {
-    Body::new(StreamBody::new(
-        stream::iter(read).chain(BodyStream::new(rest)),
-    ))
 }
 
 /// The body of a response.
@@ -235,14 +203,15 @@ impl<S> Layer<S> for FastPath {
     }
 }
 
-/// A service with a [`FastPath`] in front of it.
+/// A service with a [`FastPath`] in front of it. Its requests have the caller, a [`Principal`], as an
+/// extension.
 #[derive(Clone)]
 pub struct WithFastPath<S> {
     path: FastPath,
     inner: S,
 }
 
-impl<S> Service<Request<Body>> for WithFastPath<S>
+impl<S> Service<Request<Incoming>> for WithFastPath<S>
 where
     S: Service<Request<Body>, Response = Response<Body>> + Clone + Send + 'static,
     S::Future: Send,
@@ -255,21 +224,29 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let method = CachedMethod::from_path(request.uri().path()).filter(|_| is_plain(&request));
         let path = self.path.clone();
         // The clone may not be ready, but `self.inner` is.
         let clone = self.inner.clone();
         let mut inner = mem::replace(&mut self.inner, clone);
         async move {
-            let request = match method {
-                Some(method) => match path.respond(method, request).await {
-                    Ok(response) => return Ok(response),
-                    Err(request) => request,
-                },
-                None => request,
+            let (mut head, body) = request.into_parts();
+            let body = match body {
+                Incoming::Other(body) => body,
+                Incoming::Call { caller, frame } => {
+                    if let Some(method) = method
+                        && let Some(response) =
+                            path.respond(method, &head.headers, &caller, &frame).await
+                    {
+                        return Ok(response);
+                    }
+                    head.extensions.insert(caller);
+                    Body::new(Full::new(frame))
+                }
             };
-            Ok(inner.call(request).await?.map(ResponseBody::Tonic))
+            let response = inner.call(Request::from_parts(head, body)).await?;
+            Ok(response.map(ResponseBody::Tonic))
         }
         .boxed()
     }

@@ -40,6 +40,15 @@ impl From<Error> for Status {
                 let description = format!("must have at most {limit} items, has {count}");
                 details.push(BadRequest::new([FieldViolation::new(field, description)]).into());
             }
+            Error::MessageTooLarge { limit, size } => {
+                info.metadata.insert("limit".to_owned(), limit.to_string());
+                info.metadata.insert("value".to_owned(), size.to_string());
+            }
+            Error::Overloaded { limit, value } => {
+                info.metadata
+                    .insert("limit".to_owned(), (*limit).to_owned());
+                info.metadata.insert("value".to_owned(), value.to_string());
+            }
             Error::NotFound(ids) => {
                 let mut bytes_left = MAX_DETAIL_BYTES;
                 details.extend(
@@ -65,7 +74,9 @@ impl From<Error> for Status {
             }
             _ => {}
         }
-        if matches!(code, Code::Unavailable | Code::ResourceExhausted) {
+        let retryable = matches!(code, Code::Unavailable | Code::ResourceExhausted)
+            && !matches!(error, Error::MessageTooLarge { .. });
+        if retryable {
             details.push(RetryInfo::new(Some(RETRY_AFTER)).into());
         }
         details.insert(0, info.into());
@@ -79,6 +90,9 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::InvalidArgument(_) | Error::TooManyItems { .. } => {
             (Code::InvalidArgument, "INVALID_FIELD")
         }
+        Error::MessageTooLarge { .. } => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+        Error::MessageTimeout(_) => (Code::DeadlineExceeded, "MESSAGE_TIMEOUT"),
+        Error::Overloaded { .. } => (Code::ResourceExhausted, "OVERLOADED"),
         Error::NotFound(_) => (Code::NotFound, "LOCATION_NOT_FOUND"),
         Error::AlreadyExists { .. } => (Code::AlreadyExists, "LOCATION_EXISTS"),
         Error::RequestIdReused(_) => (Code::AlreadyExists, "REQUEST_ID_REUSED"),

@@ -1,93 +1,22 @@
-//! Limits of calls: how many run at once, and the deadline of each, which is the caller's
-//! `grpc-timeout` or the service's own limit if that is shorter.
+//! The deadline of a call: the caller's `grpc-timeout`, or the service's own limit if that is
+//! shorter.
 //!
 //! tonic has a timeout too. It ends calls with CANCELLED, the code for calls that the caller itself
 //! has cancelled.
 
-use std::{
-    sync::Arc,
-    task::{Context, Poll},
-    time::Duration,
-};
+use std::time::Duration;
 
-use futures_util::{FutureExt as _, future::BoxFuture};
-use http::{HeaderMap, Request, Response};
-use tokio::sync::Semaphore;
-use tonic::Status;
-use tower::{Layer, Service};
-
-use crate::error::Error;
+use http::HeaderMap;
 
 /// The longest deadline, up to the start of the response.
 const MAX_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Calls end this much earlier than tonic's timer would end them: more than one tick of both timers.
-const LEAD: Duration = Duration::from_millis(3);
+pub const LEAD: Duration = Duration::from_millis(3);
 
-/// Calls that run at once. Further ones wait, until their deadlines.
-const MAX_CALLS: usize = 1_024;
-
-/// Applies the deadlines, and one common limit, to the calls of all services that it wraps.
-#[derive(Debug, Clone)]
-pub struct Bounds(Arc<Semaphore>);
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(MAX_CALLS)))
-    }
-}
-
-impl<S> Layer<S> for Bounds {
-    type Service = Bounded<S>;
-
-    fn layer(&self, inner: S) -> Bounded<S> {
-        Bounded {
-            inner,
-            permits: Arc::clone(&self.0),
-        }
-    }
-}
-
-/// A service whose calls are dropped at their deadlines, and end with `DEADLINE_EXCEEDED`.
-#[derive(Debug, Clone)]
-pub struct Bounded<S> {
-    inner: S,
-    permits: Arc<Semaphore>,
-}
-
-impl<S, B, R> Service<Request<B>> for Bounded<S>
-where
-    S: Service<Request<B>, Response = Response<R>>,
-    S::Future: Send + 'static,
-    R: Default,
-{
-    type Response = S::Response;
-    type Error = S::Error;
-    type Future = BoxFuture<'static, Result<S::Response, S::Error>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(context)
-    }
-
-    fn call(&mut self, request: Request<B>) -> Self::Future {
-        let limit = grpc_timeout(request.headers())
-            .map_or(MAX_DEADLINE, |timeout| timeout.min(MAX_DEADLINE));
-        let deadline = tokio::time::sleep(limit.saturating_sub(LEAD));
-        let response = self.inner.call(request);
-        let permits = Arc::clone(&self.permits);
-        async move {
-            let call = async {
-                let _permit = permits.acquire().await;
-                response.await
-            };
-            tokio::select! {
-                biased;
-                response = call => response,
-                () = deadline => Ok(Status::from(Error::DeadlineExceeded(limit)).into_http()),
-            }
-        }
-        .boxed()
-    }
+/// The time limit of a call with these headers.
+pub fn limit(headers: &HeaderMap) -> Duration {
+    grpc_timeout(headers).map_or(MAX_DEADLINE, |timeout| timeout.min(MAX_DEADLINE))
 }
 
 /// Parses `grpc-timeout`: up to 8 digits and a unit.

@@ -1,5 +1,6 @@
 //! Serving over TCP: connections, limits of calls, health, and a graceful shutdown.
 
+mod admission;
 mod connection;
 mod deadlines;
 mod encodings;
@@ -17,17 +18,20 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
-use tonic::{
-    Request,
-    codec::CompressionEncoding,
-    service::{Interceptor, InterceptorLayer},
-};
+use tonic::codec::CompressionEncoding;
 use tonic_health::ServingStatus;
-use tower::{Layer as _, util::MapRequestLayer};
+use tower::util::MapRequestLayer;
 
-use self::{deadlines::Bounds, encodings::prefer_encoding, purge::purge_loop};
+use self::{
+    admission::{Admission, MAX_NAME_BYTES},
+    encodings::prefer_encoding,
+    purge::purge_loop,
+};
 use crate::{
-    api::{CacheApi, LocationApi, fast_path::FastPath},
+    api::{
+        CacheApi, LocationApi,
+        fast_path::{FastPath, Incoming},
+    },
     auth::Authenticator,
     proto::location::v1::{
         cache_service_server::CacheServiceServer, location_service_server::LocationServiceServer,
@@ -94,9 +98,9 @@ impl Server {
         let watch_health = spawn(health::watch(health.clone(), Arc::clone(&self.store)));
         let _purge = spawn(purge_loop(Arc::clone(&self.store)));
 
-        let interceptor = InterceptorLayer::new(interceptor(Arc::clone(&self.authenticator)));
+        let admission = Admission::new(Arc::clone(&self.authenticator));
         let api = LocationApi::new(self.service.clone());
-        let fast_path = FastPath::new(api.clone(), Arc::clone(&self.authenticator));
+        let fast_path = FastPath::new(api.clone());
         let locations = configure!(LocationServiceServer::new(api));
         let cache = configure!(CacheServiceServer::new(CacheApi::new(
             self.service.clone(),
@@ -112,14 +116,14 @@ impl Server {
             .http2_keepalive_interval(Some(KEEPALIVE))
             // Short deadlines reset many streams before a busy server has accepted them.
             .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS_PER_CONNECTION as usize))
-            .layer(Bounds::default())
-            .layer(MapRequestLayer::new(prefer_encoding))
+            .layer(admission)
+            .layer(MapRequestLayer::new(prefer_encoding::<Incoming>))
             .layer(fast_path)
             .add_service(health_service)
-            .add_service(reflection::v1())
-            .add_service(reflection::v1alpha())
-            .add_service(interceptor.layer(locations))
-            .add_service(interceptor.layer(cache))
+            .add_service(reflection::v1().max_decoding_message_size(MAX_NAME_BYTES))
+            .add_service(reflection::v1alpha().max_decoding_message_size(MAX_NAME_BYTES))
+            .add_service(locations)
+            .add_service(cache)
             .serve_with_incoming_shutdown(listener::accept(listener), stopped);
         tokio::pin!(server);
         let mut outcome = tokio::select! {
@@ -143,15 +147,6 @@ impl Server {
             tracing::warn!("the database connections didn't close within {CLOSE_TIMEOUT:?}");
         }
         Ok(outcome.unwrap_or(Ok(()))?)
-    }
-}
-
-/// Refuses unauthenticated requests, and adds the extension [`Principal`](crate::model::Principal) to the rest.
-fn interceptor(authenticator: Arc<Authenticator>) -> impl Interceptor + Clone {
-    move |mut request: Request<()>| {
-        let principal = authenticator.authenticate(request.metadata().as_ref())?;
-        request.extensions_mut().insert(principal);
-        Ok(request)
     }
 }
 

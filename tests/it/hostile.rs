@@ -1,19 +1,33 @@
 //! Limits of what one client costs the others: of memory, of connections, and of time.
 
-use std::fs;
+use std::{
+    collections::BTreeSet,
+    fs,
+    time::{Duration, Instant},
+};
 
+use bytes::Bytes;
+use h2::{
+    SendStream,
+    client::{ResponseFuture, SendRequest},
+};
+use http::Method;
+use tokio::time::timeout;
 use tonic::{
     Code, Status,
     client::Grpc,
     codec::CompressionEncoding,
     transport::{Channel, Endpoint},
 };
+use tonic_health::pb::{
+    HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
+};
 use tonic_types::StatusExt as _;
 
 use crate::{
-    harness::token,
+    harness::{self, PATIENCE, TestApp, storage, token},
     process::{Home, Process},
-    robustness::{Raw, path},
+    robustness::{GRPC, Raw, connect, frame, path, send},
 };
 
 /// The memory that one request may take.
@@ -146,4 +160,158 @@ async fn a_request_with_violations_everywhere_takes_little_memory() {
         let growth = memory(&process, "VmHWM").saturating_sub(idle);
         assert!(growth < MAX_GROWTH_KIB, "{growth} KiB: {method}");
     }
+}
+
+/// Calls whose messages never arrive completely, on connections of 256 streams each.
+struct Unfinished {
+    calls: Vec<(ResponseFuture, SendStream<Bytes>)>,
+    _connections: Vec<SendRequest<Bytes>>,
+}
+
+impl Unfinished {
+    async fn open(app: &TestApp, path: &str, bearer: Option<&str>, connections: usize) -> Self {
+        let mut calls = Vec::new();
+        let mut open = Vec::new();
+        for _ in 0..connections {
+            let mut client = connect(app).await;
+            for _ in 0..256 {
+                client = client.ready().await.expect("a stream");
+                let mut request = http::Request::post(format!("{}{path}", app.url));
+                request = request.header(GRPC.0, GRPC.1);
+                if let Some(bearer) = bearer {
+                    request = request.header("authorization", bearer);
+                }
+                let request = request.body(()).expect("a request");
+                let (response, mut stream) = client.send_request(request, false).expect("sent");
+                let part = frame(0, 100, &[1]).into();
+                // The service may have refused it.
+                let _ = stream.send_data(part, false);
+                calls.push((response, stream));
+            }
+            open.push(client);
+        }
+        Self {
+            calls,
+            _connections: open,
+        }
+    }
+
+    /// Waits for the responses, which all have one status.
+    async fn status(self) -> Code {
+        let mut codes = BTreeSet::new();
+        for (response, _stream) in self.calls {
+            let response = timeout(PATIENCE, response)
+                .await
+                .expect("a response in time");
+            let headers = response.expect("a response").into_parts().0.headers;
+            let code = headers["grpc-status"].to_str().expect("ASCII");
+            codes.insert(code.parse::<i32>().expect("a number"));
+        }
+        assert_eq!(codes.len(), 1, "{codes:?}");
+        codes.first().copied().unwrap_or_default().into()
+    }
+}
+
+async fn check_health(app: &TestApp) -> ServingStatus {
+    let endpoint = Endpoint::new(app.url.clone()).expect("a URL");
+    let channel = endpoint.connect().await.expect("the service accepts");
+    let health = HealthClient::new(channel)
+        .check(HealthCheckRequest::default())
+        .await;
+    health.expect("a status").into_inner().status()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unfinished_messages_delay_no_other_call() {
+    let app = TestApp::spawn().await;
+    let bearer = format!("Bearer {}", token("root", true));
+    let health = "/grpc.health.v1.Health/Check";
+    let unfinished_checks = Unfinished::open(&app, health, None, 4).await;
+    let create = path("CreateLocation");
+    let unfinished_writes = Unfinished::open(&app, &create, Some(&bearer), 4).await;
+    let strangers = Unfinished::open(&app, &create, None, 1).await;
+
+    let started = Instant::now();
+    assert_eq!(check_health(&app).await, ServingStatus::Serving);
+    let mut admin = app.admin_on_new_connection().await;
+    let location = storage("served", "run");
+    let created = admin.create_location(harness::create(location)).await;
+    created.expect("created");
+    // Without the load both take a few milliseconds.
+    assert!(
+        started.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        started.elapsed()
+    );
+
+    assert_eq!(strangers.status().await, Code::Unauthenticated);
+    assert_eq!(unfinished_checks.status().await, Code::DeadlineExceeded);
+    assert_eq!(unfinished_writes.status().await, Code::DeadlineExceeded);
+    assert!(
+        started.elapsed() < Duration::from_secs(15),
+        "{:?}",
+        started.elapsed()
+    );
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_to_health_and_reflection_are_small() {
+    let app = TestApp::spawn().await;
+    let long = vec![b'x'; 5_000];
+    let message = field(1, &long);
+    let length = u32::try_from(message.len()).expect("short");
+    for path in [
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ] {
+        let response = send(
+            &app,
+            Method::POST,
+            path,
+            &[GRPC],
+            frame(0, length, &message),
+        )
+        .await;
+        let code = response.code.expect("a status");
+        assert!(
+            matches!(code, Code::ResourceExhausted | Code::OutOfRange),
+            "{path}: {response:?}"
+        );
+    }
+    assert_eq!(check_health(&app).await, ServingStatus::Serving);
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_watches_have_a_limit_of_their_own() {
+    let app = TestApp::spawn().await;
+    let mut watches = Vec::new();
+    let mut refused = None;
+    for number in 0..1_100 {
+        if number % 200 == 0 {
+            let endpoint = Endpoint::new(app.url.clone()).expect("a URL");
+            let channel = endpoint.connect().await.expect("the service accepts");
+            watches.push((HealthClient::new(channel), Vec::new()));
+        }
+        let (client, streams) = watches.last_mut().expect("a client");
+        match client.watch(HealthCheckRequest::default()).await {
+            Ok(stream) => streams.push(stream),
+            Err(status) => {
+                refused = Some((number, status));
+                break;
+            }
+        }
+    }
+    let (number, status) = refused.expect("a limit");
+    assert_eq!(number, 1_024, "{status:?}");
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    let info = status.get_details_error_info().expect("it has ErrorInfo");
+    assert_eq!(info.reason, "OVERLOADED");
+    assert_eq!(info.metadata["limit"], "health watches");
+    assert_eq!(check_health(&app).await, ServingStatus::Serving);
+    drop(watches);
+    app.stop().await;
 }

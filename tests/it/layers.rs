@@ -69,7 +69,7 @@ const MODULES: &[Module] = &[
     Module {
         name: "server",
         modules: &["api", "auth", "error", "model", "proto", "service", "store"],
-        crates: &["http", "tonic", "tonic_health", "tonic_reflection", "tonic_types", "tower"],
+        crates: &["http", "http_body", "http_body_util", "tonic", "tonic_health", "tonic_reflection", "tonic_types", "tower"],
     },
     Module {
         name: "auth",
@@ -80,7 +80,7 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "api",
-        modules: &["auth", "cache", "error", "model", "proto", "service"],
+        modules: &["cache", "error", "model", "proto", "service"],
         crates: &[
             "blake3", "http", "http_body", "http_body_util", "prost", "prost_reflect",
             "prost_types", "tonic", "tonic_prost", "tonic_types", "tower",

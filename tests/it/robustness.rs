@@ -19,6 +19,8 @@ use tonic::{
     codec::{Codec, CompressionEncoding, DecodeBuf, Decoder, EncodeBuf, Encoder},
 };
 
+use tonic_types::StatusExt as _;
+
 use crate::harness::{PATIENCE, TestApp, create, of_run, storage, token};
 
 const METHODS: [&str; 8] = [
@@ -502,7 +504,7 @@ async fn malformed_frames_get_clear_errors() {
             "a length of 4 GiB",
             &[GRPC],
             frame(0, u32::MAX, &[1, 2]),
-            Code::OutOfRange,
+            Code::ResourceExhausted,
         ),
         (
             "compressed with nothing",
@@ -636,7 +638,11 @@ async fn oversized_messages_are_refused() {
     let app = TestApp::spawn().await;
     for method in METHODS {
         let status = call(&app, method, vec![0; MAX_REQUEST_BYTES + 1]).await;
-        assert_eq!(status.expect_err("too large").code(), Code::OutOfRange);
+        let status = status.expect_err("too large");
+        assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+        let info = status.get_details_error_info().expect("it has ErrorInfo");
+        assert_eq!(info.reason, "MESSAGE_TOO_LARGE");
+        assert_eq!(info.metadata["limit"], MAX_REQUEST_BYTES.to_string());
     }
     // Small when compressed.
     let large = v1::Location {

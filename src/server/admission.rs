@@ -1,0 +1,518 @@
+//! Admission: a call takes its place once its caller is known and its message has arrived. Until
+//! then it takes nothing that other calls need.
+//!
+//! Health and reflection need no token, so they have limits of their own and never wait behind the
+//! calls of the API.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures_util::{FutureExt as _, future::BoxFuture, future::poll_immediate};
+use http::{HeaderMap, Request, Response, request::Parts};
+use http_body::{Body as _, Frame};
+use http_body_util::BodyExt as _;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    time::{Sleep, sleep, timeout},
+};
+use tonic::{Status, body::Body};
+use tower::{Layer, Service};
+
+use super::{MAX_REQUEST_BYTES, deadlines};
+use crate::{
+    api::fast_path::Incoming,
+    auth::Authenticator,
+    error::{Error, Result},
+};
+
+/// API calls that run at once. Further ones wait, until their deadlines.
+const MAX_CALLS: usize = 1_024;
+
+/// API calls that wait for a place.
+const MAX_WAITING_CALLS: usize = 4_096;
+
+/// The time in which a request message must arrive.
+const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The memory of all API requests that don't arrive in one piece, until their calls end, in KiB.
+const MAX_REQUEST_KIB: usize = 128 << 10;
+
+/// The memory of all health requests that don't arrive in one piece, in KiB.
+const MAX_HEALTH_REQUEST_KIB: usize = 16 << 10;
+
+/// The least memory that a request which has not arrived yet is counted with, in KiB.
+const MIN_REQUEST_KIB: usize = 4;
+
+/// Maximum size of a message to health or reflection, which contains little more than a name.
+pub const MAX_NAME_BYTES: usize = 4 << 10;
+
+/// Health checks that run at once. They only read a status, so further ones wait shortly.
+const MAX_CHECKS: usize = 64;
+
+/// Health watches that are open at once.
+const MAX_WATCHES: usize = 1_024;
+
+/// Reflection streams that are open at once.
+const MAX_REFLECTIONS: usize = 64;
+
+/// The lifetime of a reflection stream. A client needs a few requests on one.
+const REFLECTION_LIFETIME: Duration = Duration::from_secs(30);
+
+/// The length of the part before a message: the compression flag and the length.
+const PREFIX_BYTES: usize = 5;
+
+/// The layer that admits calls to the services that it wraps.
+#[derive(Clone)]
+pub struct Admission(Arc<Limits>);
+
+impl Admission {
+    /// Creates the layer, with limits of its own.
+    pub fn new(authenticator: Arc<Authenticator>) -> Self {
+        Self(Arc::new(Limits::new(authenticator)))
+    }
+}
+
+impl<S> Layer<S> for Admission {
+    type Service = Admitted<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        Admitted {
+            limits: Arc::clone(&self.0),
+            inner,
+        }
+    }
+}
+
+/// A service behind an [`Admission`].
+#[derive(Clone)]
+pub struct Admitted<S> {
+    limits: Arc<Limits>,
+    inner: S,
+}
+
+impl<S, B> Service<Request<Body>> for Admitted<S>
+where
+    S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
+    S::Future: Send,
+    B: Default + Send,
+{
+    type Response = Response<Guarded<B>>;
+    type Error = S::Error;
+    type Future = BoxFuture<'static, Result<Self::Response, S::Error>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let limit = deadlines::limit(request.headers());
+        let deadline = sleep(limit.saturating_sub(deadlines::LEAD));
+        let limits = Arc::clone(&self.limits);
+        // The clone may not be ready, but `self.inner` is.
+        let clone = self.inner.clone();
+        let inner = std::mem::replace(&mut self.inner, clone);
+        async move {
+            let call = limits.call(inner, request);
+            let refusal = tokio::select! {
+                biased;
+                response = call => match response {
+                    Ok(response) => return response,
+                    Err(error) => error,
+                },
+                () = deadline => Error::DeadlineExceeded(limit),
+            };
+            Ok(Status::from(refusal).into_http())
+        }
+        .boxed()
+    }
+}
+
+/// The kinds of calls, which have different limits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Api,
+    HealthCheck,
+    HealthWatch,
+    Reflection,
+    /// No service has the method, and none reads the request.
+    Unknown,
+}
+
+impl Kind {
+    fn of(path: &str) -> Self {
+        if path.starts_with("/location.v1.") {
+            Self::Api
+        } else if path == "/grpc.health.v1.Health/Check" {
+            Self::HealthCheck
+        } else if path == "/grpc.health.v1.Health/Watch" {
+            Self::HealthWatch
+        } else if path.starts_with("/grpc.reflection.") {
+            Self::Reflection
+        } else {
+            Self::Unknown
+        }
+    }
+}
+
+/// A limit of concurrent use, which is logged when it is first reached.
+struct Limit {
+    name: &'static str,
+    max: usize,
+    permits: Arc<Semaphore>,
+    reached: AtomicBool,
+}
+
+impl Limit {
+    fn new(name: &'static str, max: usize) -> Self {
+        Self {
+            name,
+            max,
+            permits: Arc::new(Semaphore::new(max)),
+            reached: AtomicBool::new(false),
+        }
+    }
+
+    /// Takes `count` permits at once, or refuses the call.
+    fn take(&self, count: usize) -> Result<OwnedSemaphorePermit> {
+        u32::try_from(count)
+            .ok()
+            .and_then(|count| {
+                let permits = Arc::clone(&self.permits);
+                permits.try_acquire_many_owned(count).ok()
+            })
+            .ok_or_else(|| {
+                if !self.reached.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(limit = self.name, max = self.max, "a limit was reached");
+                }
+                Error::Overloaded {
+                    limit: self.name,
+                    value: self.max,
+                }
+            })
+    }
+
+    /// Waits for a permit.
+    async fn wait(&self) -> Result<SemaphorePermit<'_>> {
+        self.permits.acquire().await.map_err(Error::internal)
+    }
+}
+
+struct Limits {
+    authenticator: Arc<Authenticator>,
+    calls: Limit,
+    waiting_calls: Limit,
+    request_kib: Limit,
+    checks: Limit,
+    watches: Limit,
+    reflections: Limit,
+    health_request_kib: Limit,
+}
+
+impl Limits {
+    fn new(authenticator: Arc<Authenticator>) -> Self {
+        Self {
+            authenticator,
+            calls: Limit::new("calls", MAX_CALLS),
+            waiting_calls: Limit::new("waiting calls", MAX_WAITING_CALLS),
+            request_kib: Limit::new("KiB of requests", MAX_REQUEST_KIB),
+            checks: Limit::new("health checks", MAX_CHECKS),
+            watches: Limit::new("health watches", MAX_WATCHES),
+            reflections: Limit::new("reflection streams", MAX_REFLECTIONS),
+            health_request_kib: Limit::new("KiB of health requests", MAX_HEALTH_REQUEST_KIB),
+        }
+    }
+
+    /// Admits a call and runs it up to the start of its response. The outer error refuses it.
+    async fn call<S, B>(
+        &self,
+        mut inner: S,
+        request: Request<Body>,
+    ) -> Result<Result<Response<Guarded<B>>, S::Error>>
+    where
+        S: Service<Request<Incoming>, Response = Response<B>>,
+    {
+        let (head, body) = request.into_parts();
+        let kind = Kind::of(head.uri.path());
+        let mut run = |head: Parts, incoming| inner.call(Request::from_parts(head, incoming));
+        let mut guard = Guard::default();
+        let response = match kind {
+            Kind::Api => {
+                let caller = self.authenticator.authenticate(&head.headers)?;
+                let Message { frame, memory } =
+                    receive(body, MAX_REQUEST_BYTES, &self.request_kib).await?;
+                let place = self.place().await?;
+                let response = run(head, Incoming::Call { caller, frame }).await;
+                drop((place, memory));
+                response
+            }
+            Kind::HealthCheck | Kind::HealthWatch => {
+                let message = receive(body, MAX_NAME_BYTES, &self.health_request_kib).await?;
+                if kind == Kind::HealthWatch {
+                    guard.permit = Some(self.watches.take(1)?);
+                }
+                let _place = self.checks.wait().await?;
+                run(head, Incoming::Other(full(message.frame))).await
+            }
+            Kind::Reflection => {
+                guard.permit = Some(self.reflections.take(1)?);
+                guard.expiry = Some(Box::pin(sleep(REFLECTION_LIFETIME)));
+                run(head, Incoming::Other(body)).await
+            }
+            Kind::Unknown => run(head, Incoming::Other(body)).await,
+        };
+        Ok(response.map(|response| response.map(|body| Guarded { body, guard })))
+    }
+
+    /// Waits for a place among the API calls that run.
+    async fn place(&self) -> Result<SemaphorePermit<'_>> {
+        if let Ok(place) = self.calls.permits.try_acquire() {
+            return Ok(place);
+        }
+        let _waiting = self.waiting_calls.take(1)?;
+        self.calls.wait().await
+    }
+}
+
+fn full(frame: Bytes) -> Body {
+    Body::new(http_body_util::Full::new(frame))
+}
+
+/// A request message in its frame.
+struct Message {
+    frame: Bytes,
+    /// Counts the message against a limit; `None` if it has arrived in one piece.
+    memory: Option<OwnedSemaphorePermit>,
+}
+
+/// Receives the message of a unary call, of up to `max` bytes, within [`MESSAGE_TIMEOUT`].
+async fn receive(mut body: Body, max: usize, kib: &Limit) -> Result<Message> {
+    let mut buffer = Buffer::new(max);
+    // A message that arrives with the headers, as most do, needs no timer. Some clients end the
+    // stream with an empty second part.
+    for _ in 0..2 {
+        let Some(part) = poll_immediate(body.frame()).await else {
+            break;
+        };
+        if buffer.push(part)? || body.is_end_stream() {
+            return Ok(Message {
+                frame: buffer.finish(),
+                memory: None,
+            });
+        }
+    }
+    let mut memory = kib.take(MIN_REQUEST_KIB)?;
+    let rest = async {
+        while !buffer.push(body.frame().await)? && !body.is_end_stream() {
+            let missing = (buffer.len() >> 10).saturating_sub(memory.num_permits());
+            if missing > 0 {
+                memory.merge(kib.take(missing)?);
+            }
+        }
+        Ok(())
+    };
+    timeout(MESSAGE_TIMEOUT, rest)
+        .await
+        .unwrap_or(Err(Error::MessageTimeout(MESSAGE_TIMEOUT)))?;
+    Ok(Message {
+        frame: buffer.finish(),
+        memory: Some(memory),
+    })
+}
+
+/// The part of a body that has arrived. One piece isn't copied.
+struct Buffer {
+    max: usize,
+    first: Bytes,
+    joined: BytesMut,
+}
+
+impl Buffer {
+    fn new(max: usize) -> Self {
+        Self {
+            max,
+            first: Bytes::new(),
+            joined: BytesMut::new(),
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.bytes().len()
+    }
+
+    fn bytes(&self) -> &[u8] {
+        if self.joined.is_empty() {
+            &self.first
+        } else {
+            &self.joined
+        }
+    }
+
+    /// Appends the next part of the body, and returns whether that is the end.
+    fn push(&mut self, part: Option<Result<Frame<Bytes>, Status>>) -> Result<bool> {
+        let data = match part {
+            None => return Ok(true),
+            Some(Err(_)) => return Err(Error::Cancelled),
+            Some(Ok(frame)) => match frame.into_data() {
+                Ok(data) => data,
+                Err(_trailers) => return Ok(true),
+            },
+        };
+        if self.len() == 0 {
+            self.first = data;
+        } else if !data.is_empty() {
+            if self.joined.is_empty() {
+                self.joined.extend_from_slice(&self.first);
+            }
+            self.joined.extend_from_slice(&data);
+        }
+        let announced = self.bytes().get(1..PREFIX_BYTES).map_or(0, |length| {
+            length
+                .iter()
+                .fold(0, |sum, &byte| sum << 8 | usize::from(byte))
+        });
+        let size = announced.max(self.len().saturating_sub(PREFIX_BYTES));
+        if size > self.max {
+            return Err(Error::MessageTooLarge {
+                limit: self.max,
+                size,
+            });
+        }
+        Ok(false)
+    }
+
+    fn finish(self) -> Bytes {
+        if self.joined.is_empty() {
+            self.first
+        } else {
+            self.joined.freeze()
+        }
+    }
+}
+
+/// Held by a response until its end.
+#[derive(Default)]
+struct Guard {
+    /// Counts a stream against its limit.
+    permit: Option<OwnedSemaphorePermit>,
+    /// The end of the stream.
+    expiry: Option<Pin<Box<Sleep>>>,
+}
+
+/// The body of a response, which may count against a limit and may expire.
+#[derive(Default)]
+pub struct Guarded<B> {
+    body: B,
+    guard: Guard,
+}
+
+impl<B> http_body::Body for Guarded<B>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+{
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        if let Some(expiry) = &mut self.guard.expiry
+            && expiry.as_mut().poll(context).is_ready()
+        {
+            self.guard.expiry = None;
+            let mut trailers = HeaderMap::new();
+            let status = Status::from(Error::DeadlineExceeded(REFLECTION_LIFETIME));
+            return Poll::Ready(
+                status
+                    .add_header(&mut trailers)
+                    .ok()
+                    .map(|()| Ok(Frame::trailers(trailers))),
+            );
+        }
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::{Full, StreamBody};
+
+    use super::*;
+
+    fn frame(length: u32, message: &[u8]) -> Bytes {
+        [&[0], &length.to_be_bytes()[..], message].concat().into()
+    }
+
+    fn in_parts(parts: Vec<Bytes>) -> Body {
+        let frames = parts
+            .into_iter()
+            .map(|part| Ok::<_, Status>(Frame::data(part)));
+        Body::new(StreamBody::new(futures_util::stream::iter(frames)))
+    }
+
+    #[tokio::test]
+    async fn a_message_is_the_same_in_one_piece_and_in_many() {
+        let limit = Limit::new("test", 64);
+        let whole = frame(300, &[7; 300]);
+        let message = receive(Body::new(Full::new(whole.clone())), 300, &limit).await;
+        assert_eq!(message.expect("small").frame, whole);
+        for size in [1, 4, 5, 6, 299] {
+            let parts = whole.chunks(size).map(Bytes::copy_from_slice).collect();
+            let message = receive(in_parts(parts), 300, &limit).await.expect("small");
+            assert_eq!(message.frame, whole, "{size}");
+        }
+        assert_eq!(limit.permits.available_permits(), 64);
+    }
+
+    #[tokio::test]
+    async fn a_large_message_is_refused_by_its_prefix() {
+        let limit = Limit::new("test", 64);
+        let body = Body::new(StreamBody::new(futures_util::StreamExt::chain(
+            futures_util::stream::iter([Ok::<_, Status>(Frame::data(frame(301, &[])))]),
+            futures_util::stream::pending(),
+        )));
+        let refused = receive(body, 300, &limit).await.err().expect("too large");
+        assert!(matches!(
+            refused,
+            Error::MessageTooLarge {
+                limit: 300,
+                size: 301
+            }
+        ));
+        let long = Body::new(Full::new(frame(1, &[7; 301])));
+        let refused = receive(long, 300, &limit).await.err().expect("too large");
+        assert!(matches!(refused, Error::MessageTooLarge { .. }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_message_that_does_not_arrive_is_given_up() {
+        let limit = Limit::new("test", 4);
+        let body = || {
+            Body::new(StreamBody::new(futures_util::stream::pending::<
+                Result<_, Status>,
+            >()))
+        };
+        let mut first = Box::pin(receive(body(), 300, &limit));
+        assert!(poll_immediate(&mut first).await.is_none());
+        let full = receive(body(), 300, &limit)
+            .await
+            .err()
+            .expect("no memory left");
+        assert!(matches!(full, Error::Overloaded { limit: "test", .. }));
+        let late = first.await.err().expect("too late");
+        assert!(matches!(late, Error::MessageTimeout(MESSAGE_TIMEOUT)));
+        assert_eq!(limit.permits.available_permits(), 4);
+    }
+}
