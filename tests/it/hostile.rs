@@ -275,11 +275,13 @@ async fn messages_to_health_and_reflection_are_small() {
             frame(0, length, &message),
         )
         .await;
-        let code = response.code.expect("a status");
-        assert!(
-            matches!(code, Code::ResourceExhausted | Code::OutOfRange),
-            "{path}: {response:?}"
-        );
+        if path.contains("reflection") {
+            // The library ends the stream.
+            assert!(response.body.is_empty(), "{path}: {response:?}");
+        } else {
+            let code = response.code;
+            assert_eq!(code, Some(Code::ResourceExhausted), "{path}: {response:?}");
+        }
     }
     assert_eq!(check_health(&app).await, ServingStatus::Serving);
     app.stop().await;

@@ -393,7 +393,7 @@ pub struct RawResponse {
     pub code: Option<Code>,
     message: String,
     headers: HeaderMap,
-    body: Vec<u8>,
+    pub body: Vec<u8>,
 }
 
 /// A new HTTP/2 connection, without the checks of a gRPC client.
