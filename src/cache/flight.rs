@@ -4,10 +4,11 @@ use std::{
     collections::{HashMap, hash_map::Entry},
     hash::Hash,
     panic::AssertUnwindSafe,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use futures_util::{FutureExt as _, future::BoxFuture};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
@@ -97,7 +98,7 @@ where
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let mut running = lock(&self.running);
+        let mut running = self.running.lock();
         if let Some(Some(next)) = running.get(&key) {
             return (next.answer.subscribe(), true);
         }
@@ -137,16 +138,12 @@ where
             }
             () = answer.closed() => {}
         }
-        let mut running = lock(&running);
+        let mut running = running.lock();
         next = running.get_mut(&key).and_then(Option::take);
         if next.is_none() {
             running.remove(&key);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -227,14 +224,14 @@ mod tests {
                     .value
             })
         };
-        let waiting = || match lock(&flights.running).get(&()) {
+        let waiting = || match flights.running.lock().get(&()) {
             Some(Some(next)) => next.answer.receiver_count(),
             _ => 0,
         };
         let (answers, reads) = late_joiners(join, waiting).await;
         assert_eq!(answers, [1; 100]);
         assert_eq!(reads, 2, "all late joiners share one execution");
-        assert!(lock(&flights.running).is_empty());
+        assert!(flights.running.lock().is_empty());
     }
 
     /// The control: the same scenario shows that ordinary single-flight answers from the past.
@@ -245,7 +242,8 @@ mod tests {
         let join = |source: Arc<Source>| -> Joined {
             let (current, joined) = (Arc::clone(&current), Arc::clone(&joined));
             Box::pin(async move {
-                let mut answer = lock(&current)
+                let mut answer = current
+                    .lock()
                     .get_or_insert_with(|| {
                         let (sender, answer) = watch::channel(None);
                         tokio::spawn(async move { sender.send_replace(Some(source.read().await)) });
@@ -272,7 +270,7 @@ mod tests {
         });
         reading.recv().await;
         caller.abort();
-        while !lock(&flights.running).is_empty() {
+        while !flights.running.lock().is_empty() {
             tokio::task::yield_now().await;
         }
         assert_eq!(Arc::strong_count(&source), 1, "the execution was dropped");

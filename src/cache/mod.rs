@@ -166,12 +166,23 @@ pub enum CacheError {
     /// The task that runs the step has ended: the cache is being dropped.
     #[error("the cache is shutting down")]
     ShuttingDown,
-    /// The cache server isn't the one that the epoch names, or can't be used.
-    #[error("the cache server can't be used: {0}")]
+    /// The cache server can't do it at the moment.
+    #[error("the cache server is busy: {0}")]
+    Busy(String),
+    /// The cache server isn't the one that the epoch names.
+    #[error("the cache server isn't the one in use: {0}")]
     WrongServer(String),
-    /// The command failed, on the server or in the client.
-    #[error("the cache server failed: {0}")]
-    Server(String),
+    /// The cache server refused the command, or can't be used at all.
+    #[error("the cache server can't be used: {0}")]
+    Refused(String),
+}
+
+impl CacheError {
+    /// Whether the cache server itself has said that it can't be used, which trying again doesn't
+    /// change: the cache is suspended at once.
+    pub fn is_certain(&self) -> bool {
+        matches!(self, Self::WrongServer(_) | Self::Refused(_))
+    }
 }
 
 /// The steps of the protocol. Each is atomic on a tag.

@@ -2,9 +2,19 @@
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+
 use crate::model::{Image, LocationId, LocationType, OwnerId, Predicate, ProductionRunId};
 
-/// What a cached answer depends on, as text: `id,<uuid>` for one location, or
+/// Everything except RFC 3986's unreserved characters and `/`.
+const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~')
+    .remove(b'/');
+
+/// The predicate that a cached response depends on, as text: `id,<uuid>` for one location, or
 /// `<type>,<production run>,<owner>` for a predicate, each a value or `*`.
 ///
 /// Values are percent-encoded, so that no text of a user's can pass for another tag, for a pattern
@@ -57,7 +67,7 @@ impl Tag {
             text.push(',');
             match value {
                 None => text.push('*'),
-                Some(value) => percent_encode(value, &mut text),
+                Some(value) => text.extend(utf8_percent_encode(value, ESCAPED)),
             }
         }
         Self(text.into())
@@ -77,19 +87,5 @@ impl Tag {
 impl fmt::Display for Tag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
-    }
-}
-
-/// Appends `value` with everything but RFC 3986's unreserved characters and `/` percent-encoded.
-fn percent_encode(value: &str, text: &mut String) {
-    const HEX: &[u8; 16] = b"0123456789ABCDEF";
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            text.push(char::from(byte));
-        } else {
-            text.push('%');
-            text.push(char::from(HEX[usize::from(byte >> 4)]));
-            text.push(char::from(HEX[usize::from(byte & 15)]));
-        }
     }
 }

@@ -49,6 +49,7 @@ mod process;
 mod proxy;
 mod races;
 mod redis;
+mod redis_proxy;
 mod replicas;
 mod robustness;
 mod startup;

@@ -22,12 +22,15 @@ use location_service::{
 use tokio::task::JoinSet;
 use uuid::Uuid;
 
-use crate::harness::eventually;
+use crate::{harness::eventually, redis_proxy::RedisProxy};
 use servers::redis::{RedisCluster, RedisSentinels, RedisServer, until};
 
 /// The epoch that tests begin with.
 pub const EPOCH: Option<Epoch> = Some(Epoch(1));
 const NEXT_EPOCH: Option<Epoch> = Some(Epoch(2));
+
+/// The prefix of keys in `EPOCH`.
+const BASE: &str = "loc:00000000000000000000000000000001:";
 
 const TTL: Duration = Duration::from_mins(5);
 
@@ -229,6 +232,58 @@ async fn a_fill_that_raced_a_write_is_rejected() {
     assert_eq!(cache.stats().rejected_fills, 3);
 }
 
+/// A version check and a read of an entry are two scripts of one round trip. A whole write runs between
+/// them, after the other replica has filled under the version that the first has set.
+#[tokio::test]
+async fn two_scripts_of_a_round_trip_set_different_versions() {
+    let server = RedisServer::start();
+    let proxy = RedisProxy::to(server.port).await;
+    let (a, b) = (connect(&proxy.url()).await, connect(&server.url()).await);
+    let run = tag("run-1");
+    let is_open = || !server.keys("loc:*:version").is_empty();
+    // The next lookup of this entry checks the version only.
+    fill(&a, &run, &key(1), "older").await;
+    write(&b, &[&run]).await;
+    proxy.path.hold_after(1);
+    let reads = async {
+        let keys = [key(1), key(2)];
+        // The second may time out. It is executed nevertheless.
+        let _ = tokio::join!(a.lookup(&run, &keys[0]), a.lookup(&run, &keys[1]));
+    };
+    let meanwhile = async {
+        proxy.path.held.held().await;
+        eventually("the first script has opened the tag", async || is_open()).await;
+        fill(&b, &run, &key(1), "old").await;
+        assert!(hit(&b, &run, &key(1)).await.is_some(), "the process has it");
+        write(&b, &[&run]).await;
+        proxy.path.held.release();
+        eventually("the second script has opened the tag", async || is_open()).await;
+    };
+    tokio::join!(reads, meanwhile);
+    assert_eq!(hit(&b, &run, &key(1)).await, None, "from before the write");
+}
+
+#[tokio::test]
+async fn no_script_is_sent_twice() {
+    let server = RedisServer::start();
+    let proxy = RedisProxy::to(server.port).await;
+    let cache = connect(&proxy.url()).await;
+    let run = tag("run-1");
+    for _ in 0..3 {
+        proxy.path.cut.store(true, Ordering::SeqCst);
+        let lost = cache.lookup(&run, &key(1)).await;
+        assert!(lost.is_err(), "its reply is lost: {lost:?}");
+        eventually("it is connected again", async || {
+            cache.lookup(&run, &key(1)).await.is_ok()
+        })
+        .await;
+    }
+    let scripts = proxy.path.scripts.lock();
+    let distinct: BTreeSet<_> = scripts.iter().collect();
+    assert!(scripts.len() >= 6);
+    assert_eq!(distinct.len(), scripts.len(), "each has its own version");
+}
+
 #[tokio::test]
 async fn two_writes_keep_a_tag_closed_until_both_are_done() {
     let server = RedisServer::start();
@@ -265,7 +320,7 @@ async fn a_dead_writer_keeps_its_tags_closed_until_its_deadline() {
         .await
         .expect("closed");
     assert_eq!(version(&cache, &run).await, None);
-    let writers = "loc:1:{*,run-1,*}:writers";
+    let writers = &format!("{BASE}{{*,run-1,*}}:writers");
     let writer = server.command(&["--raw", "ZRANGE", writers, "0", "-1"]);
     // As if the deadline had passed.
     server.command(&["ZADD", writers, "1", &writer]);
@@ -282,7 +337,7 @@ async fn no_lost_key_makes_an_answer_stale() {
         for point in 0..4 {
             let name = format!("run-{lost}-{point}");
             let (run, key) = (tag(&name), key(1));
-            let base = format!("loc:1:{{*,{name},*}}:");
+            let base = format!("{BASE}{{*,{name},*}}:");
             let mut database = "old";
             for cache in [&a, &b] {
                 assert_eq!(read_through(cache, &run, &key, database).await, "old");
@@ -592,7 +647,7 @@ async fn a_snapshot_of_an_earlier_time_is_of_another_server() {
     write(&cache, &[&run]).await;
     server.restart();
     assert!(
-        !server.keys("loc:1:*:version").is_empty(),
+        !server.keys("loc:*:version").is_empty(),
         "the old version is back"
     );
     eventually("it is connected", || async {
@@ -615,7 +670,7 @@ async fn neither_a_promoted_nor_a_demoted_server_serves() {
     let port = old.port.to_string();
     new.command(&["REPLICAOF", "127.0.0.1", &port]);
     until("it has the entries", || {
-        !new.keys("loc:1:*:version").is_empty()
+        !new.keys("loc:*:version").is_empty()
     });
     new.command(&["REPLICAOF", "NO", "ONE"]);
     let promoted = RedisCache::connect(&RedisConfig {
@@ -834,7 +889,7 @@ async fn closing_very_many_entries_takes_as_long_as_closing_a_thousand() {
 
 /// Puts entries under a tag, as fills would, but faster.
 fn populate(server: &RedisServer, tag: &Tag, count: usize) {
-    server.populate(&format!("loc:1:{{{tag}}}:"), count);
+    server.populate(&format!("{BASE}{{{tag}}}:"), count);
 }
 
 async fn time_to_close(cache: &RedisCache, tag: &Tag) -> Duration {
@@ -918,7 +973,7 @@ async fn an_index_that_nobody_closes_keeps_few_expired_members() {
             .expect("stored")
     );
     let deadline = Instant::now() + Duration::from_secs(10);
-    while server.keys("loc:1:*:ListLocations:*").len() > 1 {
+    while server.keys("loc:*:ListLocations:*").len() > 1 {
         assert!(Instant::now() < deadline, "the short-lived entries expire");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -930,7 +985,7 @@ async fn an_index_that_nobody_closes_keeps_few_expired_members() {
         );
     }
     let members: usize = server
-        .command(&["SCARD", "loc:1:{*,run-1,*}:keys"])
+        .command(&["SCARD", &format!("{BASE}{{*,run-1,*}}:keys")])
         .parse()
         .expect("a number");
     let dead = members - 401;
@@ -1065,7 +1120,7 @@ async fn a_cluster_keeps_each_tag_on_one_slot() {
     let node = &cluster.nodes[0];
     let slots: BTreeSet<_> = names
         .lines()
-        .filter(|name| name.starts_with("loc:1:{*,%7D%7B%2A%3Aa%20b%0A,*}:"))
+        .filter(|name| name.starts_with(&format!("{BASE}{{*,%7D%7B%2A%3Aa%20b%0A,*}}:")))
         .map(|name| node.command(&["CLUSTER", "KEYSLOT", name]))
         .collect();
     assert_eq!(slots.len(), 1, "one slot: {slots:?}");
@@ -1125,7 +1180,7 @@ async fn a_failover_is_followed() {
     set_of.master.kill();
     recovered(&cache, &tag("run-2")).await;
     fill(&cache, &tag("run-3"), &key(1), "answer").await;
-    assert!(set_of.replica.keys("loc:2:{*,run-3,*}:*").len() == 3);
+    assert!(set_of.replica.keys("loc:*2:{*,run-3,*}:*").len() == 3);
     assert_eq!(set_of.sentinels.len(), 3);
 }
 

@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Answers a tag's version, how many writes are in flight on it, an entry's header and its length.
+-- Returns a tag's version, the number of writes in flight on it, an entry's header and its length.
 -- KEYS: version, writers, entry. ARGV: the header's length.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -1,7 +1,7 @@
 #!lua
 -- Stores an entry and indexes it, if the tag still has the version that the entry begins with.
--- Answers 1 if it did. KEYS: version, keys, entry.
--- ARGV: the entry's header and its answer, its member in keys, the part before the member in an
+-- Returns 1 if it did. KEYS: version, index, entry.
+-- ARGV: the entry's header and its body, its member in the index, the part before the member in an
 -- entry's key, time to live in ms, sample, rounds.
 local version = redis.call('GET', KEYS[1])
 if not version or version ~= string.sub(ARGV[1], 1, 16) then
@@ -12,8 +12,8 @@ redis.call('SADD', KEYS[2], ARGV[3])
 -- What leads to an entry outlives it.
 redis.call('PEXPIRE', KEYS[1], ARGV[5])
 redis.call('PEXPIRE', KEYS[2], ARGV[5])
--- Members whose entry has expired or was evicted: a few are looked for, and more as long as a fifth
--- of a sample or more was dead. So a set that nobody closes keeps few of them.
+-- Removes members whose entry has expired or was evicted: samples a few, and more as long as a fifth
+-- of a sample or more is dead. So an index that is never closed keeps few of them.
 local sample = tonumber(ARGV[6])
 for _ = 1, tonumber(ARGV[7]) do
   local dead = {}

@@ -1,9 +1,9 @@
 #!lua flags=allow-oom
--- Drops some of the entries that `close` detached, but none that has been filled again since, and
--- at last the detached index. Answers the cursor to go on from, '0' at the end.
+-- Deletes some of the entries of an index that `close` detached, except those filled again since, and
+-- at the end the detached index. Returns the next cursor, '0' at the end.
 -- KEYS: the detached index, version.
--- ARGV: the cursor, about how many entries to look at, the part before the member in an entry's key.
--- Scanned and not popped: SPOP takes longer the emptier the set's table gets.
+-- ARGV: the cursor, the approximate number of entries to scan, the part before the member in an entry's key.
+-- SSCAN, because SPOP takes longer the emptier the set's table gets.
 local cursor, members = unpack(redis.call('SSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2]))
 local version = redis.call('GET', KEYS[2])
 local dead = {}
@@ -16,7 +16,7 @@ end
 if cursor == '0' then
   dead[#dead + 1] = KEYS[1]
 end
--- Lua's stack takes no more than some thousands at once.
+-- Lua's stack holds only some thousands of values.
 for first = 1, #dead, 1000 do
   redis.call('UNLINK', unpack(dead, first, math.min(first + 999, #dead)))
 end

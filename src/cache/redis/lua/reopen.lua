@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
--- Takes a write's notes away, and drops the versions again: if a note was lost meanwhile, a reader
--- may have opened the tag before the commit. What was filled then is dead without its version.
--- KEYS: of all tags the versions, then the writers; of one tag alone in a Cluster. ARGV: the write.
+-- Removes a write from the writers of its tags, and deletes the versions again: if the writers were lost
+-- meanwhile, a reader may have opened a tag before the commit, and its fills are dead without the version.
+-- KEYS: the versions of all tags, then their writers. In a Cluster one tag only. ARGV: the write.
 local tags = #KEYS / 2
 for i = tags + 1, #KEYS do
   redis.call('ZREM', KEYS[i], ARGV[1])

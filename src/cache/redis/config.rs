@@ -1,0 +1,83 @@
+//! How to reach Redis.
+
+use std::time::Duration;
+
+use fred::prelude::Config;
+
+const SCHEMES: [&str; 6] = [
+    "redis",
+    "rediss",
+    "redis-sentinel",
+    "rediss-sentinel",
+    "redis-cluster",
+    "rediss-cluster",
+];
+
+/// Settings of the Redis engine. It needs Redis 7.0 or later.
+#[derive(Clone)]
+pub struct RedisConfig {
+    /// `redis://[[user]:password@]host[:port][/database]`; with TLS `rediss://`; or
+    /// `redis-sentinel://host:port?sentinelServiceName=NAME`, or `redis-cluster://host:port`, where
+    /// `node=host:port` in the query adds a node.
+    pub url: String,
+    /// The prefix of every key, so that several services can share a server. No braces.
+    pub prefix: String,
+    /// Maximum size of the entries in the process.
+    pub max_local_bytes: u64,
+    /// Time to live of an entry: in Redis since it was filled, in the process since it was last read.
+    pub ttl: Duration,
+}
+
+/// An invalid [`RedisConfig`]. Never contains the URL, which may hold a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RedisConfigError {
+    /// The URL is malformed.
+    #[error(
+        "the Redis URL is invalid: {0}; give redis://[[user]:password@]host[:port][/database], or \
+         the same with rediss, redis-sentinel (and ?sentinelServiceName=NAME) or redis-cluster"
+    )]
+    Url(String),
+    /// The prefix has a brace, which would move keys to other slots of a Cluster.
+    #[error("the Redis key prefix {0:?} has a brace: choose one without")]
+    Prefix(String),
+}
+
+/// Parses a URL, without repeating any part of it in an error.
+pub(super) fn parse_url(url: &str) -> Result<Config, RedisConfigError> {
+    let scheme = url.split_once("://").map(|(scheme, _)| scheme);
+    if !scheme.is_some_and(|scheme| SCHEMES.contains(&scheme)) {
+        return Err(RedisConfigError::Url("unknown scheme".to_owned()));
+    }
+    Config::from_url(url).map_err(|error| {
+        let details = error.details();
+        // This message repeats a part of the URL.
+        RedisConfigError::Url(if details.starts_with("Invalid host:port") {
+            "a node isn't host:port".to_owned()
+        } else {
+            details.to_owned()
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_malformed_url_is_reported_without_its_password() {
+        for url in [
+            "",
+            "user:hunter2@host",
+            "http://user:hunter2@host",
+            "redis://user:hunter2@",
+            "redis://user:hunter2@host:port",
+            "redis://user:hunter2@host/database",
+            "redis-sentinel://user:hunter2@host",
+            "redis-cluster://user:hunter2@host?node=hunter2",
+        ] {
+            let text = parse_url(url).expect_err("malformed").to_string();
+            assert!(text.starts_with("the Redis URL is invalid: "), "{text}");
+            assert!(!text.contains("hunter2"), "{url}: {text}");
+        }
+    }
+}
