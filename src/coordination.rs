@@ -38,7 +38,7 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    cache::{LEASE, RedisCache},
+    cache::{CacheError, LEASE, RedisCache},
     model::{CacheEpoch, Epoch},
     store::{EpochTable, StoreResult},
 };
@@ -62,6 +62,8 @@ struct Shared {
     table: EpochTable,
     cache: Arc<RedisCache>,
     last_poll: Mutex<Poll>,
+    /// Why the cache server can't be used, as it was last logged.
+    logged: Mutex<Option<CacheError>>,
 }
 
 /// The result of a poll of the row.
@@ -98,6 +100,7 @@ impl Coordinator {
             table,
             cache,
             last_poll: Mutex::new(Poll::first(row, sent)),
+            logged: Mutex::new(None),
         });
         // Start one failure short of the limit: a problem seen at startup may have existed while no
         // replica was running.
@@ -166,8 +169,8 @@ impl Shared {
         self.poll().await
     }
 
-    /// Checks the server. Suspends the cache after [`MAX_FAILURES`] failed checks, and activates it
-    /// when the server is healthy.
+    /// Checks the server. Suspends the cache when the server can't be used or has failed
+    /// [`MAX_FAILURES`] checks, and activates it when the server is healthy.
     async fn reconcile(&self, failures: &mut u32) {
         let Poll {
             row,
@@ -175,13 +178,17 @@ impl Shared {
             ..
         } = self.last_poll.lock().clone();
         let checked = self.cache.check().await;
-        *failures = if checked.is_ok() { 0 } else { *failures + 1 };
+        *failures = match &checked {
+            Ok(()) => 0,
+            Err(error) if error.is_certain() => MAX_FAILURES,
+            Err(_) => *failures + 1,
+        };
+        if *failures == 0 || *failures >= MAX_FAILURES {
+            self.log(checked.as_ref().err());
+        }
         let changed: Result<(), Box<dyn Error + Send + Sync>> = match (row.server, checked) {
             (Some(_), Err(_)) if *failures < MAX_FAILURES => Ok(()),
-            (Some(_), Err(error)) => {
-                tracing::warn!(%error, "the cache server failed its checks: suspending the cache");
-                self.suspend(row.epoch).await.map_err(Into::into)
-            }
+            (Some(_), Err(_)) => self.suspend(row.epoch).await.map_err(Into::into),
             (None, Err(_)) => self.table.report_away().await.map_err(Into::into),
             (None, Ok(())) if row.may_activate && leases_expired <= Instant::now() => {
                 self.activate(row.epoch).await
@@ -191,6 +198,25 @@ impl Shared {
         if let Err(error) = changed {
             tracing::warn!(%error, "can't change the cache's epoch");
         }
+    }
+
+    /// Logs the state of the cache server when it has changed. A server that is out of reach may fail
+    /// each check in another way.
+    fn log(&self, error: Option<&CacheError>) {
+        let mut logged = self.logged.lock();
+        let unchanged = match (&*logged, error) {
+            (None, None) => true,
+            (Some(old), Some(new)) => old == new || !old.is_certain() && !new.is_certain(),
+            _ => false,
+        };
+        if unchanged {
+            return;
+        }
+        match error {
+            Some(error) => tracing::warn!(%error, "the cache server can't be used"),
+            None => tracing::info!("the cache server can be used"),
+        }
+        *logged = error.cloned();
     }
 
     async fn activate(&self, from: Epoch) -> Result<(), Box<dyn Error + Send + Sync>> {
