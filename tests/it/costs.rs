@@ -88,7 +88,8 @@ impl Counted {
 }
 
 /// What the service asks of the database by itself.
-const BACKGROUND: [&str; 3] = [
+const BACKGROUND: [&str; 4] = [
+    "SELECT pg_advisory_xact_lock(",
     "SELECT id FROM locations LIMIT 1",
     "SELECT epoch, server, ",
     "DELETE FROM create_requests WHERE create_time < ",
