@@ -640,7 +640,11 @@ async fn service(database: &str, cache: Arc<RedisCache>) -> Outcome<Service> {
         migrate: Migrate::Auto,
     };
     let store = postgres::open(database, options).await?;
-    let epochs = Coordinator::follow(postgres::epochs(database)?, Arc::clone(&cache)).await?;
+    let epochs = Coordinator::follow(
+        postgres::Database::new(database)?.epochs(),
+        Arc::clone(&cache),
+    )
+    .await?;
     Ok(Service::new(store, cache, Some(Arc::new(epochs))).await?)
 }
 

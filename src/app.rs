@@ -104,10 +104,10 @@ impl App {
                 };
                 // Both parse their settings before they connect, and neither changes anything: an
                 // invalid setting must not leave a migrated database.
-                let epochs = postgres::epochs(url)?;
+                let database = postgres::Database::new(url)?;
                 let cache = Arc::new(RedisCache::connect(&redis).await?);
-                let store = postgres::open(url, options).await?;
-                let epochs = Coordinator::follow(epochs, Arc::clone(&cache))
+                let store = database.open(options).await?;
+                let epochs = Coordinator::follow(database.epochs(), Arc::clone(&cache))
                     .await
                     .map_err(Error::from)?;
                 Ok(Engines {

@@ -14,8 +14,16 @@
 //!   By the time it commits, every replica that served from the epoch before has stopped. The wait
 //!   counts from when the suspension was seen, not from when it was written, because its commit may
 //!   have been delayed; so no clock is compared with another machine's.
+//! - **Late commits.** A commit may wait without bound, for a synchronous standby or a disk, after the
+//!   database has checked it, and become visible when its tags have long been opened again. It holds
+//!   the guard's lock until then, so each poll lists the commits in progress: while one has been for
+//!   more than [`MAX_COMMIT`], no replica has a lease. A replica counts from its last poll that
+//!   didn't list the commit.
+//! - **The database.** A database that was restored, replaced, cloned or promoted has a row that it
+//!   didn't write itself. The poll that finds this begins a new epoch, before its replica trusts a
+//!   connection to that database ([`EpochTable::read`]).
 //! - **Suspension.** A replica suspends the cache as soon as the server doesn't confirm a `close` or a
-//!   `reopen`, or fails [`MAX_FAILURES`] checks in a row. A write whose `reopen` wasn't confirmed is
+//!   `reopen`, says that it can't be used, or fails [`MAX_FAILURES`] checks in a row. A write whose `reopen` wasn't confirmed is
 //!   acknowledged when the suspension is one lease old.
 //! - **Activation.** Any replica that reaches the server activates the cache, two seconds after the
 //!   last report of a replica that can't reach it. It first gives the server's processes a new name,
@@ -28,7 +36,7 @@
 //! Without any one of epoch, guard, wait and incarnation, some sequence of under twenty steps leads to
 //! a stale read: `tests/model` finds it.
 
-use std::{error::Error, sync::Arc, time::Duration};
+use std::{collections::HashMap, error::Error, sync::Arc, time::Duration};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -38,14 +46,23 @@ use tokio::{
 use uuid::Uuid;
 
 use crate::{
-    cache::{CacheError, LEASE, RedisCache},
+    cache::{CacheError, LEASE, RedisCache, WRITE_DEADLINE},
     model::{CacheEpoch, Epoch},
-    store::{EpochTable, StoreResult},
+    store::{EpochRow, EpochTable, MAX_WRITE, StoreResult},
 };
 
 /// The time between two polls of the row, and between two checks of the server. A lease spans
 /// several, so that a failed poll doesn't end it.
 const INTERVAL: Duration = Duration::from_millis(250);
+
+/// The age of a commit in progress from which on the cache isn't used.
+const MAX_COMMIT: Duration = Duration::from_secs(5);
+
+// The tags of a write stay closed until the last lease without its commit in sight has expired.
+const _: () = assert!(
+    MAX_WRITE.as_millis() + MAX_COMMIT.as_millis() + 2 * LEASE.as_millis()
+        < WRITE_DEADLINE.as_millis()
+);
 
 /// The number of checks in a row that fail before the cache is suspended.
 const MAX_FAILURES: u32 = 3;
@@ -73,19 +90,56 @@ struct Poll {
     sent: Instant,
     /// When the leases on all earlier epochs have expired.
     leases_expired: Instant,
+    /// The commits in progress, each with the time of the last poll without it, if any.
+    commits: HashMap<String, Option<Instant>>,
 }
 
 impl Poll {
-    /// The first poll that returns the row's epoch.
-    fn first(row: CacheEpoch, sent: Instant) -> Self {
-        let now = Instant::now();
-        // The cache is activated only when its suspension is more than a lease old, and there are no
-        // leases on epochs before the first.
-        let no_older_lease = row.server.is_some() || row.epoch == Epoch(0);
+    /// The poll after `last`.
+    fn new(row: EpochRow, sent: Instant, last: Option<&Self>) -> Self {
+        let EpochRow {
+            epoch: row,
+            commits,
+        } = row;
+        let commits = commits.into_iter().map(|commit| {
+            let since = last.and_then(|last| match last.commits.get(&commit) {
+                Some(since) => *since,
+                None => Some(last.sent),
+            });
+            (commit, since)
+        });
+        let leases_expired = match last {
+            Some(last) if last.row.epoch == row.epoch => last.leases_expired,
+            // The cache is activated only when its suspension is more than a lease old, and there
+            // are no leases on epochs before the first.
+            _ if row.server.is_some() || row.epoch == Epoch(0) => Instant::now(),
+            _ => Instant::now() + LEASE,
+        };
         Self {
+            commits: commits.collect(),
             row,
             sent,
-            leases_expired: if no_older_lease { now } else { now + LEASE },
+            leases_expired,
+        }
+    }
+
+    /// Whether a commit has been in progress for too long.
+    fn has_late_commit(&self) -> bool {
+        let is_late = |since: &Option<Instant>| {
+            since.is_none_or(|since| self.sent.duration_since(since) > MAX_COMMIT)
+        };
+        self.commits.values().any(is_late)
+    }
+
+    /// Tells the cache the epoch, with a lease unless there is a late commit.
+    fn renew_lease(&self, cache: &RedisCache) {
+        let from = if self.has_late_commit() {
+            self.sent.checked_sub(LEASE)
+        } else {
+            Some(self.sent)
+        };
+        if let Some(from) = from {
+            cache.renew_lease(&self.row, from.into_std());
         }
     }
 }
@@ -94,12 +148,12 @@ impl Coordinator {
     /// Starts to poll the row and to check the server, after one poll and one check.
     pub async fn follow(table: EpochTable, cache: Arc<RedisCache>) -> StoreResult<Self> {
         let sent = Instant::now();
-        let row = table.read().await?;
-        cache.renew_lease(&row, sent.into_std());
+        let poll = Poll::new(table.read().await?, sent, None);
+        poll.renew_lease(&cache);
         let shared = Arc::new(Shared {
             table,
             cache,
-            last_poll: Mutex::new(Poll::first(row, sent)),
+            last_poll: Mutex::new(poll),
             logged: Mutex::new(None),
         });
         // Start one failure short of the limit: a problem seen at startup may have existed while no
@@ -150,17 +204,25 @@ impl Shared {
         if sent < last.sent {
             return Ok(());
         }
-        self.cache.renew_lease(&row, sent.into_std());
-        if row.epoch == last.row.epoch {
-            (last.row, last.sent) = (row, sent);
-            return Ok(());
+        let poll = Poll::new(row, sent, Some(&last));
+        poll.renew_lease(&self.cache);
+        if poll.row.epoch != last.row.epoch {
+            let epoch = poll.row.epoch.0;
+            if poll.row.server.is_some() {
+                tracing::info!(epoch, "the cache is active");
+            } else {
+                tracing::warn!(epoch, "the cache is suspended");
+            }
         }
-        if row.server.is_some() {
-            tracing::info!(epoch = row.epoch.0, "the cache is active");
-        } else {
-            tracing::warn!(epoch = row.epoch.0, "the cache is suspended");
+        match (last.has_late_commit(), poll.has_late_commit()) {
+            (false, true) => tracing::warn!(
+                "a commit has been in progress for more than {MAX_COMMIT:?}: not using the cache \
+                 until it ends"
+            ),
+            (true, false) => tracing::info!("no commit is late any more: using the cache again"),
+            _ => {}
         }
-        *last = Poll::first(row, sent);
+        *last = poll;
         Ok(())
     }
 

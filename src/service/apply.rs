@@ -26,13 +26,36 @@ pub(super) struct Applied {
     pub previous_image: Option<(LocationId, Micros)>,
 }
 
+/// A write that isn't executed.
+pub(super) struct Rejected {
+    pub error: Error,
+    /// The images that earlier writes have left, which the error reveals to have been committed:
+    /// their writers may have died before they reopened their tags.
+    pub images: Vec<Image>,
+}
+
+impl From<Error> for Rejected {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            images: Vec::new(),
+        }
+    }
+}
+
+impl From<StoreError> for Rejected {
+    fn from(error: StoreError) -> Self {
+        Error::from(error).into()
+    }
+}
+
 /// Executes a write's statements. `new_ids` are the ids of the locations to create.
 pub(super) async fn apply(
     transaction: &mut dyn Transaction,
     write: &Write,
     caller: &Principal,
     new_ids: &[LocationId],
-) -> Result<Applied> {
+) -> Result<Applied, Rejected> {
     match write {
         Write::Create(creations) => create(transaction, creations, &caller.subject, new_ids).await,
         Write::Update { id, etag, edit } => {
@@ -45,11 +68,14 @@ pub(super) async fn apply(
             allow_missing,
         } => match lock(transaction, *id, etag.as_ref(), caller).await {
             Ok(before) => delete(transaction, &before).await,
-            Err(Error::NotFound(_)) if *allow_missing => Ok(Applied {
-                images: transaction.take_previous_images(&[*id]).await?,
+            Err(Rejected {
+                error: Error::NotFound(_),
+                images,
+            }) if *allow_missing => Ok(Applied {
+                images,
                 ..Applied::default()
             }),
-            Err(error) => Err(error),
+            Err(rejected) => Err(rejected),
         },
     }
 }
@@ -60,23 +86,28 @@ async fn lock(
     id: LocationId,
     etag: Option<&Etag>,
     caller: &Principal,
-) -> Result<Location> {
+) -> Result<Location, Rejected> {
     let location = transaction
         .lock(id)
         .await?
-        .filter(|location| caller.scope().is_none_or(|owner| *owner == location.owner))
-        .ok_or_else(|| Error::NotFound(vec![id]))?;
-    if etag.is_some_and(|etag| *etag != location.etag) {
-        return Err(Error::EtagMismatch(id));
-    }
-    Ok(location)
+        .filter(|location| caller.scope().is_none_or(|owner| *owner == location.owner));
+    let error = match &location {
+        None => Error::NotFound(vec![id]),
+        Some(location) if etag.is_some_and(|etag| *etag != location.etag) => {
+            Error::EtagMismatch(id)
+        }
+        Some(_) => return Ok(location.expect("the arm before takes none")),
+    };
+    let mut images = transaction.take_previous_images(&[id]).await?;
+    images.extend(location.map(|location| location.image()));
+    Err(Rejected { error, images })
 }
 
 async fn update(
     transaction: &mut dyn Transaction,
     before: Location,
     edit: &Edit,
-) -> Result<Applied> {
+) -> Result<Applied, Rejected> {
     let after = Location {
         details: edit(&before)?,
         update_time: Micros::now().max(Micros(before.update_time.0 + 1)),
@@ -87,11 +118,8 @@ async fn update(
     let mut images = transaction.take_previous_images(&[after.id]).await?;
     let mut previous_image = None;
     if before.image() != after.image() {
-        let now = after.update_time;
-        transaction
-            .record_previous_image(&before.image(), now)
-            .await?;
-        previous_image = Some((after.id, now));
+        let recorded = transaction.record_previous_image(&before.image()).await?;
+        previous_image = Some((after.id, recorded));
     }
     images.extend([before.image(), after.image()]);
     Ok(Applied {
@@ -101,13 +129,11 @@ async fn update(
     })
 }
 
-async fn delete(transaction: &mut dyn Transaction, before: &Location) -> Result<Applied> {
+async fn delete(transaction: &mut dyn Transaction, before: &Location) -> Result<Applied, Rejected> {
     transaction.delete(before.id).await?;
     let mut images = transaction.take_previous_images(&[before.id]).await?;
     let image = before.image();
-    transaction
-        .record_previous_image(&image, Micros::now())
-        .await?;
+    transaction.record_previous_image(&image).await?;
     images.push(image);
     Ok(Applied {
         images,
@@ -159,7 +185,7 @@ async fn create(
     creations: &[Creation],
     caller: &OwnerId,
     new_ids: &[LocationId],
-) -> Result<Applied> {
+) -> Result<Applied, Rejected> {
     let request_ids: Vec<Uuid> = creations.iter().filter_map(|new| new.request_id).collect();
     let mut known = find_known(transaction, caller, &request_ids).await?;
     let known_before = known.len();
@@ -179,7 +205,10 @@ async fn create(
         )) = earlier
         {
             if *fingerprint != creation.fingerprint {
-                return Err(Error::RequestIdReused(request_id));
+                return Err(Rejected {
+                    error: Error::RequestIdReused(request_id),
+                    images: vec![location.image()],
+                });
             }
             // The first call may have died before it reopened the tags.
             applied.images.push(location.image());
@@ -235,9 +264,20 @@ async fn create(
                 .len()
                 > known_before
         {
-            return Err(concurrent_request_id());
+            return Err(concurrent_request_id().into());
         }
-        return Err(in_batch(error, &indexes).into());
+        let mut images = Vec::new();
+        if let StoreError::AlreadyExists { indexes, .. } = &error {
+            let existing: Vec<_> = indexes.iter().map(|index| locations[*index].id).collect();
+            images = transaction.take_previous_images(&existing).await?;
+            for id in existing {
+                images.extend(transaction.lock(id).await?.map(|location| location.image()));
+            }
+        }
+        return Err(Rejected {
+            error: in_batch(error, &indexes).into(),
+            images,
+        });
     }
     let chosen: Vec<_> = creations.iter().filter_map(|new| new.location.id).collect();
     if !chosen.is_empty() {
@@ -246,10 +286,10 @@ async fn create(
     }
     if !records.is_empty()
         && !transaction
-            .save_idempotency_records(caller, &records, now)
+            .save_idempotency_records(caller, &records)
             .await?
     {
-        return Err(concurrent_request_id());
+        return Err(concurrent_request_id().into());
     }
     Ok(applied)
 }

@@ -5,14 +5,14 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::future::OptionFuture;
-use tokio::time::{Instant, timeout_at};
-use tokio_util::sync::CancellationToken;
+use tokio::time::{Instant, timeout, timeout_at};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use super::{
     Service,
-    apply::{Applied, apply},
+    apply::{Applied, Rejected, apply},
 };
 use crate::{
     cache::{Cache, CacheError, Tag, WriteId},
@@ -26,6 +26,10 @@ use crate::{
 /// Maximum time from the start of a write to its commit. Well under
 /// [`WRITE_DEADLINE`](crate::cache::WRITE_DEADLINE).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Maximum time from the start of a commit to its acknowledgement. Longer than the time-outs of the
+/// store and of the cache.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Attempts at a write that conflicts with others.
 const MAX_WRITE_ATTEMPTS: usize = 5;
@@ -102,9 +106,10 @@ impl Service {
             new_ids,
             validate_only,
             cancelled,
+            tasks: self.writes.clone(),
         };
         self.writes
-            .spawn(writer.run().in_current_span())
+            .spawn(Arc::new(writer).run().in_current_span())
             .await
             .map_err(Error::internal)?
     }
@@ -121,10 +126,11 @@ struct Writer {
     new_ids: Vec<LocationId>,
     validate_only: bool,
     cancelled: CancellationToken,
+    tasks: TaskTracker,
 }
 
 impl Writer {
-    async fn run(self) -> Result<Vec<Location>> {
+    async fn run(self: Arc<Self>) -> Result<Vec<Location>> {
         let mut retries = 1..MAX_WRITE_ATTEMPTS;
         loop {
             match self.attempt().await {
@@ -134,7 +140,7 @@ impl Writer {
         }
     }
 
-    async fn attempt(&self) -> Result<Vec<Location>> {
+    async fn attempt(self: &Arc<Self>) -> Result<Vec<Location>> {
         let deadline = Instant::now() + WRITE_TIMEOUT;
         let begin = async {
             let epoch = match &self.coordinator {
@@ -158,28 +164,32 @@ impl Writer {
                     .map(|tags| self.close(tags, write, epoch))
             )
         );
-        let (applied, interrupted) = match applied {
-            Ok(applied) => (applied, false),
-            Err(error) => (Err(error), true),
-        };
         let Applied {
             locations,
             images,
             previous_image,
         } = match applied {
-            Ok(applied) if !self.validate_only => applied,
+            Ok(Ok(applied)) if !self.validate_only => applied,
             not_to_commit => {
-                if interrupted {
-                    // Dropping the transaction cancels the statement that is running.
-                    drop(transaction);
-                } else {
-                    transaction.rollback().await;
-                }
+                let result = match not_to_commit {
+                    Ok(result) => {
+                        transaction.rollback().await;
+                        result.map(|applied| applied.locations)
+                    }
+                    Err(error) => {
+                        // Dropping the transaction cancels the statement that is running.
+                        drop(transaction);
+                        Err(error.into())
+                    }
+                };
                 if let Some(tags) = &early_tags {
                     // Best effort: otherwise the tags stay closed until the write deadline.
                     let _ = self.cache.reopen(tags, write, epoch).await;
                 }
-                return not_to_commit.map(|applied| applied.locations);
+                return match result {
+                    Ok(locations) => Ok(locations),
+                    Err(rejected) => Err(self.reject(rejected, write, epoch).await),
+                };
             }
         };
         let tags = early_tags.unwrap_or_else(|| Tag::touched_by(&images));
@@ -187,8 +197,18 @@ impl Writer {
             Some(closed) => closed,
             None => self.close(&tags, write, epoch).await,
         };
-        self.commit(transaction, closed, &tags, write, epoch)
-            .await?;
+        // On its own, because it may outlast the time that the caller waits: the tags stay closed until
+        // the outcome is known.
+        let writer = Arc::clone(self);
+        let commit = async move {
+            let committed = writer.commit(transaction, closed, &tags, write, epoch);
+            committed.await
+        };
+        let commit = self.tasks.spawn(commit.in_current_span());
+        match timeout(COMMIT_TIMEOUT, commit).await {
+            Ok(committed) => committed.map_err(Error::internal)??,
+            Err(elapsed) => return Err(Error::OutcomeUnknown(Arc::new(elapsed))),
+        }
         if let Some((id, recorded)) = previous_image {
             // Best effort: a leftover record only makes the next write invalidate more than it
             // needs to.
@@ -267,9 +287,11 @@ impl Writer {
             return Err(Error::conflict(error));
         }
         let committed = transaction.commit(epoch).await;
-        if let Err(error @ StoreError::OutcomeUnknown(_)) = committed {
-            // The tags stay closed until the write deadline, when the outcome is certain.
-            return Err(error.into());
+        if let (Err(error @ StoreError::OutcomeUnknown(_)), Some(_)) =
+            (&committed, &self.coordinator)
+        {
+            // The commit may become visible later: the tags stay closed until the write deadline.
+            return Err(error.clone().into());
         }
         let reopened = self.cache.reopen(tags, write, epoch).await;
         match (committed, reopened) {
@@ -283,6 +305,43 @@ impl Writer {
                 Err(error.into())
             }
         }
+    }
+
+    /// The error to return for a rejected write. If the error reveals earlier writes, reads have to
+    /// reflect them from then on.
+    async fn reject(&self, rejected: Rejected, write: WriteId, epoch: Option<Epoch>) -> Error {
+        let Rejected { error, images } = rejected;
+        if images.is_empty() {
+            return error;
+        }
+        match self.reopen_revealed(&images, write, epoch).await {
+            Ok(()) => error,
+            Err(failed) => failed,
+        }
+    }
+
+    /// Reopens the tags of committed writes, which changes their versions.
+    async fn reopen_revealed(
+        &self,
+        images: &[Image],
+        write: WriteId,
+        epoch: Option<Epoch>,
+    ) -> Result<()> {
+        let tags = Tag::touched_by(images);
+        let reopened = self.cache.reopen(&tags, write, epoch).await;
+        let (Some(coordinator), Some(epoch)) = (&self.coordinator, epoch) else {
+            return Ok(reopened?);
+        };
+        if let Err(error) = reopened {
+            coordinator.suspend(epoch).await?;
+            return Err(Error::conflict(error));
+        }
+        // The writes may have been committed in an epoch that this replica doesn't know yet.
+        coordinator.refresh().await?;
+        if coordinator.wait_for_old_leases().await != epoch {
+            return Err(Error::conflict("the cache's epoch has changed"));
+        }
+        Ok(())
     }
 
     /// Ends the epoch in which tags couldn't be reopened, and waits until no replica serves from it.

@@ -101,6 +101,14 @@ pub enum OpenError {
         /// The version of the first migration that is missing.
         version: i64,
     },
+    /// The database can't store all text.
+    #[error("the database {database} has the encoding {encoding}: use one with the encoding UTF8")]
+    Encoding {
+        /// The server and its database.
+        database: String,
+        /// The database's encoding.
+        encoding: String,
+    },
     /// The database refused the connection or a statement.
     #[error("can't open the database {database}")]
     Refused {

@@ -2,13 +2,14 @@
 
 mod epoch;
 mod error;
+mod identity;
 pub mod postgres;
 mod schema;
 mod sql;
 pub mod sqlite;
 
 pub use self::{
-    epoch::EpochTable,
+    epoch::{EpochRow, EpochTable},
     error::{OpenError, StoreError, StoreResult},
 };
 
@@ -79,8 +80,8 @@ pub trait Store: Send + Sync + 'static {
     /// it.
     async fn delete_previous_image(&self, id: LocationId, recorded: Micros) -> StoreResult<()>;
 
-    /// Deletes the idempotency records and previous images from before this time.
-    async fn purge_expired(&self, before: Micros) -> StoreResult<()>;
+    /// Deletes the idempotency records and previous images of this age, by the database's clock.
+    async fn purge_expired(&self, age: Duration) -> StoreResult<()>;
 
     /// Returns the secret that signs page tokens, which the replicas on a database share.
     async fn page_token_key(&self) -> StoreResult<[u8; 32]>;
@@ -113,8 +114,9 @@ pub trait Transaction: Send {
     /// Deletes the previous images of these locations and returns them: this write closes their tags.
     async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>>;
 
-    /// Records the image of a location before it is moved or deleted.
-    async fn record_previous_image(&mut self, image: &Image, now: Micros) -> StoreResult<()>;
+    /// Records the image of a location before it is moved or deleted. Returns the time of the record,
+    /// by the database's clock.
+    async fn record_previous_image(&mut self, image: &Image) -> StoreResult<Micros>;
 
     /// Returns the records of this caller's creations with these request ids.
     async fn find_idempotency_records(
@@ -129,12 +131,12 @@ pub trait Transaction: Send {
         &mut self,
         caller: &OwnerId,
         records: &[IdempotencyRecord],
-        now: Micros,
     ) -> StoreResult<bool>;
 
     /// Commits, provided that this is the cache's current epoch (`None`: the cache has no epochs);
     /// fails with [`StoreError::Conflict`] otherwise. After [`StoreError::OutcomeUnknown`] the write
-    /// may still take effect until [`MAX_WRITE`] has passed. After any other error nothing was written.
+    /// may have taken effect. On PostgreSQL it may even do so later, which [`EpochRow::commits`] shows;
+    /// on SQLite it may not. After any other error nothing was written.
     async fn commit(self: Box<Self>, epoch: Option<Epoch>) -> StoreResult<()>;
 
     /// Rolls back.

@@ -19,14 +19,16 @@ use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
-    ConnectOptions as _, Connection as _, PgConnection, Postgres,
+    ConnectOptions as _, Connection as _, PgConnection, PgPool, Postgres,
     migrate::Migrator,
     postgres::{PgConnectOptions, PgPoolOptions},
 };
 use tokio::time::timeout;
 
 use super::{
-    EpochTable, MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, Store, StoreError, epoch, schema,
+    EpochTable, MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, Store, StoreError, epoch,
+    identity::{TrustedServer, identify},
+    schema,
     sql::{Dialect, SqlStore},
 };
 use crate::model::Epoch;
@@ -73,45 +75,77 @@ pub async fn migrate(url: &str) -> Result<(), OpenError> {
     ensure_schema(&parse(url)?, Migrate::Auto).await
 }
 
-/// Opens the database of a `postgres://` URL, which takes libpq's parameters, such as `sslmode` and
-/// `sslrootcert`. The database must exist, and have this release's schema unless the options allow
-/// migrations.
-pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenError> {
-    let connect = parse(url)?;
-    ensure_schema(&connect, options.migrate).await?;
-    let connect = bounded(connect);
-    let pool = |max_connections| {
+/// A database of a `postgres://` URL, which takes libpq's parameters, such as `sslmode` and
+/// `sslrootcert`.
+#[derive(Debug)]
+pub struct Database {
+    connect: PgConnectOptions,
+    trusted: Arc<TrustedServer>,
+}
+
+impl Database {
+    /// Parses a URL.
+    pub fn new(url: &str) -> Result<Self, OpenError> {
+        Ok(Self {
+            connect: parse(url)?,
+            trusted: Arc::default(),
+        })
+    }
+
+    /// Opens the store. The database must exist, and have this release's schema unless the options
+    /// allow migrations.
+    pub async fn open(&self, options: Options) -> Result<Arc<dyn Store>, OpenError> {
+        ensure_schema(&self.connect, options.migrate).await?;
+        let shared = self.pool(options.max_connections);
+        Ok(Arc::new(SqlStore {
+            read_pool: shared.clone(),
+            write_pool: shared,
+            ping_pool: self.pool(1),
+            file: None,
+        }))
+    }
+
+    /// Opens the cache's epoch in a database that has this release's schema, over connections of its
+    /// own, so that it never waits for calls.
+    pub fn epochs(&self) -> EpochTable {
+        // They may lead to a server that isn't trusted yet: reading the row decides.
+        let pool = PgPoolOptions::new()
+            .max_connections(EPOCH_CONNECTIONS)
+            .acquire_timeout(ACQUIRE_TIMEOUT)
+            .after_connect(|connection, _| {
+                Box::pin(async move { identify(connection).await.map(drop) })
+            })
+            .connect_lazy_with(bounded(self.connect.clone()));
+        EpochTable::new(pool, Arc::clone(&self.trusted))
+    }
+
+    /// A pool of connections to the trusted server.
+    fn pool(&self, max_connections: u32) -> PgPool {
+        let (on_connect, on_acquire) = (Arc::clone(&self.trusted), Arc::clone(&self.trusted));
         PgPoolOptions::new()
             .max_connections(max_connections)
             .acquire_timeout(ACQUIRE_TIMEOUT)
             .test_before_acquire(false)
-            .before_acquire(|connection, idle| {
+            .after_connect(move |connection, _| {
+                let trusted = Arc::clone(&on_connect);
+                Box::pin(async move { trusted.check(connection).await })
+            })
+            .before_acquire(move |connection, meta| {
+                let covered = on_acquire.covers(meta.age);
                 Box::pin(async move {
-                    if idle.idle_for > FRESH {
+                    if covered && meta.idle_for > FRESH {
                         connection.ping().await?;
                     }
-                    Ok(true)
+                    Ok(covered)
                 })
             })
-            .connect_lazy_with(connect.clone())
-    };
-    let shared = pool(options.max_connections);
-    Ok(Arc::new(SqlStore {
-        read_pool: shared.clone(),
-        write_pool: shared,
-        ping_pool: pool(1),
-        lock: None,
-    }))
+            .connect_lazy_with(bounded(self.connect.clone()))
+    }
 }
 
-/// Opens the cache's epoch in a database that has this release's schema, over connections of its
-/// own, so that it never waits for calls.
-pub fn epochs(url: &str) -> Result<EpochTable, OpenError> {
-    let pool = PgPoolOptions::new()
-        .max_connections(EPOCH_CONNECTIONS)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        .connect_lazy_with(bounded(parse(url)?));
-    Ok(EpochTable::new(pool))
+/// Opens the store of a `postgres://` URL: [`Database::open`].
+pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenError> {
+    Database::new(url)?.open(options).await
 }
 
 /// Adds the time-outs that the server enforces.
@@ -132,6 +166,9 @@ fn bounded(connect: PgConnectOptions) -> PgConnectOptions {
             ),
             // The check before a commit must see all earlier commits.
             ("default_transaction_isolation", "read committed".to_owned()),
+            // Settings of the database or the role that would break statements or durability.
+            ("default_transaction_read_only", "off".to_owned()),
+            ("standard_conforming_strings", "on".to_owned()),
         ])
 }
 
@@ -165,13 +202,22 @@ async fn ensure_schema(connect: &PgConnectOptions, migrate: Migrate) -> Result<(
         database: database.clone(),
         source,
     };
-    let connect = connect
-        .clone()
-        .options([("statement_timeout", millis(MIGRATION_TIMEOUT))]);
+    let connect = connect.clone().options([
+        ("statement_timeout", millis(MIGRATION_TIMEOUT)),
+        ("default_transaction_read_only", "off".to_owned()),
+        ("standard_conforming_strings", "on".to_owned()),
+    ]);
     let mut connection: PgConnection = timeout(CONNECT_TIMEOUT, connect.connect())
         .await
         .map_err(|elapsed| refused(elapsed.into()))?
         .map_err(|error| refused(error.into()))?;
+    let encoding: String = sqlx::query_scalar("SHOW server_encoding")
+        .fetch_one(&mut connection)
+        .await
+        .map_err(|error| refused(error.into()))?;
+    if encoding != "UTF8" {
+        return Err(OpenError::Encoding { database, encoding });
+    }
     let ensured = schema::ensure(&mut connection, &MIGRATIONS, migrate, &database, |error| {
         refused(error.into())
     });
@@ -185,6 +231,7 @@ async fn ensure_schema(connect: &PgConnectOptions, migrate: Migrate) -> Result<(
 
 // SQLSTATEs: https://www.postgresql.org/docs/current/errcodes-appendix.html
 const CONNECTION_EXCEPTION: &str = "08";
+const FEATURE_NOT_SUPPORTED: &str = "0A000";
 const INSUFFICIENT_RESOURCES: &str = "53";
 /// Includes statements that were cancelled by a time-out.
 const OPERATOR_INTERVENTION: &str = "57";
@@ -206,12 +253,18 @@ impl Dialect for Postgres {
 
     type Interrupt = ();
 
+    /// The time of the statement, which an index scan can compare with.
+    const NOW: &'static str = "(extract(epoch FROM statement_timestamp()) * 1000000)::bigint";
+
+    /// After this time the server has ended the commit or lost the connection: see [`MAX_WRITE`].
+    const COMMIT_TIMEOUT: Option<Duration> = Some(STATEMENT_TIMEOUT);
+
     /// One message, so that the client can't delay the commit after the check.
     fn commit(epoch: Option<Epoch>) -> String {
         let epoch = epoch.map_or("NULL".to_owned(), |Epoch(epoch)| epoch.to_string());
         let max_age = MAX_WRITE.as_millis();
         format!(
-            "SELECT check_write({}, {epoch}, {max_age}); COMMIT",
+            "SELECT check_commit({}, {epoch}, {max_age}); COMMIT",
             epoch::LOCK
         )
     }
@@ -248,6 +301,12 @@ impl Dialect for Postgres {
                 error => StoreError::Unexpected(Arc::new(error)),
             },
         }
+    }
+
+    fn is_stale_plan(error: &sqlx::Error) -> bool {
+        // "cached plan must not change result type"
+        sqlstate(error).as_deref() == Some(FEATURE_NOT_SUPPORTED)
+            && error.to_string().contains("cached plan")
     }
 
     /// A server that reports an error hasn't committed. A proxy in front of it may report one

@@ -1,8 +1,9 @@
 //! SQLite: one process, one file, in WAL mode.
 
 use std::{
-    fs::{File, TryLockError},
-    path::Path,
+    fs::{File, Metadata, TryLockError},
+    os::unix::fs::MetadataExt as _,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,7 +19,7 @@ use sqlx::{
 };
 
 use super::{
-    Migrate, OpenError, Store, StoreError, WAIT_SECS, schema,
+    Migrate, OpenError, Store, StoreError, StoreResult, WAIT_SECS, schema,
     sql::{Dialect, SqlStore},
 };
 use crate::model::Epoch;
@@ -41,24 +42,7 @@ pub async fn migrate(path: &Path) -> Result<(), OpenError> {
 /// Opens a database file, and locks it against other `location-service` processes. Creates it with
 /// [`Migrate::Auto`] if it doesn't exist.
 pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenError> {
-    let file = |source| OpenError::File {
-        path: path.to_owned(),
-        source,
-    };
-    // flock(2) doesn't interfere with SQLite's own locks. Closing any descriptor of the file would
-    // release those, though, so the store keeps this one open as long as its pools.
-    let lock = File::options()
-        .read(true)
-        .write(true)
-        .create(migrate == Migrate::Auto)
-        .truncate(false)
-        .open(path)
-        .map_err(file)?;
-    match lock.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(OpenError::InUse(path.to_owned())),
-        Err(TryLockError::Error(source)) => return Err(file(source)),
-    }
+    let file = OpenFile::lock(path, migrate)?;
     let refused = |error: sqlx::Error| match code(&error) {
         Some(NOTADB) => OpenError::NotADatabase(path.to_owned()),
         _ => OpenError::Refused {
@@ -95,8 +79,70 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         read_pool,
         write_pool,
         ping_pool: pool().max_connections(1).connect_lazy_with(options),
-        lock: Some(lock),
+        file: Some(file),
     }))
+}
+
+/// The database file, which is open and locked.
+#[derive(Debug)]
+pub(super) struct OpenFile {
+    // flock(2) doesn't interfere with SQLite's own locks. Closing any descriptor of the file would
+    // release those, though, so this one stays open as long as the pools.
+    file: File,
+    path: PathBuf,
+    lost: AtomicBool,
+}
+
+impl OpenFile {
+    fn lock(path: &Path, migrate: Migrate) -> Result<Self, OpenError> {
+        let failed = |source| OpenError::File {
+            path: path.to_owned(),
+            source,
+        };
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(migrate == Migrate::Auto)
+            .truncate(false)
+            .open(path)
+            .map_err(failed)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self {
+                file,
+                path: path.to_owned(),
+                lost: AtomicBool::new(false),
+            }),
+            Err(TryLockError::WouldBlock) => Err(OpenError::InUse(path.to_owned())),
+            Err(TryLockError::Error(source)) => Err(failed(source)),
+        }
+    }
+
+    /// Checks that the path still leads to the file that is open. Writes to a file that was renamed,
+    /// replaced or deleted would be lost.
+    pub(super) fn check(&self) -> StoreResult<()> {
+        let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
+        let there = self.path.metadata().map(identity);
+        let open = self.file.metadata().map(identity);
+        if matches!((&there, &open), (Ok(there), Ok(open)) if there == open) {
+            self.lost.store(false, Ordering::Relaxed);
+            return Ok(());
+        }
+        if !self.lost.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                path = %self.path.display(),
+                "the database file was renamed, replaced or deleted while it is open: refusing \
+                 writes until it is back, or the service is restarted"
+            );
+        }
+        Err(StoreError::unavailable(std::io::Error::other(
+            "the database file was renamed, replaced or deleted while it is open",
+        )))
+    }
+
+    pub(super) fn unlock(&self) {
+        // If this fails, the lock ends when the file is closed.
+        let _ = self.file.unlock();
+    }
 }
 
 // SQLite's result codes: https://www.sqlite.org/rescode.html
@@ -121,6 +167,11 @@ impl Dialect for Sqlite {
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
     const FOR_UPDATE: &'static str = "";
 
+    const NOW: &'static str = "CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)";
+
+    /// No commit is visible before its outcome is known, so the outcome is waited for.
+    const COMMIT_TIMEOUT: Option<Duration> = None;
+
     type Interrupt = Interrupt;
 
     fn commit(_: Option<Epoch>) -> String {
@@ -137,6 +188,11 @@ impl Dialect for Sqlite {
                 !interrupted.load(Ordering::Relaxed)
             });
         Ok(interrupt)
+    }
+
+    /// SQLite prepares statements again by itself.
+    fn is_stale_plan(_: &sqlx::Error) -> bool {
+        false
     }
 
     fn map_error(error: sqlx::Error) -> StoreError {

@@ -463,8 +463,9 @@ async fn a_write_that_began_before_a_suspension_waits_for_it_too() {
     let suspended = Instant::now();
     execute(
         database(&replicas.a),
-        "UPDATE cache_epoch SET epoch = epoch + 1, state = 'suspended', server = NULL,
-             histories = NULL, changed_at = clock_timestamp(), away_at = clock_timestamp()",
+        "UPDATE cache_epoch SET epoch = epoch + 1, state = 'suspended', incarnation = NULL,
+             replication_ids = NULL, changed_at = clock_timestamp(), away_at = clock_timestamp(),
+             written_by = pg_current_xact_id()",
     )
     .await;
     eventually("the writer's replica knows", || async {

@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use async_trait::async_trait;
@@ -159,8 +160,8 @@ impl Store for GatedStore {
         self.inner.delete_previous_image(id, noted).await
     }
 
-    async fn purge_expired(&self, before: Micros) -> StoreResult<()> {
-        self.inner.purge_expired(before).await
+    async fn purge_expired(&self, age: Duration) -> StoreResult<()> {
+        self.inner.purge_expired(age).await
     }
 
     async fn page_token_key(&self) -> StoreResult<[u8; 32]> {
@@ -204,8 +205,8 @@ impl Transaction for GatedTransaction {
         self.inner.take_previous_images(ids).await
     }
 
-    async fn record_previous_image(&mut self, former: &Image, now: Micros) -> StoreResult<()> {
-        self.inner.record_previous_image(former, now).await
+    async fn record_previous_image(&mut self, image: &Image) -> StoreResult<Micros> {
+        self.inner.record_previous_image(image).await
     }
 
     async fn find_idempotency_records(
@@ -220,11 +221,8 @@ impl Transaction for GatedTransaction {
         &mut self,
         caller: &OwnerId,
         records: &[IdempotencyRecord],
-        now: Micros,
     ) -> StoreResult<bool> {
-        self.inner
-            .save_idempotency_records(caller, records, now)
-            .await
+        self.inner.save_idempotency_records(caller, records).await
     }
 
     async fn commit(self: Box<Self>, epoch: Option<Epoch>) -> StoreResult<()> {

@@ -245,7 +245,7 @@ async fn writes_what_it_is_given(store: &dyn Store) {
     drop(write);
     insert(store, &twice[..1]).await;
     store.ping().await.unwrap();
-    store.purge_expired(Micros(1)).await.unwrap();
+    store.purge_expired(Duration::from_hours(24)).await.unwrap();
     store.close().await;
     let closed = store.ping().await;
     assert!(matches!(closed, Err(StoreError::Unavailable(_))));
@@ -906,8 +906,8 @@ async fn write_in(store: &dyn Store, epoch: Epoch) -> StoreResult<()> {
 async fn epochs_follow_each_other() {
     let url = Postgres::shared().database().await;
     let store = open(&url).await;
-    let table = postgres::epochs(&url).unwrap();
-    let fresh = table.read().await.unwrap();
+    let table = postgres::Database::new(&url).unwrap().epochs();
+    let fresh = table.read().await.unwrap().epoch;
     assert_eq!((fresh.epoch, fresh.server), (Epoch(0), None));
     assert!(fresh.may_activate, "nobody has used the cache");
     write_in(&*store, Epoch(0)).await.unwrap();
@@ -916,17 +916,17 @@ async fn epochs_follow_each_other() {
     table.activate(Epoch(0), &server).await.unwrap();
     // Somebody else was faster.
     table.activate(Epoch(0), &some_server()).await.unwrap();
-    let active = table.read().await.unwrap();
+    let active = table.read().await.unwrap().epoch;
     assert_eq!(active.epoch, Epoch(1));
     assert_eq!(active.server, Some(server));
     assert!(!active.may_activate);
     table.report_away().await.unwrap();
 
     table.suspend(Epoch(0)).await.unwrap();
-    assert_eq!(table.read().await.unwrap(), active, "not that one");
+    assert_eq!(table.read().await.unwrap().epoch, active, "not that one");
     table.suspend(Epoch(1)).await.unwrap();
     table.suspend(Epoch(1)).await.unwrap();
-    let suspended = table.read().await.unwrap();
+    let suspended = table.read().await.unwrap().epoch;
     assert_eq!((suspended.epoch, suspended.server), (Epoch(2), None));
     for old in [0, 1, 3] {
         let outcome = write_in(&*store, Epoch(old)).await;
@@ -943,12 +943,13 @@ async fn epochs_follow_each_other() {
 async fn a_suspension_lasts_while_a_replica_is_without_contact() {
     let url = Postgres::shared().database().await;
     open(&url).await;
-    let table = postgres::epochs(&url).unwrap();
-    let allowed = async || table.read().await.unwrap().may_activate;
+    let table = postgres::Database::new(&url).unwrap().epochs();
+    let allowed = async || table.read().await.unwrap().epoch.may_activate;
     table.activate(Epoch(0), &some_server()).await.unwrap();
     execute(
         &url,
-        "UPDATE cache_epoch SET changed_at = changed_at - interval '1 h'",
+        "UPDATE cache_epoch SET changed_at = changed_at - interval '1 h', \
+         written_by = pg_current_xact_id()",
     )
     .await;
     table.suspend(Epoch(1)).await.unwrap();
@@ -970,7 +971,7 @@ async fn a_suspension_lasts_while_a_replica_is_without_contact() {
 async fn a_commit_sees_an_epoch_that_began_while_it_waited() {
     let url = Postgres::shared().database().await;
     let store = open(&url).await;
-    let table = postgres::epochs(&url).unwrap();
+    let table = postgres::Database::new(&url).unwrap().epochs();
     table.activate(Epoch(0), &some_server()).await.unwrap();
     let hold = "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
          BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END $$;

@@ -1,8 +1,11 @@
 //! A connection that is safe to drop at any time.
 
+use std::{sync::Arc, time::Duration};
+
 use futures_util::TryStreamExt as _;
 use sqlx::{
-    AssertSqlSafe, Executor, FromRow, IntoArguments, Pool, QueryBuilder, pool::PoolConnection,
+    AssertSqlSafe, Connection as _, Executor, FromRow, IntoArguments, Pool, QueryBuilder,
+    pool::PoolConnection,
 };
 use tokio::time::timeout;
 
@@ -12,6 +15,9 @@ use super::{
     rows::LocationRow,
 };
 use crate::model::Location;
+
+/// The time-out of most statements.
+pub(super) const TIMEOUT: Option<Duration> = Some(STATEMENT_TIMEOUT);
 
 /// Longer statements aren't kept prepared: they are batches, each of which is unlikely to recur.
 const MAX_PREPARED_BYTES: usize = 640;
@@ -65,7 +71,8 @@ where
             .build_query_as()
             .persistent(keep_prepared)
             .fetch_all(&mut *self.connection);
-        in_time(&mut self.busy, rows).await?.map_err(DB::map_error)
+        let rows = in_time(&mut self.busy, TIMEOUT, rows).await?;
+        self.checked(rows).await
     }
 
     /// Runs a SELECT of locations. Returns those that fit in [`MAX_PAGE_BYTES`], and whether more
@@ -82,7 +89,7 @@ where
             .build_query_as::<LocationRow>()
             .persistent(keep_prepared)
             .fetch(&mut *self.connection);
-        in_time(&mut self.busy, async move {
+        let page = in_time(&mut self.busy, TIMEOUT, async move {
             let mut page = Vec::new();
             let mut bytes = 0;
             while let Some(row) = rows.try_next().await? {
@@ -94,8 +101,8 @@ where
             }
             Ok((page, false))
         })
-        .await?
-        .map_err(DB::map_error)
+        .await?;
+        self.checked(page).await
     }
 
     /// Runs a statement that returns no rows.
@@ -105,16 +112,37 @@ where
             .build()
             .persistent(keep_prepared)
             .execute(&mut *self.connection);
-        in_time(&mut self.busy, done)
-            .await?
-            .map_err(DB::map_error)?;
+        let done = in_time(&mut self.busy, TIMEOUT, done).await?;
+        self.checked(done).await?;
         Ok(())
     }
 
+    /// Maps the error of a statement. If its plan was stale, forgets all prepared statements of this
+    /// connection, so that another attempt succeeds, and returns [`StoreError::Conflict`].
+    async fn checked<T>(&mut self, result: sqlx::Result<T>) -> StoreResult<T> {
+        let error = match result {
+            Ok(value) => return Ok(value),
+            Err(error) => error,
+        };
+        if !DB::is_stale_plan(&error) {
+            return Err(DB::map_error(error));
+        }
+        let cleared = self.connection.clear_cached_statements();
+        in_time(&mut self.busy, TIMEOUT, cleared)
+            .await?
+            .map_err(DB::map_error)?;
+        Err(StoreError::Conflict(Arc::new(error)))
+    }
+
     /// Runs statements without values, in one message. The outer error is a time-out.
-    pub(super) async fn command(&mut self, sql: String) -> StoreResult<sqlx::Result<()>> {
+    pub(super) async fn command(
+        &mut self,
+        sql: String,
+        time_limit: Option<Duration>,
+    ) -> StoreResult<sqlx::Result<()>> {
         let done = sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut *self.connection);
-        Ok(in_time(&mut self.busy, done).await?.map(|_| ()))
+        let done = in_time(&mut self.busy, time_limit, done).await?;
+        Ok(done.map(|_| ()))
     }
 }
 
@@ -125,12 +153,16 @@ fn keep_prepared<DB: Dialect>(statement: &QueryBuilder<DB>) -> bool {
 /// Waits for a statement until its time-out, after which `busy` stays set.
 async fn in_time<T>(
     busy: &mut bool,
+    time_limit: Option<Duration>,
     statement: impl Future<Output = sqlx::Result<T>>,
 ) -> StoreResult<sqlx::Result<T>> {
     *busy = true;
-    let outcome = timeout(STATEMENT_TIMEOUT + REPLY_MARGIN, statement)
-        .await
-        .map_err(StoreError::unavailable)?;
+    let outcome = match time_limit {
+        Some(limit) => timeout(limit + REPLY_MARGIN, statement)
+            .await
+            .map_err(StoreError::unavailable)?,
+        None => statement.await,
+    };
     *busy = false;
     Ok(outcome)
 }

@@ -10,6 +10,8 @@ mod transaction;
 pub(super) use self::query::{list_statement, report_statement};
 pub(super) use self::{query::Bind, store::SqlStore};
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use sqlx::{Database, database::HasStatementCache};
 
@@ -25,6 +27,12 @@ pub(super) trait Dialect: Database + HasStatementCache + Bind {
     /// The suffix of a SELECT that locks the rows it returns.
     const FOR_UPDATE: &'static str;
 
+    /// The SQL expression for the current time of the database, in microseconds since the Unix epoch.
+    const NOW: &'static str;
+
+    /// Time-out of a commit, after which its outcome is unknown. `None`: its outcome is waited for.
+    const COMMIT_TIMEOUT: Option<Duration>;
+
     /// Interrupts the connection's query when it is dropped.
     type Interrupt: Send;
 
@@ -34,6 +42,9 @@ pub(super) trait Dialect: Database + HasStatementCache + Bind {
 
     /// Makes the connection's queries end when the guard is dropped.
     async fn interruptible(connection: &mut Self::Connection) -> sqlx::Result<Self::Interrupt>;
+
+    /// Whether a prepared statement failed because the schema has changed since it was prepared.
+    fn is_stale_plan(error: &sqlx::Error) -> bool;
 
     /// Maps an error of the driver.
     fn map_error(error: sqlx::Error) -> StoreError;

@@ -17,6 +17,8 @@ pub(in crate::store) enum Value {
     Text(String),
     Bytes(Vec<u8>),
     Id(Uuid),
+    /// The current time of the database.
+    Now,
 }
 
 impl From<&str> for Value {
@@ -52,6 +54,7 @@ where
             Value::Text(value) => statement.push_bind(value),
             Value::Bytes(value) => statement.push_bind(value),
             Value::Id(value) => statement.push_bind(value),
+            Value::Now => unreachable!("an expression of the dialect"),
         };
     }
 }
@@ -84,8 +87,13 @@ pub(super) trait StatementExt {
 
 impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
     fn value(&mut self, value: impl Into<Value>) -> &mut Self {
-        DB::bind(self, value.into());
-        self
+        match value.into() {
+            Value::Now => self.push(DB::NOW),
+            value => {
+                DB::bind(self, value);
+                self
+            }
+        }
     }
 
     fn values(&mut self, values: impl IntoIterator<Item = Value>) -> &mut Self {
@@ -209,6 +217,21 @@ pub(in crate::store) fn list_statement<DB: Dialect>(
         .value(Value::Int(i64::from(query.limit) + 1))
         .push(" OFFSET ")
         .value(Value::Int(i64::from(query.skip)));
+    statement
+}
+
+/// The SELECT of locations by id, of this owner if there is one.
+pub(super) fn get_statement<DB: Dialect>(
+    ids: &[LocationId],
+    owner: Option<&OwnerId>,
+) -> QueryBuilder<DB> {
+    let mut statement = QueryBuilder::new("SELECT ");
+    statement
+        .read_columns()
+        .push(" FROM locations WHERE id IN (")
+        .values(ids.iter().map(|id| (*id).into()))
+        .push(")")
+        .owned_by(owner);
     statement
 }
 

@@ -1,16 +1,16 @@
 //! [`Store`] over a pool of connections.
 
-use std::fs::File;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::{Database, Executor, FromRow, IntoArguments, Pool, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
-    super::{Store, StoreError, StoreResult, Transaction},
+    super::{Store, StoreError, StoreResult, Transaction, sqlite::OpenFile},
     Dialect,
-    connection::ConnectionGuard,
-    query::{StatementExt as _, Value, list_statement, report_statement},
+    connection::{ConnectionGuard, TIMEOUT},
+    query::{StatementExt as _, Value, get_statement, list_statement, report_statement},
     rows::{ImageRow, LocationRow, RecordRow, ReportRow},
     transaction::SqlTransaction,
 };
@@ -26,8 +26,8 @@ pub(in crate::store) struct SqlStore<DB: Database> {
     pub(in crate::store) write_pool: Pool<DB>,
     /// One connection for [`Store::ping`], which mustn't wait for calls.
     pub(in crate::store) ping_pool: Pool<DB>,
-    /// A file that is locked while the store exists.
-    pub(in crate::store) lock: Option<File>,
+    /// SQLite's file.
+    pub(in crate::store) file: Option<OpenFile>,
 }
 
 impl<DB: Dialect> SqlStore<DB> {
@@ -36,7 +36,12 @@ impl<DB: Dialect> SqlStore<DB> {
     }
 
     async fn writer(&self) -> StoreResult<ConnectionGuard<DB>> {
+        self.check_file()?;
         ConnectionGuard::acquire(&self.write_pool).await
+    }
+
+    fn check_file(&self) -> StoreResult<()> {
+        self.file.as_ref().map_or(Ok(()), OpenFile::check)
     }
 }
 
@@ -59,7 +64,11 @@ where
         after: Option<&Cursor>,
     ) -> StoreResult<Page<Location, Cursor>> {
         let mut reader = self.reader().await?;
-        let (mut items, cut) = reader.page(&mut list_statement(query, after)).await?;
+        let (mut items, cut) = match reader.page(&mut list_statement(query, after)).await {
+            // The plan was stale: see `ConnectionGuard`.
+            Err(StoreError::Conflict(_)) => reader.page(&mut list_statement(query, after)).await?,
+            page => page?,
+        };
         let total = if query.count {
             let mut statement = QueryBuilder::new("SELECT count(*) FROM locations");
             let rows = reader.rows(statement.filter_list(query)).await?;
@@ -85,14 +94,11 @@ where
     }
 
     async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> StoreResult<Vec<Location>> {
-        let mut statement = QueryBuilder::new("SELECT ");
-        statement
-            .read_columns()
-            .push(" FROM locations WHERE id IN (")
-            .values(ids.iter().map(|id| (*id).into()))
-            .push(")")
-            .owned_by(owner);
-        let rows: Vec<LocationRow> = self.reader().await?.rows(&mut statement).await?;
+        let mut reader = self.reader().await?;
+        let rows: Vec<LocationRow> = match reader.rows(&mut get_statement(ids, owner)).await {
+            Err(StoreError::Conflict(_)) => reader.rows(&mut get_statement(ids, owner)).await?,
+            rows => rows?,
+        };
         Ok(rows.into_iter().map(|row| row.location).collect())
     }
 
@@ -101,8 +107,13 @@ where
         query: &ReportQuery,
         after: Option<&ReportCursor>,
     ) -> StoreResult<Page<Report, ReportCursor>> {
-        let mut statement = report_statement(query, after);
-        let rows: Vec<ReportRow> = self.reader().await?.rows(&mut statement).await?;
+        let mut reader = self.reader().await?;
+        let rows: Vec<ReportRow> = match reader.rows(&mut report_statement(query, after)).await {
+            Err(StoreError::Conflict(_)) => {
+                reader.rows(&mut report_statement(query, after)).await?
+            }
+            rows => rows?,
+        };
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let more = rows.len() > limit;
         let items: Vec<Report> = rows
@@ -125,7 +136,7 @@ where
         let mut writer = self.writer().await?;
         writer.in_transaction = true;
         writer
-            .command(DB::BEGIN.to_owned())
+            .command(DB::BEGIN.to_owned(), TIMEOUT)
             .await?
             .map_err(DB::map_error)?;
         Ok(Box::new(SqlTransaction(writer)))
@@ -140,7 +151,8 @@ where
         self.writer().await?.execute(&mut statement).await
     }
 
-    async fn purge_expired(&self, before: Micros) -> StoreResult<()> {
+    async fn purge_expired(&self, age: Duration) -> StoreResult<()> {
+        let age = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
         for (table, key, time) in [
             ("create_requests", "caller, request_id", "create_time"),
             ("former_images", "id", "noted_time"),
@@ -152,7 +164,9 @@ where
                      (SELECT {key} FROM {table} WHERE {time} < "
                 ));
                 statement
-                    .value(Value::Int(before.0))
+                    .value(Value::Now)
+                    .push(" - ")
+                    .value(Value::Int(age))
                     .push(format_args!(" LIMIT 500) RETURNING {time}"));
                 let deleted: Vec<(i64,)> = self.writer().await?.rows(&mut statement).await?;
                 if deleted.is_empty() {
@@ -174,6 +188,7 @@ where
     }
 
     async fn ping(&self) -> StoreResult<()> {
+        self.check_file()?;
         let mut statement = QueryBuilder::new("SELECT id FROM locations LIMIT 1");
         let mut connection = ConnectionGuard::acquire(&self.ping_pool).await?;
         let _: Vec<(Uuid,)> = connection.rows(&mut statement).await?;
@@ -184,9 +199,8 @@ where
         self.ping_pool.close().await;
         self.read_pool.close().await;
         self.write_pool.close().await;
-        if let Some(lock) = &self.lock {
-            // If this fails, the lock ends when the store is dropped.
-            let _ = lock.unlock();
+        if let Some(file) = &self.file {
+            file.unlock();
         }
     }
 }

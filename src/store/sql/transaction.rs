@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     super::{IdempotencyRecord, StoreError, StoreResult, Transaction},
     Dialect,
-    connection::ConnectionGuard,
+    connection::{ConnectionGuard, TIMEOUT},
     query::{StatementExt as _, Value},
     rows::{ImageRow, LOCATION_COLUMNS, LocationRow, RecordRow},
 };
@@ -27,6 +27,7 @@ where
     RecordRow: for<'r> FromRow<'r, DB::Row>,
     ImageRow: for<'r> FromRow<'r, DB::Row>,
     (Uuid,): for<'r> FromRow<'r, DB::Row>,
+    (i64,): for<'r> FromRow<'r, DB::Row>,
 {
     async fn lock(&mut self, id: LocationId) -> StoreResult<Option<Location>> {
         let mut statement = QueryBuilder::new("SELECT ");
@@ -97,7 +98,7 @@ where
         rows.into_iter().map(Image::try_from).collect()
     }
 
-    async fn record_previous_image(&mut self, image: &Image, now: Micros) -> StoreResult<()> {
+    async fn record_previous_image(&mut self, image: &Image) -> StoreResult<Micros> {
         let Image {
             id,
             kind,
@@ -113,14 +114,17 @@ where
                 Value::Int(*kind as i64),
                 run.as_str().into(),
                 owner.as_str().into(),
-                Value::Int(now.0),
+                Value::Now,
             ]])
             .push(
                 " ON CONFLICT (id) DO UPDATE SET type = excluded.type, \
                  production_run_id = excluded.production_run_id, owner_id = excluded.owner_id, \
-                 noted_time = excluded.noted_time",
+                 noted_time = excluded.noted_time RETURNING noted_time",
             );
-        self.0.execute(&mut statement).await
+        let rows: Vec<(i64,)> = self.0.rows(&mut statement).await?;
+        rows.first()
+            .map(|(recorded,)| Micros(*recorded))
+            .ok_or_else(|| StoreError::corrupt("a row wasn't recorded"))
     }
 
     async fn find_idempotency_records(
@@ -144,7 +148,6 @@ where
         &mut self,
         caller: &OwnerId,
         records: &[IdempotencyRecord],
-        now: Micros,
     ) -> StoreResult<bool> {
         let mut statement = QueryBuilder::new(
             "INSERT INTO create_requests \
@@ -157,7 +160,7 @@ where
                     Value::Id(record.request_id),
                     Value::Bytes(record.fingerprint.to_vec()),
                     Value::Bytes(record.location.clone()),
-                    Value::Int(now.0),
+                    Value::Now,
                 ]
             }))
             .push(" ON CONFLICT (caller, request_id) DO NOTHING RETURNING request_id");
@@ -166,7 +169,7 @@ where
     }
 
     async fn commit(mut self: Box<Self>, epoch: Option<Epoch>) -> StoreResult<()> {
-        match self.0.command(DB::commit(epoch)).await {
+        match self.0.command(DB::commit(epoch), DB::COMMIT_TIMEOUT).await {
             Ok(Ok(())) => {
                 self.0.in_transaction = false;
                 Ok(())
@@ -179,7 +182,7 @@ where
 
     async fn rollback(mut self: Box<Self>) {
         // After an error the connection is closed, which rolls back too.
-        if let Ok(Ok(())) = self.0.command("ROLLBACK".to_owned()).await {
+        if let Ok(Ok(())) = self.0.command("ROLLBACK".to_owned(), TIMEOUT).await {
             self.0.in_transaction = false;
         }
     }

@@ -1,6 +1,6 @@
 //! Errors while the database is unavailable, from a store that always fails.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use location_service::{
@@ -54,7 +54,7 @@ impl Store for Down {
         down()
     }
 
-    async fn purge_expired(&self, _: Micros) -> StoreResult<()> {
+    async fn purge_expired(&self, _: Duration) -> StoreResult<()> {
         down()
     }
 
