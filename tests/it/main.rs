@@ -38,6 +38,7 @@ mod cache_service;
 mod clients;
 mod conformance;
 mod costs;
+mod database;
 mod durability;
 mod faults;
 mod gates;

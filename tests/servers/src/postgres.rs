@@ -53,14 +53,78 @@ impl Postgres {
     /// Starts a server whose configuration has these lines. The function is given the server's
     /// folder, and may put files there.
     pub fn start_with(configuration: impl FnOnce(&Path) -> String) -> Self {
+        let server = Self::prepare();
+        let extra = configuration(&server.dir);
+        if is_root() {
+            run(Command::new("chown").args(["-R", USER]).arg(&server.dir));
+        }
+        run(as_user(&format!("{BINARIES}/initdb"))
+            .args([
+                "--no-sync",
+                "--auth=trust",
+                "--encoding=UTF8",
+                "--locale=C.UTF-8",
+            ])
+            .arg("--username=postgres")
+            .arg("--pgdata")
+            .arg(server.dir.join("data")));
+        let configuration = format!(
+            "listen_addresses = '127.0.0.1'\n\
+             port = {}\n\
+             unix_socket_directories = ''\n\
+             fsync = off\n\
+             max_connections = 200\n\
+             {extra}\n",
+            server.port
+        );
+        let file = server.dir.join("data/postgresql.auto.conf");
+        fs::write(file, configuration).expect("the configuration can be written");
+        server.start_again();
+        server
+    }
+
+    /// Starts a hot standby of this server.
+    pub fn standby(&self) -> Self {
+        let server = Self::prepare();
+        run(as_user(&format!("{BINARIES}/pg_basebackup"))
+            .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
+            .arg("--dbname")
+            .arg(self.url("postgres"))
+            .arg("--pgdata")
+            .arg(server.dir.join("data")));
+        server.set_port(server.port);
+        server.start_again();
+        server
+    }
+
+    /// Makes a standby a primary.
+    pub fn promote(&self) {
+        run(self.pg_ctl().args(["--wait", "promote"]));
+    }
+
+    /// Moves a stopped server to the port of another one, and starts it.
+    pub fn start_in_place_of(&mut self, other: &Self) {
+        self.port = other.port;
+        self.set_port(self.port);
+        self.start_again();
+    }
+
+    fn set_port(&self, port: u16) {
+        let file = self.dir.join("data/postgresql.auto.conf");
+        let configuration = fs::read_to_string(&file).expect("the configuration can be read");
+        let configuration = format!("{configuration}\nport = {port}\n");
+        fs::write(file, configuration).expect("the configuration can be written");
+    }
+
+    /// A server without data: its folder, its port and its guardian.
+    fn prepare() -> Self {
         let dir = tempfile::Builder::new()
             .prefix("location-service-postgres-")
             .tempdir()
             .expect("a temporary folder can be made")
             .keep();
-        let extra = configuration(&dir);
         if is_root() {
-            run(Command::new("chown").args(["-R", USER]).arg(&dir));
+            run(Command::new("chown").arg(USER).arg(&dir));
         }
         let guardian = as_user("sh")
             .args(["-c", GUARDIAN, "guardian"])
@@ -76,34 +140,12 @@ impl Postgres {
             .and_then(|listener| listener.local_addr())
             .expect("a port is free")
             .port();
-        let server = Self {
+        Self {
             dir,
             port,
             guardian,
             databases: AtomicU32::new(0),
-        };
-        run(as_user(&format!("{BINARIES}/initdb"))
-            .args([
-                "--no-sync",
-                "--auth=trust",
-                "--encoding=UTF8",
-                "--locale=C.UTF-8",
-            ])
-            .arg("--username=postgres")
-            .arg("--pgdata")
-            .arg(server.dir.join("data")));
-        let configuration = format!(
-            "listen_addresses = '127.0.0.1'\n\
-             port = {port}\n\
-             unix_socket_directories = ''\n\
-             fsync = off\n\
-             max_connections = 200\n\
-             {extra}\n"
-        );
-        let file = server.dir.join("data/postgresql.auto.conf");
-        fs::write(file, configuration).expect("the configuration can be written");
-        server.start_again();
-        server
+        }
     }
 
     /// Starts it again after [`stop`](Self::stop), on the same port.

@@ -1,0 +1,543 @@
+//! Faults of the database that must not make a list stale: late commits, other servers behind the
+//! same address, restored rows, errors that reveal a write, and settings.
+
+use std::{sync::Arc, time::Duration};
+
+use location_service::{
+    model::{CacheServer, Epoch, Location, LocationId},
+    proto::location::v1,
+    store::{
+        Migrate, OpenError, Store, StoreError, StoreResult,
+        postgres::{self, Database, Options},
+        sqlite,
+    },
+};
+use sqlx::AssertSqlSafe;
+use tempfile::TempDir;
+use tonic::Code;
+use uuid::Uuid;
+
+use servers::postgres::{Postgres, connect, execute, number};
+
+use crate::harness::{
+    Client, Pair, TestApp, cache_status, create, eventually, names, of_run, storage,
+};
+
+/// The advisory lock that a commit holds until it is visible.
+const LOCK: i64 = 0x6c6f_6361_7469_6f6e;
+
+const AUTO: Options = Options {
+    max_connections: 4,
+    migrate: Migrate::Auto,
+};
+
+fn some_server() -> CacheServer {
+    CacheServer {
+        name: Uuid::new_v4(),
+        histories: "0123456789abcdef".to_owned(),
+    }
+}
+
+/// Writes a location past the service: its writer has died before it reopened the tags.
+async fn insert(store: &dyn Store, location: &Location) {
+    let mut write = store.begin().await.unwrap();
+    write.insert(std::slice::from_ref(location)).await.unwrap();
+    write.commit(None).await.unwrap();
+}
+
+async fn commit_empty(store: &dyn Store, epoch: Epoch) -> StoreResult<()> {
+    store.begin().await?.commit(Some(epoch)).await
+}
+
+async fn is_hit(client: &mut Client, run: &str) -> bool {
+    let list = client.list_locations(of_run(run)).await.expect("listed");
+    cache_status(&list).starts_with("location-service; hit")
+}
+
+/// Lists twice, so that the second list is a hit, and returns the names.
+async fn cached(client: &mut Client, run: &str) -> Vec<String> {
+    let mut listed = Vec::new();
+    let found = Arc::new(std::sync::Mutex::new(Vec::new()));
+    eventually("the list is cached", || {
+        let (mut client, found) = (client.clone(), Arc::clone(&found));
+        async move {
+            let list = client.list_locations(of_run(run)).await.expect("listed");
+            *found.lock().unwrap() = names(&list).into_iter().map(str::to_owned).collect();
+            cache_status(&list).starts_with("location-service; hit")
+        }
+    })
+    .await;
+    listed.append(&mut found.lock().unwrap());
+    listed
+}
+
+async fn listed(client: &mut Client, run: &str) -> Vec<String> {
+    let list = client.list_locations(of_run(run)).await.expect("listed");
+    names(&list).into_iter().map(str::to_owned).collect()
+}
+
+// Late commits.
+
+#[tokio::test]
+async fn the_cache_is_not_used_while_a_commit_is_late() {
+    let app = TestApp::spawn_on(Pair::Redis).await;
+    let location_service::config::DatabaseUrl::Postgres(url) = &app.config.database.url else {
+        panic!("not on PostgreSQL");
+    };
+    let mut client = app.admin();
+    cached(&mut client, "run").await;
+    let mut commit = connect(url).await;
+    let lock = format!("BEGIN; SELECT pg_advisory_xact_lock_shared({LOCK})");
+    sqlx::raw_sql(AssertSqlSafe(lock))
+        .execute(&mut commit)
+        .await
+        .unwrap();
+    assert!(is_hit(&mut client, "run").await, "it has just begun");
+    eventually("the replica notices", || {
+        let mut client = client.clone();
+        async move { !is_hit(&mut client, "run").await }
+    })
+    .await;
+    // A replica that starts now doesn't know how old the commit is.
+    let late = app.replica().await;
+    for _ in 0..10 {
+        assert!(!is_hit(&mut late.admin(), "run").await);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    sqlx::raw_sql("COMMIT").execute(&mut commit).await.unwrap();
+    cached(&mut client, "run").await;
+    cached(&mut late.admin(), "run").await;
+    late.stop().await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_commit_that_waits_for_a_standby_is_in_progress() {
+    let server = Postgres::start();
+    let url = server.database().await;
+    let database = Database::new(&url).unwrap();
+    let store = database.open(AUTO).await.unwrap();
+    let table = database.epochs();
+    let epoch = table.read().await.unwrap().epoch.epoch;
+    let admin = server.url("postgres");
+    for sql in [
+        "ALTER SYSTEM SET synchronous_standby_names = 'ghost'",
+        "SELECT pg_reload_conf()",
+    ] {
+        execute(&admin, sql).await;
+    }
+    eventually("the setting is loaded", || async {
+        number(
+            &url,
+            "SELECT count(*) FROM pg_settings \
+            WHERE name = 'synchronous_standby_names' AND setting = 'ghost'",
+        )
+        .await
+            == 1
+    })
+    .await;
+    let mut write = store.begin().await.unwrap();
+    write
+        .save_idempotency_records(
+            &location_service::model::Text::parse("ann".to_owned()).unwrap(),
+            &[location_service::store::IdempotencyRecord {
+                request_id: Uuid::new_v4(),
+                fingerprint: [0; 32],
+                location: Vec::new(),
+            }],
+        )
+        .await
+        .unwrap();
+    let committing = tokio::spawn(write.commit(Some(epoch)));
+    eventually("the commit is in progress", || async {
+        table.read().await.unwrap().commits.len() == 1
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(table.read().await.unwrap().commits.len(), 1);
+    assert_eq!(
+        number(&url, "SELECT count(*) FROM create_requests").await,
+        0
+    );
+    for sql in [
+        "ALTER SYSTEM RESET synchronous_standby_names",
+        "SELECT pg_reload_conf()",
+    ] {
+        execute(&admin, sql).await;
+    }
+    committing.await.unwrap().unwrap();
+    assert!(table.read().await.unwrap().commits.is_empty());
+    assert_eq!(
+        number(&url, "SELECT count(*) FROM create_requests").await,
+        1
+    );
+}
+
+// The identity of the database.
+
+#[tokio::test]
+async fn a_restored_row_begins_a_new_epoch() {
+    let url = Postgres::shared().database().await;
+    let database = Database::new(&url).unwrap();
+    let store = database.open(AUTO).await.unwrap();
+    let table = database.epochs();
+    let first = table.read().await.unwrap().epoch.epoch;
+    table.activate(first, &some_server()).await.unwrap();
+    let active = table.read().await.unwrap().epoch;
+    assert!(active.server.is_some());
+    commit_empty(&*store, active.epoch).await.unwrap();
+
+    execute(
+        &url,
+        "CREATE TABLE dump AS SELECT * FROM cache_epoch;
+         DELETE FROM cache_epoch; INSERT INTO cache_epoch SELECT * FROM dump",
+    )
+    .await;
+    let restored = table.read().await.unwrap().epoch;
+    assert_eq!(restored.server, None, "the cache is suspended");
+    assert!(
+        restored.epoch.0 - active.epoch.0 > 1_000,
+        "{restored:?} may be reached by counting"
+    );
+    assert_eq!(table.read().await.unwrap().epoch.epoch, restored.epoch);
+    let outcome = commit_empty(&*store, active.epoch).await;
+    assert!(
+        matches!(outcome, Err(StoreError::Conflict(_))),
+        "{outcome:?}"
+    );
+    commit_empty(&*store, restored.epoch).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_copy_of_a_database_begins_a_new_epoch() {
+    let server = Postgres::shared();
+    let url = server.database().await;
+    let database = Database::new(&url).unwrap();
+    let store = database.open(AUTO).await.unwrap();
+    let table = database.epochs();
+    let first = table.read().await.unwrap().epoch.epoch;
+    table.activate(first, &some_server()).await.unwrap();
+    let active = table.read().await.unwrap().epoch;
+    drop(table);
+    store.close().await;
+
+    let name = url.rsplit('/').next().unwrap();
+    let admin = server.url("postgres");
+    let copy =
+        format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'");
+    execute(&admin, &copy).await;
+    execute(
+        &admin,
+        &format!("CREATE DATABASE {name}_copy TEMPLATE {name}"),
+    )
+    .await;
+    let copy = Database::new(&server.url(&format!("{name}_copy"))).unwrap();
+    let copied = copy.epochs().read().await.unwrap().epoch;
+    assert_eq!(copied.server, None);
+    assert_ne!(copied.epoch, active.epoch);
+}
+
+#[tokio::test]
+async fn a_standby_is_not_trusted_and_its_promotion_begins_a_new_epoch() {
+    let primary = Postgres::start();
+    let url = primary.database().await;
+    let database = Database::new(&url).unwrap();
+    let store = database.open(AUTO).await.unwrap();
+    let table = database.epochs();
+    let first = table.read().await.unwrap().epoch.epoch;
+    table.activate(first, &some_server()).await.unwrap();
+    let active = table.read().await.unwrap().epoch;
+    let mut standby = primary.standby();
+    let on_standby = standby.url(url.rsplit('/').next().unwrap());
+    let epoch = || number(&on_standby, "SELECT epoch FROM cache_epoch");
+    eventually("the standby has the row", || async {
+        epoch().await == active.epoch.0
+    })
+    .await;
+
+    let replica = Database::new(&on_standby).unwrap();
+    let options = Options {
+        migrate: Migrate::Never,
+        ..AUTO
+    };
+    let behind = replica.open(options).await.unwrap();
+    let unavailable = |error: Option<StoreError>| matches!(error, Some(StoreError::Unavailable(_)));
+    assert!(unavailable(behind.ping().await.err()));
+    let read = behind.get(&[LocationId::generate()], None).await;
+    assert!(unavailable(read.err()));
+    assert!(unavailable(replica.epochs().read().await.err()));
+
+    // The standby replaces the primary behind its address.
+    primary.stop();
+    standby.promote();
+    standby.stop();
+    standby.start_in_place_of(&primary);
+    let read = store.get(&[LocationId::generate()], None).await;
+    assert!(
+        unavailable(read.err()),
+        "no epoch belongs to this server yet"
+    );
+    let mut promoted = table.read().await;
+    while promoted.is_err() {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        promoted = table.read().await;
+    }
+    let promoted = promoted.unwrap().epoch;
+    assert_eq!(promoted.server, None);
+    assert!(promoted.epoch.0 - active.epoch.0 > 1_000, "{promoted:?}");
+    store.get(&[LocationId::generate()], None).await.unwrap();
+    let outcome = commit_empty(&*store, active.epoch).await;
+    assert!(
+        matches!(outcome, Err(StoreError::Conflict(_))),
+        "{outcome:?}"
+    );
+    commit_empty(&*store, promoted.epoch).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_clock_that_was_set_back_does_not_prolong_a_suspension() {
+    let url = Postgres::shared().database().await;
+    let database = Database::new(&url).unwrap();
+    database.open(AUTO).await.unwrap();
+    let table = database.epochs();
+    execute(
+        &url,
+        "UPDATE cache_epoch SET changed_at = clock_timestamp() + interval '1 h',
+             away_at = clock_timestamp() + interval '1 h', written_by = pg_current_xact_id()",
+    )
+    .await;
+    assert!(table.read().await.unwrap().epoch.may_activate);
+    table.report_away().await.unwrap();
+    assert!(!table.read().await.unwrap().epoch.may_activate);
+}
+
+// Errors that reveal a write.
+
+#[tokio::test]
+async fn an_error_that_reveals_a_write_reopens_its_tags() {
+    for pair in [Pair::Embedded, Pair::Redis] {
+        let mut inner = None;
+        let app = TestApp::spawn_with(pair, |store, cache| {
+            inner = Some(Arc::clone(&store));
+            (store, cache)
+        })
+        .await;
+        let store = inner.unwrap();
+        let mut client = app.admin();
+        let a = client.create_location(create(storage("a", "run"))).await;
+        let a = a.expect("created").into_inner();
+        assert_eq!(cached(&mut client, "run").await, ["a"]);
+
+        // A creation whose caller retries with the same id.
+        let ids = [LocationId::parse(&a.id).unwrap()];
+        let mut b = store.get(&ids, None).await.unwrap().remove(0);
+        b.id = LocationId::generate();
+        b.details.display_name = location_service::model::Text::parse("b".to_owned()).unwrap();
+        insert(&*store, &b).await;
+        let again = v1::CreateLocationRequest {
+            location_id: b.id.to_string(),
+            ..create(storage("b", "run"))
+        };
+        let error = client.create_location(again).await.unwrap_err();
+        assert_eq!(error.code(), Code::AlreadyExists, "{pair:?}");
+        assert_eq!(listed(&mut client, "run").await, ["b", "a"], "{pair:?}");
+
+        // An update whose caller retries with the same etag.
+        cached(&mut client, "run").await;
+        let mut write = store.begin().await.unwrap();
+        let mut changed = write.lock(b.id).await.unwrap().unwrap();
+        changed.details.display_name =
+            location_service::model::Text::parse("c".to_owned()).unwrap();
+        changed.etag = location_service::model::Etag::generate();
+        write.update(&changed).await.unwrap();
+        write.commit(None).await.unwrap();
+        let stale = v1::UpdateLocationRequest {
+            location: Some(v1::Location {
+                id: b.id.to_string(),
+                etag: "\"stale\"".to_owned(),
+                display_name: "c".to_owned(),
+                ..v1::Location::default()
+            }),
+            ..v1::UpdateLocationRequest::default()
+        };
+        let error = client.update_location(stale).await.unwrap_err();
+        assert_eq!(error.code(), Code::Aborted, "{pair:?}");
+        assert_eq!(listed(&mut client, "run").await, ["c", "a"], "{pair:?}");
+
+        // A deletion whose caller retries.
+        cached(&mut client, "run").await;
+        let mut write = store.begin().await.unwrap();
+        let before = write.lock(b.id).await.unwrap().unwrap();
+        write.delete(b.id).await.unwrap();
+        write.record_previous_image(&before.image()).await.unwrap();
+        write.commit(None).await.unwrap();
+        let again = v1::DeleteLocationRequest {
+            id: b.id.to_string(),
+            ..v1::DeleteLocationRequest::default()
+        };
+        let error = client.delete_location(again).await.unwrap_err();
+        assert_eq!(error.code(), Code::NotFound, "{pair:?}");
+        assert_eq!(listed(&mut client, "run").await, ["a"], "{pair:?}");
+        app.stop().await;
+    }
+}
+
+// Settings and clocks.
+
+#[tokio::test]
+async fn settings_of_the_database_do_not_break_statements() {
+    let url = Postgres::shared().database().await;
+    let name = url.rsplit('/').next().unwrap();
+    for setting in [
+        "standard_conforming_strings = off",
+        "synchronous_commit = off",
+        "default_transaction_read_only = on",
+    ] {
+        execute(&url, &format!("ALTER DATABASE {name} SET {setting}")).await;
+    }
+    let app = TestApp::spawn_at(url.clone(), redis().url()).await;
+    let mut client = app.admin();
+    let created = client
+        .create_location(create(storage("50%_\\", "run")))
+        .await;
+    created.expect("created");
+    let query = v1::ListLocationsRequest {
+        query: "%_\\".to_owned(),
+        ..of_run("run")
+    };
+    let list = client.list_locations(query).await.expect("listed");
+    assert_eq!(names(&list), ["50%_\\"]);
+    cached(&mut client, "run").await;
+    app.stop().await;
+}
+
+fn redis() -> &'static servers::redis::RedisServer {
+    static REDIS: std::sync::OnceLock<servers::redis::RedisServer> = std::sync::OnceLock::new();
+    REDIS.get_or_init(servers::redis::RedisServer::start)
+}
+
+#[tokio::test]
+async fn another_encoding_is_refused() {
+    let server = Postgres::shared();
+    let admin = server.url("postgres");
+    execute(
+        &admin,
+        "CREATE DATABASE latin ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0",
+    )
+    .await;
+    let opened = postgres::open(&server.url("latin"), AUTO).await;
+    let Err(OpenError::Encoding { encoding, .. }) = opened.map(|_| ()) else {
+        panic!("it was opened");
+    };
+    assert_eq!(encoding, "LATIN1");
+}
+
+#[tokio::test]
+async fn a_changed_column_type_costs_a_retry() {
+    let url = Postgres::shared().database().await;
+    let app = TestApp::spawn_at(url.clone(), redis().url()).await;
+    let mut client = app.admin();
+    let a = client.create_location(create(storage("a", "run"))).await;
+    let mut a = a.expect("created").into_inner();
+    // Every connection prepares the statements.
+    let no_cache = || {
+        let mut request = tonic::Request::new(of_run("run"));
+        let value = "no-cache".parse().unwrap();
+        request.metadata_mut().insert("cache-control", value);
+        request
+    };
+    for number in 0..8 {
+        client.list_locations(no_cache()).await.expect("listed");
+        a.description = number.to_string();
+        a = client
+            .update_location(v1::UpdateLocationRequest {
+                location: Some(a.clone()),
+                ..v1::UpdateLocationRequest::default()
+            })
+            .await
+            .expect("updated")
+            .into_inner();
+    }
+    execute(
+        &url,
+        "ALTER TABLE locations ALTER COLUMN description TYPE varchar(100000)",
+    )
+    .await;
+    for number in 8..16 {
+        client.list_locations(no_cache()).await.expect("listed");
+        a.description = number.to_string();
+        a = client
+            .update_location(v1::UpdateLocationRequest {
+                location: Some(a.clone()),
+                ..v1::UpdateLocationRequest::default()
+            })
+            .await
+            .expect("updated")
+            .into_inner();
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_gone_is_not_written() {
+    let dir = TempDir::new().unwrap();
+    let (path, elsewhere) = (dir.path().join("a.db"), dir.path().join("b.db"));
+    let store = sqlite::open(&path, Migrate::Auto).await.unwrap();
+    store.ping().await.unwrap();
+    let refused = async || {
+        let ping = store.ping().await;
+        let write = store.begin().await.map(|_| ());
+        matches!(
+            (ping, write),
+            (
+                Err(StoreError::Unavailable(_)),
+                Err(StoreError::Unavailable(_))
+            )
+        )
+    };
+    std::fs::rename(&path, &elsewhere).unwrap();
+    assert!(refused().await, "renamed");
+    std::fs::write(&path, b"").unwrap();
+    assert!(refused().await, "replaced");
+    std::fs::rename(&elsewhere, &path).unwrap();
+    store.ping().await.unwrap();
+    store.begin().await.unwrap().rollback().await;
+    std::fs::remove_file(&path).unwrap();
+    assert!(refused().await, "deleted");
+}
+
+#[tokio::test]
+async fn the_databases_clock_purges() {
+    let dir = TempDir::new().unwrap();
+    let embedded = sqlite::open(&dir.path().join("a.db"), Migrate::Auto).await;
+    let url = Postgres::shared().database().await;
+    let shared = postgres::open(&url, AUTO).await;
+    for store in [embedded.unwrap(), shared.unwrap()] {
+        let caller = location_service::model::Text::parse("ann".to_owned()).unwrap();
+        let record = location_service::store::IdempotencyRecord {
+            request_id: Uuid::new_v4(),
+            fingerprint: [1; 32],
+            location: vec![1],
+        };
+        let mut write = store.begin().await.unwrap();
+        assert!(
+            write
+                .save_idempotency_records(&caller, std::slice::from_ref(&record))
+                .await
+                .unwrap()
+        );
+        write.commit(None).await.unwrap();
+        let kept = async || {
+            let mut write = store.begin().await.unwrap();
+            let ids = [record.request_id];
+            let found = write.find_idempotency_records(&caller, &ids).await.unwrap();
+            write.rollback().await;
+            found.len()
+        };
+        store.purge_expired(Duration::from_mins(1)).await.unwrap();
+        assert_eq!(kept().await, 1);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        store.purge_expired(Duration::ZERO).await.unwrap();
+        assert_eq!(kept().await, 0);
+    }
+}
