@@ -269,10 +269,7 @@ async fn create(
         let mut images = Vec::new();
         if let StoreError::AlreadyExists { indexes, .. } = &error {
             let existing: Vec<_> = indexes.iter().map(|index| locations[*index].id).collect();
-            images = transaction.take_previous_images(&existing).await?;
-            for id in existing {
-                images.extend(transaction.lock(id).await?.map(|location| location.image()));
-            }
+            images = existing_images(transaction, &existing).await?;
         }
         return Err(Rejected {
             error: in_batch(error, &indexes).into(),
@@ -292,6 +289,19 @@ async fn create(
         return Err(concurrent_request_id().into());
     }
     Ok(applied)
+}
+
+/// The images that the writes of these locations have left.
+async fn existing_images(
+    transaction: &mut dyn Transaction,
+    ids: &[LocationId],
+) -> Result<Vec<Image>, StoreError> {
+    let mut images = transaction.take_previous_images(ids).await?;
+    for id in ids {
+        let location = transaction.lock(*id).await?;
+        images.extend(location.map(|location| location.image()));
+    }
+    Ok(images)
 }
 
 fn concurrent_request_id() -> Error {

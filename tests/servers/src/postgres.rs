@@ -84,6 +84,7 @@ impl Postgres {
     }
 
     /// Starts a hot standby of this server.
+    #[must_use]
     pub fn standby(&self) -> Self {
         let server = Self::prepare();
         run(as_user(&format!("{BINARIES}/pg_basebackup"))
