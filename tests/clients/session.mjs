@@ -12,7 +12,7 @@ const grpc = require("@grpc/grpc-js");
 const loader = require("@grpc/proto-loader");
 const protobuf = require("protobufjs");
 
-// How long anything may take that is bound to happen.
+// Deadline of a call.
 const PATIENCE_MS = 20_000;
 const HIT = "location-service; hit; detail=local";
 
@@ -25,8 +25,8 @@ const definition = loader.loadSync("location/v1/location_service.proto", {
 });
 const { location } = grpc.loadPackageDefinition(definition);
 
-// What google/rpc/{status,error_details}.proto and grpc/health/v1/health.proto say, as far as it is
-// read here.
+// The parts of google/rpc/{status,error_details}.proto and grpc/health/v1/health.proto that are used
+// here.
 const { root } = protobuf.parse(
   `syntax = "proto3";
   message Any { string type_url = 1; bytes value = 2; }
@@ -78,7 +78,7 @@ function call(method, request, options = {}) {
   });
 }
 
-// The error's details, by type, once it is known that the call fails with this code.
+// Checks that the call fails with this code. Returns the error's details by type.
 async function refused(code, method, request, options) {
   const error = await call(method, request, options).then(
     ([response]) => assert.fail(`${method} returned ${JSON.stringify(response)}`),
@@ -113,7 +113,7 @@ const create = {
     production_run_id: "node",
     address: { locality: "København", region_code: "DK" },
     coordinates: { latitude: 55.676, longitude: 12.568 },
-    // What a number of JavaScript doesn't hold.
+    // Too large for a JavaScript number.
     capacity: "9007199254740993",
     labels: { colour: "red" },
   },

@@ -18,7 +18,7 @@ ADDRESS, PROTO_FOLDER, TOKEN, DATABASE = sys.argv[1:]
 sys.path.append(PROTO_FOLDER)
 pb, services = grpc.protos_and_services("location/v1/location_service.proto")
 
-# How long anything may take that is bound to happen.
+# Deadline of a call, in seconds.
 PATIENCE = 20
 ADMIT = (("authorization", f"Bearer {TOKEN}"),)
 HIT = "location-service; hit; detail=local"
@@ -31,7 +31,7 @@ def call(method, request, *, metadata=ADMIT, timeout=PATIENCE, **options):
 
 
 def refused(code, method, request, **options):
-    """The error's details, by type, once it is known that the call fails with this code."""
+    """Checks that the call fails with this code. Returns the error's details by type."""
     try:
         response, _ = call(method, request, **options)
     except grpc.RpcError as error:
