@@ -1,4 +1,4 @@
-"""How a variant is measured: what is started, how it is called and checked, and what is counted."""
+"""Measures a variant: starts its servers, calls and checks them, and counts time and memory."""
 
 import dataclasses
 import functools
@@ -22,21 +22,22 @@ from servers import Failed, Listener, Postgres, Redis
 SERVICE = "location.v1.LocationService"
 LIST = f"{SERVICE}/ListLocations"
 
-# Whose locations are listed, and the sizes of pages.
+# The owner of the listed locations, and its number.
 CALLER, CALLER_NUMBER = "user-0", 0
+
+# The usual size of a page, and all sizes.
 PAGE = 50
 PAGES = 1, PAGE, 1_000
 
-# The databases by name, and how many rows they have.
+# Numbers of rows, and the databases by name with theirs.
 ROWS = 10_000, 100_000, 1_000_000
 DATABASES = {f"rows_{count}": count for count in ROWS}
 DATABASES |= {"base": ROWS[0], "creations": ROWS[0], "mixed": ROWS[1], "mixed_e": ROWS[1]}
 
-# What is printed of what is measured.
+# The measured fields that are printed.
 SHOWN = "cpu_us", "rate", "p50_us", "p99_us", "hit_rate", "stale_rate", "entry_bytes"
 
-
-# Whose code a sample is in, by its file and symbol: Rust's symbols begin with their crate.
+# Parts of the code, by the file and symbol of a sample. Rust's symbols begin with their crate.
 PARTS = {
     "kernel": r"^\[",
     "HTTP/2: h2, hyper, http": r" [<&(]*(h2|hyper\w*|http\w*)::",
@@ -52,8 +53,8 @@ PARTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """How the load calls: over how many connections, how many calls at once on each, and how many a
-    second, if not as many as it can."""
+    """A load: its connections, the calls in flight on each, and the calls per second, or `None` for
+    as many as possible."""
 
     connections: int
     streams: int
@@ -73,7 +74,7 @@ def frame(message):
 
 
 class Bench:
-    """Servers, started when they are first needed, and how to call them."""
+    """Starts servers when they are first needed, calls them, and collects the figures."""
 
     def __init__(self, options, programs, folder):
         sys.path.append("proto")
@@ -106,7 +107,7 @@ class Bench:
         print(f"filling {name} with {count:,} rows", flush=True)
         self.postgres.run("postgres", f"CREATE DATABASE {name}")
         url = self.postgres.url(name)
-        # The service won't touch PostgreSQL without Redis.
+        # The service refuses PostgreSQL without Redis.
         self.service_command("migrate", "--database-url", url, "--redis-url", self.redis.url)
         self.postgres.fill(name, self.places, count)
         return url
@@ -121,7 +122,7 @@ class Bench:
         return url
 
     def service_command(self, *command):
-        """Runs a command of the service's to its end, and returns what it prints."""
+        """Runs a command of the service, and returns its output."""
         done = subprocess.run(
             [self.programs["location-service"], *command], stdout=subprocess.PIPE, check=True
         )
@@ -159,7 +160,7 @@ class Bench:
         self.started.pop(name).stop()
 
     def await_cache(self, name):
-        """The service may have to find out first whether it may cache."""
+        """Waits until the service caches: a shared cache is active only after some checks."""
         request = self.pb.ListLocationsRequest(page_size=1).SerializeToString()
         token = self.token("root")
 
@@ -169,8 +170,8 @@ class Bench:
         servers.until(f"{name} caches", hits)
 
     def start(self, name):
-        """Starts a server. After a colon, its name tells which database it is over, the size of its
-        page, or which one of several it is."""
+        """Starts a server. After a colon, its name has the database, the size of its page, or its
+        number among several."""
         kind, _, detail = name.partition(":")
         match kind:
             case "embedded":
@@ -201,7 +202,7 @@ class Bench:
                 raise ValueError(name)
 
     def page_files(self):
-        """Files of the pages of each size."""
+        """Writes the page of each size to a file, and returns the files."""
         files = []
         for size in PAGES:
             files.append(self.folder / f"page-{size}")
@@ -209,7 +210,7 @@ class Bench:
         return files
 
     def call(self, server, method, message, token=None, metadata=()):
-        """The serialized answer to a call by a real client, and its `cache-status`."""
+        """Calls with a real client. Returns the serialized response and its `cache-status`."""
         if server not in self.clients:
             large = [("grpc.max_receive_message_length", 8 << 20)]
             self.clients[server] = grpc.insecure_channel(self.server(server).address, large)
@@ -218,10 +219,10 @@ class Bench:
         function = self.clients[server].unary_unary(f"/{method}")
         patience = servers.PATIENCE_SECS
         try:
-            answer, call = function.with_call(message, metadata=metadata, timeout=patience)
+            response, call = function.with_call(message, metadata=metadata, timeout=patience)
         except grpc.RpcError as error:
             raise Failed(f"{method} of {server}: {error.code()}: {error.details()}") from error
-        return answer, dict(call.initial_metadata()).get("cache-status", "")
+        return response, dict(call.initial_metadata()).get("cache-status", "")
 
     def rows_of_caller(self, count):
         """The newest locations of the caller."""
@@ -234,7 +235,7 @@ class Bench:
         return of_owner
 
     def location(self, number):
-        """The location of a row, as the service answers it."""
+        """The location of a row, as the service returns it."""
         row = servers.row(self.places, number)
         values = dict(zip(servers.COLUMNS.split(", "), row, strict=True))
         location = self.pb.Location(
@@ -258,21 +259,21 @@ class Bench:
 
     @functools.cache
     def page(self, size):
-        """The caller's first page, as the service answers it, when it is what it should be."""
+        """The caller's first page from the service, compared with the rows of the database."""
         request = self.pb.ListLocationsRequest(page_size=size).SerializeToString()
-        answer, _ = self.call("warm", LIST, request, self.token(CALLER))
-        page = self.pb.ListLocationsResponse.FromString(answer)
+        response, _ = self.call("warm", LIST, request, self.token(CALLER))
+        page = self.pb.ListLocationsResponse.FromString(response)
         if list(page.locations) != self.rows_of_caller(size):
-            raise Failed(f"the service's page of {size} isn't what the database was filled with")
-        return answer
+            raise Failed(f"the service's page of {size} differs from the rows of the database")
+        return response
 
     def invalidate(self, server):
         request = self.pb.InvalidateRequest(everything=True).SerializeToString()
         self.call(server, "location.v1.CacheService/Invalidate", request, self.token("root"))
 
     def measure(self, title, variants, rounds=None):
-        """Measures variants in rounds, each time in another order. They are given as functions that
-        make them, because not all may be wanted."""
+        """Measures variants in rounds, each in another order. `variants` has functions that make
+        them, so that only those selected by `--only` are made."""
         variants = {
             name: make() for name, make in variants.items() if re.search(self.options.only, name)
         }
@@ -300,15 +301,15 @@ class Bench:
             print(f"  {name:{width}}  {'  '.join(parts)}", flush=True)
 
     def profile(self, name):
-        """Notes which share of their CPU time the servers of a variant that was measured spend in
-        whose code."""
+        """Profiles the servers of a measured variant: the share of CPU time of each part of the
+        code."""
         variant = self.variants[name]
         variant()
         file = self.folder / "perf.data"
         record = ["perf", "record", "-q", "-F", "4999", "-e", "cpu-clock", "-o", file]
         pids = ",".join(str(self.server(server).pid) for server in variant.names)
         perf = subprocess.Popen([*record, "-p", pids], stderr=subprocess.DEVNULL)
-        # Until it samples.
+        # Wait until perf samples.
         time.sleep(0.5)
         for _ in range(self.options.rounds):
             variant()
@@ -329,7 +330,7 @@ class Bench:
             print(f"  {part:28} {share:4.0%}")
 
     def database_ns(self):
-        """What PostgreSQL has taken, if it was started."""
+        """CPU time of PostgreSQL; 0 if it wasn't started."""
         return self.postgres.cpu_ns() if "postgres" in self.__dict__ else 0
 
 
@@ -340,9 +341,9 @@ def show(value):
     return f"{value:,.{digits}f}" if abs(value) >= 0.1 else f"{value:.2g}"
 
 
-class Others:
-    """What else the server's core did meanwhile, as a share of the time: little, or the machine is
-    busy."""
+class OtherLoad:
+    """The share of the time that other processes took on the server's core. If it is large, the
+    machine is busy."""
 
     def __init__(self):
         self.since = time.monotonic_ns()
@@ -360,31 +361,31 @@ class Others:
         return max(0.0, (self.busy_ns() - self.busy - own_ns) / took)
 
 
-class Right:
-    """Whether an answer is what it should be."""
+class Expected:
+    """Compares responses with the expected one."""
 
-    def __init__(self, right, parse=bytes, *, exact=True):
-        self.right = right
+    def __init__(self, value, parse=bytes, *, exact=True):
+        self.value = value
         self.parse = parse
-        # Whether all answers have the same bytes.
+        # Whether all responses have the same bytes.
         self.exact = exact
 
-    def __call__(self, answer):
-        if self.parse(answer) != self.right:
-            raise Failed(f"answered {answer[:200]}..., which isn't what it should be")
+    def __call__(self, response):
+        if self.parse(response) != self.value:
+            raise Failed(f"unexpected response: {response[:200]}...")
 
 
 class Repeated:
-    """A variant: the same call again and again, by h2load, on one server or on several that share
-    the connections."""
+    """A variant: one call, repeated by h2load, on one server or on several that share the
+    connections."""
 
-    def __init__(self, bench, names, method, message, shape, right, *, headers=(), status=None):
+    def __init__(self, bench, names, method, message, shape, expected, *, headers=(), status=None):
         self.bench = bench
         self.names = names
         self.method = method
         self.message = message
         self.shape = shape
-        self.right = right
+        self.expected = expected
         self.headers = headers
         self.status = status
         self.rate = None
@@ -392,7 +393,7 @@ class Repeated:
         self.body.write_bytes(frame(message))
 
     def check(self):
-        """Calls each server with a real client. The size of the answer, if all have the same."""
+        """Calls each server with a real client. Returns the size of a response, if constant."""
         metadata = [tuple(header.split(": ", 1)) for header in self.headers]
         for name in self.names:
 
@@ -400,15 +401,15 @@ class Repeated:
                 return self.bench.call(name, self.method, self.message, metadata=metadata)
 
             if self.status:
-                # After whatever has to be connected, opened and filled first.
+                # The first calls connect, open the tag and fill the cache.
                 servers.until(
                     f"{self.status} by {name}", lambda call=call: self.status in call()[1]
                 )
-            answer, status = call()
+            response, status = call()
             if self.status and self.status not in status:
-                raise Failed(f"{name} answered with {status}")
-            self.right(answer)
-        return len(frame(answer)) if self.right.exact else None
+                raise Failed(f"{name} has the cache-status {status!r}, not {self.status!r}")
+            self.expected(response)
+        return len(frame(response)) if self.expected.exact else None
 
     def __call__(self):
         size = self.check()
@@ -418,7 +419,7 @@ class Repeated:
         self.load(calls // 10)
         processes = [self.bench.server(name) for name in self.names]
         commands = self.bench.redis.commands()
-        others = Others()
+        other_load = OtherLoad()
         before = sum(process.cpu_ns() for process in processes)
         database_before = self.bench.database_ns()
         self.rate, micros, data = self.load(calls)
@@ -431,11 +432,11 @@ class Repeated:
             "p50_us": micros[calls // 2],
             "p99_us": micros[calls * 99 // 100],
             "commands": (self.bench.redis.commands() - commands - 1) / calls,
-            "others": others.share(cpu_ns),
+            "other_load": other_load.share(cpu_ns),
             "rss_bytes": sum(process.rss_bytes() for process in processes),
         }
         if size is not None and data != calls * size:
-            raise Failed(f"answers had {data / calls:.1f} bytes, and not {size}")
+            raise Failed(f"responses had {data / calls:.1f} bytes, not {size}")
         self.check()
         return measured
 
@@ -445,7 +446,7 @@ class Repeated:
         return [f"--data={self.body}", *(f"--header={header}" for header in headers), url]
 
     def load(self, calls):
-        """Makes calls; their rate, how long each took, sorted, and the bytes of all answers."""
+        """Makes calls. Returns their rate, their sorted durations, and the bytes of responses."""
         share = dataclasses.replace(
             self.shape, connections=self.shape.connections // len(self.names)
         )
@@ -474,7 +475,7 @@ class Repeated:
 
 
 class Endurance(Repeated):
-    """By how much a server grows over ten million calls, after a million."""
+    """A variant: the growth of a server over ten million calls, after a first million."""
 
     def __call__(self):
         self.check()
@@ -488,14 +489,14 @@ class Endurance(Repeated):
 
 
 class Rest(Repeated):
-    """The same with HTTP/1.1 and JSON."""
+    """A variant: one call, repeated by h2load with HTTP/1.1 and JSON."""
 
     def check(self):
         url = f"{self.bench.server(self.names[0]).url}/{self.method}"
         with urllib.request.urlopen(url) as response:
-            answer = response.read()
-        self.right(answer)
-        return len(answer)
+            response = response.read()
+        self.expected(response)
+        return len(response)
 
     def target(self, name):
         headers = [f"--header={header}" for header in self.headers]
@@ -503,7 +504,7 @@ class Rest(Repeated):
 
 
 class Various:
-    """A variant: calls that differ from each other, by the peers' own load."""
+    """A variant: calls that differ from each other, by the load generator of the peers."""
 
     def __init__(self, bench, name, flags):
         self.bench = bench
@@ -523,7 +524,7 @@ class Various:
         return json.loads(done.stdout)
 
     def counted(self, *flags):
-        """What the load has seen, and what it has cost."""
+        """Runs the load. Returns its counts, with the CPU time of the server and the database."""
         process = self.bench.server(self.name)
         cpu_ns, database_ns = process.cpu_ns(), self.bench.database_ns()
         seen = self.load(*flags)
@@ -533,7 +534,7 @@ class Various:
 
     @staticmethod
     def figures(seen):
-        """Of several loads one after the other."""
+        """The figures of consecutive loads."""
         fields = "reads", "writes", "hits", "stale", "stored", "secs", "cpu_ns", "database_ns"
         reads, writes, hits, stale, stored, secs, cpu_ns, database_ns = (
             sum(load[field] for load in seen) for field in fields
@@ -551,7 +552,8 @@ class Various:
 
 
 class Misses(Various):
-    """Lists that aren't cached: of each run once, and all again after the cache was dropped."""
+    """A variant: lists that aren't cached. Each pass calls each list once; the service drops its
+    cache before it."""
 
     def __init__(self, bench, name, in_flight, runs, passes):
         super().__init__(bench, name, [f"--in-flight={in_flight}", f"--runs={runs}"])
@@ -560,7 +562,7 @@ class Misses(Various):
 
     def __call__(self):
         if not self.warm:
-            # Connections, their statements and memory.
+            # Opens connections, prepares statements and allocates memory.
             self.load()
             self.warm = True
         seen = []
@@ -570,24 +572,25 @@ class Misses(Various):
             seen.append(self.counted())
         figures = self.figures(seen)
         if self.ours and (figures["hit_rate"] > 0 or figures["stored_rate"] < 0.99):
-            raise Failed(f"lists that nobody asked for before were no misses: {seen}")
+            raise Failed(f"lists that weren't cached were no misses: {seen}")
         del figures["hit_rate"], figures["stale_rate"]
         return figures
 
 
 class Memory(Various):
-    """What a cached answer takes beyond itself, by how much the process grows. Each round has a
-    process of its own, which first caches as many, so that all else that grows has grown."""
+    """A variant: the memory of a cached response in addition to its bytes, by the growth of the
+    process. Each round starts a process, and fills its cache once before it measures, so that
+    everything else has grown already."""
 
     LARGE = f"--cache-max-bytes={8 << 30}"
 
     def __init__(self, bench, name, page, runs, passes):
-        super().__init__(bench, f"{name}:alone", ["--kinds=3", f"--runs={runs}"])
+        super().__init__(bench, f"{name}:fresh", ["--kinds=3", f"--runs={runs}"])
         self.page = page
         self.passes = passes
 
     def fill(self, first):
-        """Calls each list as often as there are passes, each time with other locations."""
+        """Calls each list once per pass, each time with other locations."""
         passes = range(first, first + self.passes)
         return [self.load(f"--page-size={self.page}", f"--skip={skip}") for skip in passes]
 
@@ -605,13 +608,13 @@ class Memory(Various):
         self.bench.invalidate(self.name)
         self.bench.stop(self.name)
         if any(seen["stored"] != seen["reads"] for seen in few + more):
-            raise Failed(f"not every answer is cached: {few}, {more}")
-        entries, answered = (sum(seen[field] for seen in more) for field in ("stored", "bytes"))
-        return {"entries": entries, "entry_bytes": (after - before - answered) / entries}
+            raise Failed(f"not every response was stored: {few}, {more}")
+        entries, body_bytes = (sum(seen[field] for seen in more) for field in ("stored", "bytes"))
+        return {"entries": entries, "entry_bytes": (after - before - body_bytes) / entries}
 
 
 class Mixed(Various):
-    """Lists and creations, all over the runs, of which some are more popular."""
+    """A variant: lists and creations mixed, over runs of unequal popularity."""
 
     def __init__(self, bench, name, in_flight, runs, writes):
         flags = [f"--in-flight={in_flight}", f"--runs={runs}", f"--writes={writes}", "--kinds=3"]
@@ -619,10 +622,10 @@ class Mixed(Various):
 
     def __call__(self):
         secs = self.bench.options.round_secs
-        # All lists once, and then until what is cached is as usual for so many writes.
+        # Warm up: each list once, then until the cache is as full as these writes allow.
         self.load()
         self.load(f"--secs={secs}")
         figures = self.figures([self.counted(f"--secs={3 * secs}")])
         if self.ours and figures["stale_rate"] > 0:
-            raise Failed(f"lists lacked what was acknowledged before: {figures}")
+            raise Failed(f"lists lacked acknowledged locations: {figures}")
         return figures

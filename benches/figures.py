@@ -10,19 +10,19 @@ FONT = "font-family='system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-
 WIDTH = 860
 BLUE, YELLOW = "#0969da", "#d4a72c"
 OURS = "this service"
-# Of the parts of a bar.
+# Colours of the parts of a bar.
 SHADES = (
     *("#8c959f", "#0969da", "#54aeff", "#1a7f37", "#d4a72c"),
     *("#e16f24", "#a40e26", "#8250df", "#d8dee4"),
 )
 
-# What is measured, its name for people, and its colour: the service's own are blue.
+# The label and colour of each server. The service is blue.
 NAMES = {
     "fastapi": ("P: FastAPI + Redis GET, as a model", "#6639ba"),
     "fastapi-ready": ("P: FastAPI + Redis GET, as bytes", "#8250df"),
     "grpcio": ("P: grpcio + Redis GET, as bytes", "#bf87ff"),
     "a-plain": ("A: tonic, rows in memory; thin LTO, system allocator", "#a40e26"),
-    "e-decoded": ("E: tonic + Redis GET, decoding what it gets", "#e16f24"),
+    "e-decoded": ("E: tonic + Redis GET, decoding the value", "#e16f24"),
     "a": ("A: tonic, rows in memory", "#e5534b"),
     "e": ("E: tonic + Redis GET", YELLOW),
     "f": ("F: hyper, a fixed frame", "#6e7781"),
@@ -42,7 +42,7 @@ def spread(values):
 
 # --- The table ---
 
-# The figure, what it should be at most, what is divided by what, and which of their figures.
+# Figure, target (a maximum), numerator, denominator, and the field of both.
 RATIOS = (
     ("embedded hit / fair A (same profile)", 0.40, "list/4x32/embedded", "list/4x32/a", "cpu_us"),
     (
@@ -62,7 +62,7 @@ RATIOS = (
     ("the same / F", 1.0, "list/4x32/warm", "list/4x32/f", "cpu_us"),
     ("the same / FastAPI with Redis", 0.02, "list/4x32/warm", "list/4x32/fastapi", "cpu_us"),
     (
-        "the same / FastAPI that hands on bytes",
+        "the same / FastAPI that forwards bytes",
         None,
         "list/4x32/warm",
         "list/4x32/fastapi-ready",
@@ -87,7 +87,7 @@ RATIOS = (
     ("closing a tag of 10^6 entries / 10^3", 2, "closing", None, None),
     ("four replicas / one (CPU a hit, summed)", 1.1, "replicas/4", "replicas/1", "cpu_us"),
     (
-        "bytes of memory that a cached list of one takes beside the answer, L1",
+        "bytes of memory that a cached list of one takes beside the response, L1",
         300,
         "memory/1/warm",
         None,
@@ -126,7 +126,7 @@ def significant(value):
 
 
 def markdown(table):
-    lines = ["| figure | at most | measured (quartiles) | |", "| --- | --- | --- | --- |"]
+    lines = ["| figure | target | measured (quartiles) | |", "| --- | --- | --- | --- |"]
     for row in table:
         low, high = row["quartiles"]
         measured = f"{significant(row['median'])} ({significant(low)} - {significant(high)})"
@@ -136,7 +136,7 @@ def markdown(table):
     return "\n".join(lines)
 
 
-# The loads, as variants call them and as people do.
+# The labels of the loads.
 LOADS = {
     "1x1": "1 in flight",
     "4x2": "8",
@@ -161,7 +161,7 @@ OTHER_SERVERS = {
 
 
 def by_load(measured, run):
-    """What calls cost and how long they take, by load."""
+    """A table of the cost and latency of calls, by load."""
     lines = [f"CPU of the server in µs a call / p50 in µs / p99 in µs. {run}", ""]
     lines += [f"| | {' | '.join(LOADS.values())} |", "| --- " * (len(LOADS) + 1) + "|"]
 
@@ -169,7 +169,7 @@ def by_load(measured, run):
         cells = []
         for load in LOADS:
             rounds = measured.get(f"{kind}/{load}/{name}")
-            # Misses are called by a load of our own.
+            # The names of misses have only the number in flight.
             rounds = rounds or measured.get(f"{kind}/{IN_FLIGHT.get(load)}/{name}")
             fields = "cpu_us", "p50_us", "p99_us"
             medians = [spread([each[field] for each in rounds])[0] for field in fields if rounds]
@@ -253,7 +253,7 @@ def number(value):
 
 
 def dots(path, title, unit, note, rows):
-    """A row for each thing measured, on a logarithmic scale, the dearest first."""
+    """A row for each server, on a logarithmic scale, the most expensive first."""
     rows = sorted(rows, key=lambda row: -row[2][0])
     left, right, top = 340, WIDTH - 60, 58
     bottom = top + 28 * len(rows)
@@ -276,7 +276,7 @@ def dots(path, title, unit, note, rows):
 
 
 def stacked(path, title, unit, note, rows):
-    """A bar for each thing measured, of its parts."""
+    """A bar for each profile, divided into its parts."""
     left, right, top = 340, WIDTH - 60, 58
     bottom = top + 34 * len(rows)
     drawing = Drawing()
@@ -315,7 +315,7 @@ class Panel:
     log: bool = False
 
     def is_seen(self):
-        """Whether each curve has more points than one."""
+        """Whether each curve has more than one point."""
         return all(sum(map(bool, points)) > 1 for *_, points in self.curves)
 
 
@@ -389,7 +389,7 @@ PROFILES = (
 
 
 def draw(results, folder):
-    """Draws what was measured of what there are figures for, and writes the table by load."""
+    """Draws the figures whose variants were measured, and writes the table by load."""
     measured, closing = results["measured"], results["closing"]
     run = f"{results['machine']}; commit {results['commit']}, {results['started'][:10]}."
     note = f"{run} Medians, and lines from quartile to quartile."
@@ -479,7 +479,7 @@ def draw(results, folder):
     by_replicas = [(OURS, BLUE, [point(f"replicas/{count}") for count in (1, 2, 4)])]
     chart(
         "growth.svg",
-        "What grows with rows, with entries and with replicas",
+        "Costs by rows, entries and replicas",
         Panel("a miss: CPU, µs", "rows in the database", ["10⁴", "10⁵", "10⁶"], by_rows),
         Panel(
             "invalidation: time, ms",

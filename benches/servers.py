@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 
-# How long anything may take that is bound to happen.
+# The time limit for anything that must happen.
 PATIENCE_SECS = 60
 
 # Servers that are measured have a core of their own; load, databases and Redis share the other.
@@ -33,7 +33,7 @@ STREETS = "Station Road", "Market Square", "Harbour Lane", "Mill Street", "Old C
 
 
 class Failed(Exception):
-    """What went wrong, for people."""
+    """The benchmark failed. The text is for its user."""
 
 
 def free_port():
@@ -51,7 +51,7 @@ def until(what, happened):
 
 
 class Process:
-    """A process on one core, which ends with this one."""
+    """A process on one core, which ends with the benchmark."""
 
     numbers = itertools.count(1)
 
@@ -79,7 +79,7 @@ class Process:
         self.popen.wait()
 
     def cpu_ns(self):
-        """User and system time of all its threads, those that ended too."""
+        """User and system time of all its threads, including ended ones."""
         return cpu_ns(self.pid)
 
     def rss_bytes(self):
@@ -88,7 +88,7 @@ class Process:
 
 
 def cpu_ns(pid):
-    """As utime + stime of /proc/PID/stat, but in nanoseconds: see clock_getcpuclockid(3)."""
+    """utime + stime of /proc/PID/stat, in nanoseconds: see clock_getcpuclockid(3)."""
     return time.clock_gettime_ns((~pid << 3) | 2)
 
 
@@ -105,7 +105,7 @@ class Listener(Process):
 
 
 class Redis(Process):
-    """A Redis of our own, without persistence."""
+    """A private Redis server, without persistence."""
 
     def __init__(self, folder):
         port = free_port()
@@ -118,7 +118,7 @@ class Redis(Process):
         self.url = f"redis://127.0.0.1:{port}"
         self.client = redis.Redis(port=port)
 
-        def answers():
+        def responds():
             if self.popen.poll() is not None:
                 self.fail("redis-server doesn't start")
             try:
@@ -126,15 +126,15 @@ class Redis(Process):
             except redis.ConnectionError:
                 return False
 
-        until("Redis answers", answers)
+        until("Redis responds", responds)
 
     def commands(self):
-        """How many commands it has executed, those of scripts included, but not this one."""
+        """Number of executed commands, including those of scripts, without this one."""
         return self.client.info("stats")["total_commands_processed"]
 
 
 class Postgres(Process):
-    """A PostgreSQL of our own. It doesn't wait for the disk, which isn't what is measured."""
+    """A private PostgreSQL server. It doesn't wait for the disk, which isn't measured."""
 
     def __init__(self, folder):
         binaries = max(
@@ -145,7 +145,7 @@ class Postgres(Process):
         data = folder / "postgres"
         data.mkdir()
         if user:
-            # Its user needs a way in.
+            # Lets the server's user enter the folder.
             folder.chmod(0o711)
             owner = pwd.getpwnam(user)
             os.chown(data, owner.pw_uid, owner.pw_gid)
@@ -177,18 +177,18 @@ class Postgres(Process):
         self.psql = [binaries / "psql", "--no-psqlrc", "--quiet", "--set=ON_ERROR_STOP=1"]
         ready = [binaries / "pg_isready", "--quiet", "--host=127.0.0.1", f"--port={self.port}"]
 
-        def answers():
+        def responds():
             if self.popen.poll() is not None:
                 self.fail("postgres doesn't start")
             return subprocess.run(ready, check=False).returncode == 0
 
-        until("PostgreSQL answers", answers)
+        until("PostgreSQL responds", responds)
 
     def url(self, database):
         return f"postgres://postgres@127.0.0.1:{self.port}/{database}"
 
     def run(self, database, sql, lines=None):
-        """Runs a statement, and feeds it lines if it copies from its input."""
+        """Runs a statement. `lines` are the input of COPY FROM STDIN."""
         psql = subprocess.Popen(
             [*self.psql, "--command", sql, self.url(database)], stdin=subprocess.PIPE, text=True
         )
@@ -198,19 +198,19 @@ class Postgres(Process):
             raise Failed(f"psql: {sql}")
 
     def fill(self, database, places, count):
-        """Puts rows into a database that has the service's schema."""
+        """Inserts rows into a database with the service's schema."""
         copy = f"COPY locations ({COLUMNS}) FROM STDIN (FORMAT csv, NULL 'NULL')"
         self.run(database, copy, rows(places, count))
         self.run(database, "VACUUM (ANALYZE, FREEZE) locations")
 
     def cpu_ns(self):
-        """Of all its processes that there are."""
+        """CPU time of all its current processes."""
         children = pathlib.Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return sum(cpu_ns(int(pid)) for pid in [self.pid, *children])
 
 
 def fill_sqlite(path, places, count):
-    """Puts rows into a database that has the service's schema."""
+    """Inserts rows into a database with the service's schema."""
     database = sqlite3.connect(path)
     marks = ", ".join("?" * len(COLUMNS.split(", ")))
     with database:
@@ -228,9 +228,9 @@ def read_places(path):
 
 
 def rows(places, count):
-    """Rows of the table `locations`: the places, and again with numbers until there are enough.
+    """Yields rows of the table `locations`: the places, repeated with a number after the name.
 
-    They go in runs of `ROWS_PER_RUN`, each of one owner. A later row is a newer one.
+    Each run has `ROWS_PER_RUN` consecutive rows of one owner. Later rows are newer.
     """
     for number in range(count):
         yield row(places, number)
@@ -268,7 +268,7 @@ def row(places, number):
 
 
 class Folder:
-    """A folder of our own, for as long as the program runs."""
+    """A temporary folder, deleted at the end."""
 
     def __enter__(self):
         self.path = pathlib.Path(tempfile.mkdtemp(prefix="location-service-bench-"))

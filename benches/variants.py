@@ -1,4 +1,4 @@
-"""What is measured: the variants, and in which rounds they are compared."""
+"""The variants, in sections that are measured in the same rounds."""
 
 import functools
 import json
@@ -15,12 +15,12 @@ from bench import (
     ROWS,
     SERVICE,
     Endurance,
+    Expected,
     Memory,
     Misses,
     Mixed,
     Repeated,
     Rest,
-    Right,
     Shape,
 )
 from google.protobuf import json_format
@@ -34,47 +34,48 @@ ONE = Shape(1, 1)
 IN_FLIGHT = ONE, Shape(4, 2), Shape(4, 8), FULL_LOAD
 SHAPES = *IN_FLIGHT, Shape(32, 1), Shape(4, 32, rate=4_000)
 
-# Of each size of database the same first runs, whose lists are the same.
+# The runs that databases of all sizes have, with the same lists.
 RUNS = ROWS[0] // servers.ROWS_PER_RUN
 MIXED_RUNS = 500
 WRITES = 0, 0.01, 0.1, 0.5
 
 
 def cached_list(bench, name, shape, size=PAGE, names=None, make=Repeated):
-    """A variant: the caller's first page, from where it is cached."""
+    """A variant: the caller's first page, from the cache."""
     page = bench.page(size)
     parse = bench.pb.ListLocationsResponse.FromString
     request = bench.pb.ListLocationsRequest(page_size=size)
-    # Peers get the same request. They don't look at the token.
+    # Peers get the same headers, and ignore the token.
     headers = [f"authorization: Bearer {bench.token(CALLER)}"]
     kind, _, _ = name.partition(":")
     if kind.startswith("fastapi"):
         fields = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
         message = parse(page)
-        answer = json_format.MessageToDict(message, **fields)
-        del answer["total_size"]
-        for location, origin in zip(answer["locations"], message.locations, strict=True):
+        response = json_format.MessageToDict(message, **fields)
+        del response["total_size"]
+        for location, origin in zip(response["locations"], message.locations, strict=True):
             location["capacity"] = origin.capacity
             for field in "create_time", "update_time":
                 of = getattr(origin, field).ToDatetime()
                 location[field] = f"{of.isoformat(timespec='microseconds')}Z"
-        text = json.dumps(answer, ensure_ascii=False, separators=(",", ":"))
+        text = json.dumps(response, ensure_ascii=False, separators=(",", ":"))
         bench.redis.client.set(f"fastapi:{CALLER}:{size}", text)
         path = f"v1/locations?owner_id={CALLER}&page_size={size}"
         shape = Shape(shape.connections * shape.streams, 1)
-        return Rest(bench, [name], path, b"", shape, Right(answer, json.loads), headers=headers)
+        expected = Expected(response, json.loads)
+        return Rest(bench, [name], path, b"", shape, expected, headers=headers)
     if kind in OURS:
         status = "hit; detail=redis" if kind == "cold" else "hit; detail=local"
-        # Page tokens are signed with a key of the database's own.
-        right = Right(parse(page).locations, lambda answer: parse(answer).locations)
+        # Page tokens differ: each database has its own signing key.
+        expected = Expected(parse(page).locations, lambda it: parse(it).locations)
         message = request.SerializeToString()
         return make(
-            bench, names or [name], LIST, message, shape, right, headers=headers, status=status
+            bench, names or [name], LIST, message, shape, expected, headers=headers, status=status
         )
     request.owner_id = CALLER
     message = request.SerializeToString()
     bench.redis.client.set(b"aside:" + message, page)
-    return Repeated(bench, [name], LIST, message, shape, Right(page), headers=headers)
+    return Repeated(bench, [name], LIST, message, shape, Expected(page), headers=headers)
 
 
 def measure_lists(bench, quick):
@@ -82,7 +83,7 @@ def measure_lists(bench, quick):
     for shape in (FULL_LOAD, ONE) if quick else SHAPES:
         names = *RUST, *PYTHON, *OURS
         if shape.rate:
-            # Python doesn't come that far.
+            # Python peers can't reach this rate.
             names = *RUST, *OURS
         elif quick and shape == ONE:
             names = "e", "warm"
@@ -122,7 +123,7 @@ def cached_get(bench, name, shape):
         f"{SERVICE}/GetLocation",
         request,
         shape,
-        Right(location, bench.pb.Location.FromString),
+        Expected(location, bench.pb.Location.FromString),
         headers=[f"authorization: Bearer {bench.token(CALLER)}"],
         status="hit; detail=redis" if name == "cold" else "hit; detail=local",
     )
@@ -144,8 +145,8 @@ def create(bench, name, shape):
         location.ClearField(field)
     request = bench.pb.CreateLocationRequest(location=location)
 
-    def without_what_is_new(answer):
-        created = bench.pb.Location.FromString(answer)
+    def without_assigned_fields(response):
+        created = bench.pb.Location.FromString(response)
         for field in "id", "etag", "create_time", "update_time", "state":
             created.ClearField(field)
         return created
@@ -156,7 +157,7 @@ def create(bench, name, shape):
         f"{SERVICE}/CreateLocation",
         request.SerializeToString(),
         shape,
-        Right(location, without_what_is_new, exact=False),
+        Expected(location, without_assigned_fields, exact=False),
         headers=[f"authorization: Bearer {bench.token(CALLER)}"],
     )
 
@@ -186,31 +187,32 @@ def measure_misses(bench, quick):
 
 
 def reread(bench, page):
-    """A variant: the page of a list of all locations, past the cache."""
+    """A variant: a page of the list of all locations, with `no-cache`."""
     name = f"service:rows_{ROWS[-1]}"
     metadata = [("authorization", f"Bearer {bench.token('root')}")]
     request = bench.pb.ListLocationsRequest()
     to_skip = (page - 1) * PAGE
     while to_skip:
-        # Larger steps than the page's own leave its own pages uncached.
+        # Steps larger than PAGE leave the pages of this size uncached.
         request.page_size = min(to_skip, 1_000)
         to_skip -= request.page_size
         message = request.SerializeToString()
-        answer, _ = bench.call(name, LIST, message, metadata=metadata)
-        answer = bench.pb.ListLocationsResponse.FromString(answer)
-        request.page_token = answer.next_page_token
+        response, _ = bench.call(name, LIST, message, metadata=metadata)
+        response = bench.pb.ListLocationsResponse.FromString(response)
+        request.page_token = response.next_page_token
     request.page_size = PAGE
     newest = ROWS[-1] - 1 - (page - 1) * PAGE
-    right = []
+    parse = bench.pb.ListLocationsResponse.FromString
+    expected = []
     for number in range(newest, newest - PAGE, -1):
-        right.append(bench.location(number))
+        expected.append(bench.location(number))
     return Repeated(
         bench,
         [name],
         LIST,
         request.SerializeToString(),
         ONE,
-        Right(right, lambda page: list(bench.pb.ListLocationsResponse.FromString(page).locations)),
+        Expected(expected, lambda it: list(parse(it).locations)),
         headers=[": ".join(metadata[0]), "cache-control: no-cache"],
         status="fwd=request; stored",
     )
@@ -234,7 +236,7 @@ def measure_writes(bench, quick):
         for label, name in ("service", "service:mixed"), ("e", "e:mixed_e"):
             make = functools.partial(Mixed, bench, name, 32, MIXED_RUNS, share)
             variants[f"writes/{share}/{label}"] = make
-    bench.measure("Lists and creations mixed, against dropping all of the type", variants)
+    bench.measure("Lists and creations mixed, compared with dropping all of the type", variants)
 
 
 def measure_memory(bench, quick):
@@ -247,11 +249,11 @@ def measure_memory(bench, quick):
         for label, name in ("warm", f"service:rows_{rows}"), ("embedded", f"embedded:rows_{rows}"):
             make = functools.partial(Memory, bench, name, page, runs, passes)
             variants[f"memory/{page}/{label}"] = make
-    bench.measure("What a cached list takes beside the answer, by its size", variants, rounds=3)
+    bench.measure("Memory of a cached list beside the response, by its size", variants, rounds=3)
 
 
 def measure_endurance(bench, quick):
-    """Once: it takes as long as all the rest."""
+    """Measured once, because it takes as long as everything else."""
     if quick or not re.search(bench.options.only, "endurance"):
         return
     print("\nTen million calls", flush=True)
@@ -271,7 +273,7 @@ def measure_profile(bench, _quick):
 
 
 def measure_closing(bench, _quick):
-    """How long closing a tag takes, by the entries that it has."""
+    """Measures how long closing a tag takes, by its number of entries."""
     if not re.search(bench.options.only, "closing"):
         return None
     print("\nClosing a tag", flush=True)

@@ -1,9 +1,9 @@
-"""Peer P: the ordinary Python way, a cache in Redis that is asked at every request.
+"""Peer P: an ordinary Python service, which reads a cache in Redis at every request.
 
 python.py fastapi|fastapi-ready|grpcio REDIS_URL
 
-It answers what the benchmark has put into Redis: `fastapi` as a model, which FastAPI serializes,
-the others as it is. On a miss it would read a database. It doesn't check who calls. It prints
+It returns the value that the benchmark has stored in Redis: `fastapi` as a model, which FastAPI
+serializes, the others as bytes. A miss is an error. Callers aren't authenticated. It prints
 `listening on http://ADDRESS` and serves until it is killed.
 """
 
@@ -61,12 +61,12 @@ async def fastapi(cache, ready):
 
     @app.get("/v1/locations", response_model=None if ready else Locations)
     async def list_locations(owner_id: str, page_size: int = 50):
-        answer = await cache.get(f"fastapi:{owner_id}:{page_size}")
-        if answer is None:
+        value = await cache.get(f"fastapi:{owner_id}:{page_size}")
+        if value is None:
             raise HTTPException(404)
         if ready:
-            return Response(answer, media_type="application/json")
-        return Locations.model_validate_json(answer)
+            return Response(value, media_type="application/json")
+        return Locations.model_validate_json(value)
 
     listener = socket.create_server(("127.0.0.1", 0))
     print(f"listening on http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
@@ -76,12 +76,12 @@ async def fastapi(cache, ready):
 
 async def grpcio(cache):
     async def list_locations(request, context):
-        answer = await cache.get(b"aside:" + request)
-        if answer is None:
+        value = await cache.get(b"aside:" + request)
+        if value is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, "not cached")
-        return answer
+        return value
 
-    # Without a deserializer and a serializer, it takes and gives bytes as they are.
+    # Without a deserializer and a serializer, requests and responses are bytes.
     lists = grpc.unary_unary_rpc_method_handler(list_locations)
     service = grpc.method_handlers_generic_handler(
         "location.v1.LocationService", {"ListLocations": lists}
@@ -95,7 +95,7 @@ async def grpcio(cache):
 
 
 async def main():
-    # As many as there are calls in flight, and some.
+    # More than the calls in flight.
     cache = redis.asyncio.Redis.from_url(REDIS_URL, max_connections=256)
     if NAME == "grpcio":
         await grpcio(cache)
