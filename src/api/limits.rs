@@ -1,7 +1,7 @@
 //! Limits of a request's repeated fields, checked on the wire before prost decodes the message.
 //!
 //! An empty item takes two bytes on the wire and hundreds in memory, so the size of a message
-//! doesn't bound what it costs to decode it. The numbers of its items do.
+//! doesn't bound the memory that decoding it takes. The number of its items does.
 
 use prost::{
     DecodeError,

@@ -73,8 +73,8 @@ pub struct Coordinates {
 }
 
 impl Coordinates {
-    /// Validates a position. The error has an entry, of a field and its problem, for each coordinate
-    /// out of range.
+    /// Validates a position. The error has the field and the problem of each coordinate that is out
+    /// of range.
     pub fn new(latitude: f64, longitude: f64) -> Result<Self, Vec<(&'static str, String)>> {
         let bad: Vec<_> = [
             ("coordinates.latitude", latitude, 90.0),

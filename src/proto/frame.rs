@@ -30,7 +30,7 @@ impl Frame {
         Ok(Self(frame.into()))
     }
 
-    /// The frame that `bytes` are; `None` unless they are exactly one uncompressed frame.
+    /// Parses a frame. `None` unless `bytes` are exactly one uncompressed frame.
     pub fn parse(bytes: Bytes) -> Option<Self> {
         let ([flag, length @ ..], message) = bytes.split_first_chunk::<{ Self::PREFIX_BYTES }>()?;
         let is_whole =
@@ -38,7 +38,7 @@ impl Frame {
         is_whole.then_some(Self(bytes))
     }
 
-    /// The frame whose bytes were stored in the cache.
+    /// Wraps the bytes of a frame that the cache stored.
     pub(crate) fn from_trusted(bytes: Bytes) -> Self {
         Self(bytes)
     }

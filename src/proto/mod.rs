@@ -1,4 +1,4 @@
-//! Package `location.v1`: the code generated from `proto/`, and what the service builds from it.
+//! Package `location.v1`: the code generated from `proto/`, and its conversions.
 //!
 //! | module | |
 //! | --- | --- |

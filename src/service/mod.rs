@@ -1,5 +1,4 @@
-//! The use cases: who may see and change what, reads through the cache, and writes that close,
-//! commit and reopen.
+//! The use cases: authorization, reads through the cache, and writes that close, commit and reopen.
 //!
 //! | module | |
 //! | --- | --- |

@@ -1,4 +1,4 @@
-//! The bare SQL: what lists and creations cost without a cache.
+//! Peer SQL: the bare statements of lists and creations, without a cache.
 
 use fred::{interfaces::KeysInterface as _, prelude::Client};
 use location_service::proto::location::v1::{
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{Outcome, aside::internal, grpc::Peer};
 
-/// As many as the service has.
+/// The default of the service.
 const MAX_CONNECTIONS: u32 = 16;
 
 const MICROS: i64 = 1_000_000;
@@ -23,8 +23,8 @@ pub fn connect(url: &str) -> Outcome<PgPool> {
         .connect_lazy(url)?)
 }
 
-/// Lists from the database. Creates with a transaction and two round trips to Redis, which any cache
-/// that is strict needs.
+/// Lists from the database. Creates with a transaction and two round trips to Redis, the least
+/// that a cache without stale reads needs.
 #[derive(Clone)]
 pub struct Bare {
     pub pool: PgPool,
@@ -75,7 +75,7 @@ struct Row {
     etag: String,
 }
 
-/// The newest locations that a request asks for by type, run and owner.
+/// The newest locations that match the type, run and owner of a request.
 pub async fn list(
     pool: &PgPool,
     request: &ListLocationsRequest,
@@ -154,7 +154,7 @@ fn timestamp(micros: i64) -> Timestamp {
     }
 }
 
-/// Inserts what is asked for, and answers it with what the server adds.
+/// Inserts the requested location, and returns it with the fields that the server assigns.
 pub async fn insert(
     transaction: &mut PgTransaction<'_>,
     request: CreateLocationRequest,

@@ -1,4 +1,4 @@
-//! What the contract promises, on every pair of engines.
+//! The contract, on every pair of engines.
 
 use location_service::proto::location::v1::{self, location_service_client::LocationServiceClient};
 use tonic::{Code, Request, Response, Status, transport::Channel};
@@ -45,7 +45,7 @@ fn reason(status: &Status) -> String {
     info.reason
 }
 
-/// A call without a token.
+/// A client without a token.
 fn anonymous(app: &TestApp) -> LocationServiceClient<Channel> {
     LocationServiceClient::new(app.channel.clone())
 }
@@ -107,7 +107,7 @@ async fn read(client: &mut Client, id: &str) -> v1::Location {
     response.expect("it exists").into_inner()
 }
 
-/// How many locations there are.
+/// The number of locations.
 async fn count(app: &TestApp) -> i32 {
     let request = v1::ListLocationsRequest {
         page_size: 1,

@@ -1,4 +1,4 @@
-//! What is written stays written.
+//! Durability across a restart.
 
 use location_service::proto::location::v1;
 

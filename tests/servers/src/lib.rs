@@ -11,8 +11,8 @@ use rustix::process::{self, Pid, Signal};
 pub mod postgres;
 pub mod redis;
 
-/// Sends a signal, such as `TERM`, `KILL`, `STOP` or `CONT`, to each process; `false` if all of them
-/// have ended.
+/// Sends a signal, such as `TERM`, `KILL`, `STOP` or `CONT`, to each process. Returns `false` if all
+/// of them have ended.
 pub fn signal<'a>(name: &str, pids: impl IntoIterator<Item = &'a str>) -> bool {
     let signal = match name {
         "CONT" => Signal::CONT,

@@ -177,8 +177,8 @@ pub(super) fn describe(status: &Status) -> String {
     }
 }
 
-/// Whether a failed write has changed nothing, and never will, by what the contract says. Whatever
-/// the service itself doesn't say is in doubt, but for a connection that was never made.
+/// Whether a failed write never takes effect, by the contract. An error that the service didn't
+/// return leaves it in doubt, unless the connection was refused.
 pub(super) fn changed_nothing(status: &Status) -> bool {
     let Some(reason) = reason(status) else {
         return was_refused(status);

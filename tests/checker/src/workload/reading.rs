@@ -46,7 +46,7 @@ impl Worker {
         }
     }
 
-    /// Reads what a write has changed, half of the times, as an interactive client does.
+    /// Reads the location of a write or a list of it, in half of the cases, as interactive clients do.
     pub(super) async fn echo(&mut self, rng: &mut StdRng, name: Name, before: Option<Content>) {
         if rng.random_ratio(1, 2) {
             return;
