@@ -17,7 +17,7 @@ use http::{
     HeaderMap, HeaderValue, Method, Request, Response,
     header::{CONTENT_TYPE, HeaderName},
 };
-use http_body::Frame;
+use http_body::{Frame, SizeHint};
 use http_body_util::Full;
 use prost::{DecodeError, Message as _};
 use tonic::{Status, body::Body};
@@ -181,6 +181,14 @@ impl http_body::Body for ResponseBody {
             }
             Self::End | Self::Tonic(_) => None,
         })
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Frame(frame) => SizeHint::with_exact(frame.len() as u64),
+            Self::Trailers | Self::End => SizeHint::with_exact(0),
+            Self::Tonic(body) => body.size_hint(),
+        }
     }
 
     fn is_end_stream(&self) -> bool {

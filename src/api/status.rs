@@ -1,6 +1,10 @@
 //! Maps errors to gRPC statuses and logs them; no other module does either.
 
-use std::{error::Error as _, fmt::Write as _, time::Duration};
+use std::{
+    error::Error as _,
+    fmt::{self, Write as _},
+    time::Duration,
+};
 
 use tonic::{Code, Status};
 use tonic_types::{
@@ -118,14 +122,44 @@ fn log(error: &Error, code: Code, reason: &str) {
         let _ = write!(cause, ": {error}");
         source = error.source();
     }
+    // A limit is logged when it is first reached.
+    let is_refusal = matches!(
+        error,
+        Error::Overloaded { .. } | Error::MessageTooLarge { .. }
+    );
+    let (text, cause) = (OneLine(error), OneLine(&cause));
     match code {
         Code::Internal => {
-            tracing::error!(error.code = ?code, error.reason = reason, "{error}{cause}");
+            tracing::error!(error.code = ?code, error.reason = reason, "{text}{cause}");
         }
-        Code::Unavailable | Code::ResourceExhausted => {
-            tracing::warn!(error.code = ?code, error.reason = reason, "{error}{cause}");
+        Code::Unavailable | Code::ResourceExhausted if !is_refusal => {
+            tracing::warn!(error.code = ?code, error.reason = reason, "{text}{cause}");
         }
         _ => tracing::debug!(error.code = ?code, error.reason = reason, "{error}{cause}"),
+    }
+}
+
+/// A text for the log, with control characters such as line breaks escaped. Some of it may come from
+/// a caller, who must not be able to forge a line.
+struct OneLine<T>(T);
+
+impl<T: fmt::Display> fmt::Display for OneLine<T> {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(Escape(formatter), "{}", self.0)
+    }
+}
+
+struct Escape<'a, 'b>(&'a mut fmt::Formatter<'b>);
+
+impl fmt::Write for Escape<'_, '_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        text.chars().try_for_each(|char| {
+            if char.is_control() {
+                write!(self.0, "{}", char.escape_default())
+            } else {
+                self.0.write_char(char)
+            }
+        })
     }
 }
 
@@ -184,6 +218,13 @@ mod tests {
         assert_eq!(ranges(&[]), "");
         let every_other: Vec<_> = (0..1_000).map(|index| index * 2).collect();
         assert!(ranges(&every_other).len() < MAX_DETAIL_BYTES);
+    }
+
+    #[test]
+    fn a_log_line_stays_one_line() {
+        let error = Error::invalid("labels.a\nINFO forged", "is wrong\u{1b}[0m\u{85}");
+        let line = OneLine(error).to_string();
+        assert_eq!(line, "labels.a\\nINFO forged is wrong\\u{1b}[0m\\u{85}");
     }
 
     #[test]

@@ -26,7 +26,11 @@ use tokio::{
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
-use super::{MAX_REQUEST_BYTES, deadlines};
+use super::{
+    MAX_REQUEST_BYTES,
+    connections::{Activity, CallGuard},
+    deadlines,
+};
 use crate::{
     api::fast_path::Incoming,
     auth::Authenticator,
@@ -66,6 +70,9 @@ const MAX_REFLECTIONS: usize = 64;
 /// The lifetime of a reflection stream. A client needs a few requests on one.
 const REFLECTION_LIFETIME: Duration = Duration::from_secs(30);
 
+/// A response is sent in pieces of this size, and each is progress.
+const MAX_PIECE_BYTES: usize = 64 << 10;
+
 /// The length of the part before a message: the compression flag and the length.
 const PREFIX_BYTES: usize = 5;
 
@@ -102,7 +109,7 @@ impl<S, B> Service<Request<Body>> for Admitted<S>
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
-    B: Default + Send,
+    B: http_body::Body + Default + Send,
 {
     type Response = Response<Guarded<B>>;
     type Error = S::Error;
@@ -238,11 +245,18 @@ impl Limits {
     ) -> Result<Result<Response<Guarded<B>>, S::Error>>
     where
         S: Service<Request<Incoming>, Response = Response<B>>,
+        B: http_body::Body,
     {
         let (head, body) = request.into_parts();
         let kind = Kind::of(head.uri.path());
-        let mut run = |head: Parts, incoming| inner.call(Request::from_parts(head, incoming));
         let mut guard = Guard::default();
+        if let Some(activity) = head.extensions.get::<Arc<Activity>>() {
+            guard.call = Some(match kind {
+                Kind::HealthWatch | Kind::Reflection => activity.stream(),
+                Kind::Api | Kind::HealthCheck | Kind::Unknown => activity.call(),
+            });
+        }
+        let mut run = |head: Parts, incoming| inner.call(Request::from_parts(head, incoming));
         let response = match kind {
             Kind::Api => {
                 let caller = self.authenticator.authenticate(&head.headers)?;
@@ -268,7 +282,7 @@ impl Limits {
             }
             Kind::Unknown => run(head, Incoming::Other(body)).await,
         };
-        Ok(response.map(|response| response.map(|body| Guarded { body, guard })))
+        Ok(response.map(|response| response.map(|body| Guarded::new(body, guard))))
     }
 
     /// Waits for a place among the API calls that run.
@@ -400,17 +414,49 @@ impl Buffer {
 /// Held by a response until its end.
 #[derive(Default)]
 struct Guard {
+    /// Counts the call or stream of its connection.
+    call: Option<CallGuard>,
     /// Counts a stream against its limit.
     permit: Option<OwnedSemaphorePermit>,
     /// The end of the stream.
     expiry: Option<Pin<Box<Sleep>>>,
 }
 
-/// The body of a response, which may count against a limit and may expire.
+/// The body of a response, which counts as a call of its connection, may count against a limit, and
+/// may expire.
 #[derive(Default)]
 pub struct Guarded<B> {
     body: B,
+    /// The rest of a large part of the body.
+    rest: Bytes,
     guard: Guard,
+}
+
+impl<B: http_body::Body> Guarded<B> {
+    fn new(body: B, mut guard: Guard) -> Self {
+        if let Some(call) = &mut guard.call {
+            call.progress();
+            let size = body.size_hint().lower();
+            call.add_unsent(usize::try_from(size).unwrap_or(usize::MAX));
+        }
+        Self {
+            body,
+            rest: Bytes::new(),
+            guard,
+        }
+    }
+}
+
+impl<B> Guarded<B> {
+    /// Returns the next piece of the data.
+    fn piece(&mut self, mut data: Bytes) -> Frame<Bytes> {
+        let piece = data.split_to(data.len().min(MAX_PIECE_BYTES));
+        self.rest = data;
+        if let Some(call) = &mut self.guard.call {
+            call.progress();
+        }
+        Frame::data(piece)
+    }
 }
 
 impl<B> http_body::Body for Guarded<B>
@@ -437,11 +483,20 @@ where
                     .map(|()| Ok(Frame::trailers(trailers))),
             );
         }
-        Pin::new(&mut self.body).poll_frame(context)
+        if !self.rest.is_empty() {
+            let rest = std::mem::take(&mut self.rest);
+            return Poll::Ready(Some(Ok(self.piece(rest))));
+        }
+        Pin::new(&mut self.body).poll_frame(context).map(|frame| {
+            Some(frame?.map(|frame| match frame.into_data() {
+                Ok(data) => self.piece(data),
+                Err(trailers) => trailers,
+            }))
+        })
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 }
 

@@ -1,58 +1,67 @@
-//! A connection: a socket with a first-byte timeout and coalesced writes.
+//! A connection: a socket with coalesced writes, which ends when [`Connections`] closes it.
 
 use std::{
     io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpStream, tcp::OwnedReadHalf},
     sync::OwnedSemaphorePermit,
-    time::{Sleep, sleep},
 };
-use tonic::transport::server::{Connected, TcpConnectInfo};
+use tonic::transport::server::Connected;
 
-use super::write_buffer::Writer;
-
-/// The time in which a connection must send its first byte. Later on, HTTP/2 keep-alive detects a
-/// dead peer.
-const FIRST_BYTE_TIMEOUT: Duration = Duration::from_secs(10);
+#[cfg(doc)]
+use super::connections::Connections;
+use super::{connections::Activity, write_buffer::Writer};
 
 /// An accepted connection. Holds its permit until it is dropped.
 pub struct Connection {
     reader: OwnedReadHalf,
     writer: Arc<Writer>,
-    info: TcpConnectInfo,
-    /// Expires [`FIRST_BYTE_TIMEOUT`] after the connection was accepted; `None` once a byte has
-    /// arrived.
-    first_byte: Option<Pin<Box<Sleep>>>,
+    activity: Arc<Activity>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
     /// Wraps an accepted socket.
-    pub fn new(stream: TcpStream, permit: OwnedSemaphorePermit) -> Self {
-        let info = stream.connect_info();
+    pub fn new(stream: TcpStream, activity: Arc<Activity>, permit: OwnedSemaphorePermit) -> Self {
         let (reader, writer) = stream.into_split();
         Self {
             reader,
             writer: Arc::new(Writer::new(writer)),
-            info,
-            first_byte: Some(Box::pin(sleep(FIRST_BYTE_TIMEOUT))),
+            activity,
             _permit: permit,
         }
+    }
+
+    /// Ends an operation that would wait, if the connection was closed.
+    fn unless_closed<T>(
+        &self,
+        operation: Poll<io::Result<T>>,
+        context: &Context<'_>,
+    ) -> Poll<io::Result<T>> {
+        if operation.is_pending() && self.activity.is_closed(context.waker()) {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
+        operation
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.activity.remove();
     }
 }
 
 impl Connected for Connection {
-    type ConnectInfo = TcpConnectInfo;
+    type ConnectInfo = Arc<Activity>;
 
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.info.clone()
+    fn connect_info(&self) -> Arc<Activity> {
+        Arc::clone(&self.activity)
     }
 }
 
@@ -68,14 +77,7 @@ impl AsyncRead for Connection {
             return Poll::Ready(Err(error));
         }
         let read = Pin::new(&mut self.reader).poll_read(context, buffer);
-        if let Some(first_byte) = &mut self.first_byte {
-            if read.is_ready() {
-                self.first_byte = None;
-            } else if first_byte.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-        }
-        read
+        self.unless_closed(read, context)
     }
 }
 
@@ -85,7 +87,8 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.writer.poll_append(context, [bytes])
+        let appended = self.writer.poll_append(context, [bytes]);
+        self.unless_closed(appended, context)
     }
 
     fn poll_write_vectored(
@@ -93,8 +96,9 @@ impl AsyncWrite for Connection {
         context: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.writer
-            .poll_append(context, slices.iter().map(|slice| &**slice))
+        let slices = slices.iter().map(|slice| &**slice);
+        let appended = self.writer.poll_append(context, slices);
+        self.unless_closed(appended, context)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -104,10 +108,12 @@ impl AsyncWrite for Connection {
     /// Schedules a flush and returns at once: HTTP/2 writes no frames while it waits for one.
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.writer.schedule_flush(context);
-        self.writer.poll_due(context)
+        let flushed = self.writer.poll_due(context);
+        self.unless_closed(flushed, context)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.writer.poll_shutdown(context)
+        let shut_down = self.writer.poll_shutdown(context);
+        self.unless_closed(shut_down, context)
     }
 }

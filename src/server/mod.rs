@@ -2,6 +2,7 @@
 
 mod admission;
 mod connection;
+mod connections;
 mod deadlines;
 mod encodings;
 mod health;
@@ -24,6 +25,7 @@ use tower::util::MapRequestLayer;
 
 use self::{
     admission::{Admission, MAX_NAME_BYTES},
+    connections::Connections,
     encodings::prefer_encoding,
     purge::purge_loop,
 };
@@ -98,6 +100,8 @@ impl Server {
         let watch_health = spawn(health::watch(health.clone(), Arc::clone(&self.store)));
         let _purge = spawn(purge_loop(Arc::clone(&self.store)));
 
+        let connections = Connections::new();
+        let _sweep = spawn(Arc::clone(&connections).sweep_loop());
         let admission = Admission::new(Arc::clone(&self.authenticator));
         let api = LocationApi::new(self.service.clone());
         let fast_path = FastPath::new(api.clone());
@@ -124,7 +128,7 @@ impl Server {
             .add_service(reflection::v1alpha().max_decoding_message_size(MAX_NAME_BYTES))
             .add_service(locations)
             .add_service(cache)
-            .serve_with_incoming_shutdown(listener::accept(listener), stopped);
+            .serve_with_incoming_shutdown(listener::accept(listener, connections), stopped);
         tokio::pin!(server);
         let mut outcome = tokio::select! {
             outcome = &mut server => Some(outcome),

@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, iter,
     time::{Duration, Instant},
 };
 
@@ -12,7 +12,12 @@ use h2::{
     client::{ResponseFuture, SendRequest},
 };
 use http::Method;
-use tokio::time::timeout;
+use location_service::proto::location::v1;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    time::timeout,
+};
 use tonic::{
     Code, Status,
     client::Grpc,
@@ -26,8 +31,8 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     harness::{self, PATIENCE, TestApp, storage, token},
-    process::{Home, Process},
-    robustness::{GRPC, Raw, connect, frame, path, send},
+    process::{Home, Process, isolated},
+    robustness::{GRPC, Raw, address, connect, frame, path, send},
 };
 
 /// The memory that one request may take.
@@ -114,11 +119,10 @@ async fn a_request_of_a_million_items_is_refused_before_it_is_decoded() {
             "100000",
         ),
     ] {
-        for encoding in [
-            None,
-            Some(CompressionEncoding::Gzip),
-            Some(CompressionEncoding::Zstd),
-        ] {
+        // Compression takes the tests' own client long.
+        let compressed = (method == "BatchCreateLocations" && limit == "1000")
+            .then_some([CompressionEncoding::Gzip, CompressionEncoding::Zstd]);
+        for encoding in iter::once(None).chain(compressed.into_iter().flatten().map(Some)) {
             let idle = memory(&process, "VmRSS");
             let result = call(&channel, method, message.clone(), encoding).await;
             let status = result.expect_err("too many items");
@@ -315,5 +319,99 @@ async fn health_watches_have_a_limit_of_their_own() {
     assert_eq!(info.metadata["limit"], "health watches");
     assert_eq!(check_health(&app).await, ServingStatus::Serving);
     drop(watches);
+    app.stop().await;
+}
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connections_keep_no_client_out() {
+    let home = Home::new();
+    let serve = home.command();
+    let mut command = isolated("sh");
+    command
+        // Leaves 96 connections, half of them for one address.
+        .args(["-c", "ulimit -n 192 && exec \"$0\" \"$@\""])
+        .arg(serve.get_program())
+        .args(serve.get_args());
+    let process = home.run(command).await.expect("it starts");
+    let address = process.url.strip_prefix("http://").expect("a URL");
+    let mut silent = Vec::new();
+    for number in 0..300 {
+        let mut connection = TcpStream::connect(address)
+            .await
+            .expect("the service accepts");
+        let bytes = if number % 2 == 0 { b"P" } else { PREFACE };
+        // It may have been closed for a newer one.
+        let _ = connection.write_all(bytes).await;
+        silent.push(connection);
+    }
+    let started = Instant::now();
+    let mut admin = process.admin().await;
+    let create = |name| harness::create(storage(name, "run"));
+    admin.create_location(create("a")).await.expect("created");
+    let elapsed = started.elapsed();
+    assert!(elapsed < Duration::from_secs(3), "{elapsed:?}");
+
+    for mut connection in silent {
+        let mut received = Vec::new();
+        let closed = connection.read_to_end(&mut received);
+        let _ = timeout(PATIENCE, closed)
+            .await
+            .expect("it is closed in time");
+    }
+    let elapsed = started.elapsed();
+    assert!(elapsed < Duration::from_secs(15), "{elapsed:?}");
+    admin.create_location(create("b")).await.expect("created");
+    let log = home.log();
+    assert_eq!(log.matches("limit of connections").count(), 1, "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_takes_no_response_is_disconnected() {
+    let app = TestApp::spawn().await;
+    let mut admin = app.admin_on_new_connection().await;
+    let location = v1::Location {
+        description: "x".repeat(2_000),
+        ..storage("long", "run")
+    };
+    let created = admin.create_location(harness::create(location)).await;
+    created.expect("created");
+
+    let socket = TcpStream::connect(address(&app))
+        .await
+        .expect("the service accepts");
+    let handshake = h2::client::Builder::new()
+        .initial_window_size(0)
+        .handshake::<_, Bytes>(socket);
+    let (mut client, connection) = handshake.await.expect("HTTP/2");
+    let started = Instant::now();
+    let connection = tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    let bearer = format!("Bearer {}", token("root", true));
+    let mut responses = Vec::new();
+    for _ in 0..100 {
+        client = client.ready().await.expect("a stream");
+        let request = http::Request::post(format!("{}{}", app.url, path("ListLocations")))
+            .header(GRPC.0, GRPC.1)
+            .header("authorization", &bearer)
+            .body(())
+            .expect("a request");
+        let (response, mut stream) = client.send_request(request, false).expect("sent");
+        stream
+            .send_data(frame(0, 0, &[]).into(), true)
+            .expect("sent");
+        responses.push(response.await.expect("the headers of a response"));
+    }
+    let ended = timeout(Duration::from_mins(1), connection).await;
+    ended.expect("it is disconnected").expect("no panic");
+    assert!(
+        started.elapsed() > Duration::from_secs(25),
+        "{:?}",
+        started.elapsed()
+    );
+    let list = admin.list_locations(harness::of_run("run")).await;
+    assert_eq!(list.expect("listed").get_ref().locations.len(), 1);
     app.stop().await;
 }

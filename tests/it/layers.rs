@@ -69,7 +69,7 @@ const MODULES: &[Module] = &[
     Module {
         name: "server",
         modules: &["api", "auth", "error", "model", "proto", "service", "store"],
-        crates: &["http", "http_body", "http_body_util", "tonic", "tonic_health", "tonic_reflection", "tonic_types", "tower"],
+        crates: &["http", "http_body", "http_body_util", "rustix", "tonic", "tonic_health", "tonic_reflection", "tonic_types", "tower"],
     },
     Module {
         name: "auth",
