@@ -1,4 +1,4 @@
-//! Clients in other languages go through a whole session with the real binary.
+//! Sessions of clients in other languages with the real binary.
 
 use std::{path::Path, process::Command};
 
@@ -16,8 +16,8 @@ fn in_repository(path: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// Runs a session; its last argument is `more`, or the database.
-async fn session(mut interpreter: Command, script: &str, more: Option<&Path>) {
+/// Runs the script of a session. Its last argument is `last`, or the path of the database.
+async fn session(mut interpreter: Command, script: &str, last: Option<&Path>) {
     let home = Home::new();
     let service = home.start().await;
     interpreter
@@ -25,7 +25,7 @@ async fn session(mut interpreter: Command, script: &str, more: Option<&Path>) {
         .arg(service.url.trim_start_matches("http://"))
         .arg(in_repository("proto"))
         .arg(token("root", true))
-        .arg(more.map_or(home.database.as_path(), |more| more));
+        .arg(last.unwrap_or(&home.database));
     let printed = output_of(interpreter).await;
     assert!(printed.ends_with("the session is over\n"), "{printed}");
 }
@@ -47,7 +47,7 @@ async fn node_with_grpc_js() {
     .await;
 }
 
-/// Calls with grpcurl, as a person would.
+/// Calls with grpcurl.
 struct Grpcurl {
     address: String,
     token: String,
@@ -61,13 +61,13 @@ struct Printed {
 }
 
 impl Grpcurl {
-    async fn run(&self, options: &[&str], what: &[&str]) -> Printed {
+    async fn run(&self, options: &[&str], arguments: &[&str]) -> Printed {
         let mut command = isolated(tool("python/bin/grpcurl"));
         command
             .args(["-plaintext", "-max-time", "20"])
             .args(options)
             .arg(&self.address)
-            .args(what);
+            .args(arguments);
         let output = tokio::task::spawn_blocking(move || command.output());
         let output = output.await.expect("no panic").expect("grpcurl runs");
         Printed {

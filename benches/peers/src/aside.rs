@@ -1,5 +1,5 @@
-//! Peer E: the ordinary cache-aside. A list is one Redis GET; if that finds nothing, the SQL and a
-//! SET. Keys are indexed by the type that their list states, and a creation drops all of its type.
+//! Peer E: ordinary cache-aside. A list is one Redis GET, and on a miss the SQL and a SET. Keys are
+//! indexed by the type in the request, and a creation drops all entries of its type.
 
 use bytes::{BufMut as _, Bytes};
 use fred::{
@@ -20,13 +20,19 @@ use tonic_prost::{ProstCodec, ProstDecoder};
 
 use crate::{Outcome, grpc::Peer, sql};
 
-/// How long an entry is kept, as by the service.
+/// The lifetime of an entry: the default of the service.
 const TTL_SECS: i64 = 300;
 
 pub async fn connect(url: &str) -> Outcome<Client> {
     let client = Builder::from_config(Config::from_url(url)?).build()?;
     client.init().await?;
     Ok(client)
+}
+
+/// A serialized page of a list.
+struct Page {
+    bytes: Bytes,
+    is_hit: bool,
 }
 
 #[derive(Clone)]
@@ -36,19 +42,19 @@ pub struct Aside {
 }
 
 impl Aside {
-    /// The serialized answer, and whether it was cached.
-    async fn list(&self, request: &ListLocationsRequest) -> Result<(Bytes, bool), Status> {
+    async fn list(&self, request: &ListLocationsRequest) -> Result<Page, Status> {
         let key = [b"aside:", &*request.encode_to_vec()].concat();
         let cached: Option<Bytes> = self.redis.get(&*key).await.map_err(internal)?;
-        if let Some(answer) = cached {
-            return Ok((answer, true));
+        if let Some(bytes) = cached {
+            let is_hit = true;
+            return Ok(Page { bytes, is_hit });
         }
         let page = sql::list(&self.pool, request).await.map_err(internal)?;
-        let answer = Bytes::from(page.encode_to_vec());
+        let bytes = Bytes::from(page.encode_to_vec());
         let expiry = Some(Expiration::EX(TTL_SECS));
         let _: () = self
             .redis
-            .set(&*key, answer.clone(), expiry, None, false)
+            .set(&*key, bytes.clone(), expiry, None, false)
             .await
             .map_err(internal)?;
         let _: () = self
@@ -56,7 +62,8 @@ impl Aside {
             .sadd(index(request.r#type), &*key)
             .await
             .map_err(internal)?;
-        Ok((answer, false))
+        let is_hit = false;
+        Ok(Page { bytes, is_hit })
     }
 
     async fn create(&self, request: CreateLocationRequest) -> Result<Response<Location>, Status> {
@@ -70,7 +77,7 @@ impl Aside {
             if keys.is_empty() {
                 continue;
             }
-            // In this order, or the index would lose what is cached meanwhile.
+            // The index first: otherwise it would lose keys that are cached in between.
             let _: () = self
                 .redis
                 .srem(&*index, keys.clone())
@@ -82,12 +89,12 @@ impl Aside {
     }
 }
 
-/// The key of the set of lists that state a type, or none.
+/// The key of the index of lists of a type; 0 is unspecified.
 fn index(kind: i32) -> String {
     format!("aside-type:{kind}")
 }
 
-/// Hands on what Redis holds as it is.
+/// Forwards the bytes in Redis unchanged.
 #[derive(Clone)]
 pub struct Ready(pub Aside);
 
@@ -95,8 +102,8 @@ impl Peer for Ready {
     type Lists = ReadyCodec;
 
     async fn list(self, request: ListLocationsRequest) -> Result<Response<Bytes>, Status> {
-        let (answer, hit) = self.0.list(&request).await?;
-        Ok(marked(answer, hit))
+        let Page { bytes, is_hit } = self.0.list(&request).await?;
+        Ok(marked(bytes, is_hit))
     }
 
     async fn create(self, request: CreateLocationRequest) -> Result<Response<Location>, Status> {
@@ -104,7 +111,7 @@ impl Peer for Ready {
     }
 }
 
-/// Decodes what Redis holds, as a handler does whose answer is a message.
+/// Decodes the value from Redis, as a handler that returns a message does.
 #[derive(Clone)]
 pub struct Decoded(pub Aside);
 
@@ -115,9 +122,9 @@ impl Peer for Decoded {
         self,
         request: ListLocationsRequest,
     ) -> Result<Response<ListLocationsResponse>, Status> {
-        let (answer, hit) = self.0.list(&request).await?;
-        let page = ListLocationsResponse::decode(answer).map_err(internal)?;
-        Ok(marked(page, hit))
+        let Page { bytes, is_hit } = self.0.list(&request).await?;
+        let page = ListLocationsResponse::decode(bytes).map_err(internal)?;
+        Ok(marked(page, is_hit))
     }
 
     async fn create(self, request: CreateLocationRequest) -> Result<Response<Location>, Status> {
@@ -125,10 +132,10 @@ impl Peer for Decoded {
     }
 }
 
-/// Says of a miss that it is one. A hit needs no header.
-fn marked<T>(answer: T, hit: bool) -> Response<T> {
-    let mut response = Response::new(answer);
-    if !hit {
+/// Adds a `cache-status` to the response of a miss. A hit has none.
+fn marked<T>(message: T, is_hit: bool) -> Response<T> {
+    let mut response = Response::new(message);
+    if !is_hit {
         let status = MetadataValue::from_static("aside; fwd=miss; stored");
         response.metadata_mut().insert("cache-status", status);
     }
@@ -139,7 +146,7 @@ pub fn internal(error: impl std::error::Error) -> Status {
     Status::internal(error.to_string())
 }
 
-/// Decodes requests with prost, and writes answers that are already encoded.
+/// Decodes requests with prost, and copies responses, which are already encoded.
 #[derive(Default)]
 pub struct ReadyCodec;
 
@@ -162,8 +169,8 @@ impl Encoder for ReadyCodec {
     type Item = Bytes;
     type Error = Status;
 
-    fn encode(&mut self, answer: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(answer);
+    fn encode(&mut self, message: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(message);
         Ok(())
     }
 }

@@ -1,4 +1,4 @@
-//! Peer F: a hyper server that reads what it is asked, and answers the same frame to all of it.
+//! Peer F: a hyper server that reads requests, and responds with the same frame to each.
 
 use std::convert::Infallible;
 
@@ -12,11 +12,11 @@ use tokio::net::TcpListener;
 use crate::Outcome;
 
 /// Serves on a free port, and prints the address.
-pub async fn serve(answer: &[u8]) -> Outcome<()> {
+pub async fn serve(message: &[u8]) -> Outcome<()> {
     let mut frame = BytesMut::new();
     frame.put_u8(0);
-    frame.put_u32(u32::try_from(answer.len())?);
-    frame.put(answer);
+    frame.put_u32(u32::try_from(message.len())?);
+    frame.put(message);
     let frame = frame.freeze();
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     println!("listening on http://{}", listener.local_addr()?);

@@ -1,4 +1,4 @@
-//! What tonic generates for a service, for peers with codecs of their own.
+//! The server code that tonic would generate, for peers with their own codecs.
 
 use std::{
     convert::Infallible,
@@ -21,9 +21,9 @@ use tonic_prost::ProstCodec;
 
 use crate::Outcome;
 
-/// The part of `location.v1.LocationService` that a peer has.
+/// The methods of `location.v1.LocationService` that a peer implements.
 pub trait Peer: Clone + Send + Sync + 'static {
-    /// How lists are encoded.
+    /// The codec of lists.
     type Lists: Codec<Decode = ListLocationsRequest> + Default + Send;
 
     fn list(
@@ -58,7 +58,7 @@ impl<P: Peer> tower::Service<http::Request<Body>> for Methods<P> {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let peer = self.0.clone();
         Box::pin(async move {
-            let answer = match request.uri().path() {
+            let response = match request.uri().path() {
                 "/location.v1.LocationService/ListLocations" => {
                     let list = tower::service_fn(|request: Request<_>| {
                         peer.clone().list(request.into_inner())
@@ -75,7 +75,7 @@ impl<P: Peer> tower::Service<http::Request<Body>> for Methods<P> {
                 }
                 _ => Status::unimplemented("").into_http(),
             };
-            Ok(answer)
+            Ok(response)
         })
     }
 }

@@ -36,37 +36,37 @@ pub struct Args {
     connections: usize,
     #[arg(long, default_value_t = 128)]
     in_flight: usize,
-    /// How many runs have locations
+    /// Number of runs with locations
     #[arg(long)]
     runs: u32,
-    /// Which lists of a run are called: of any type alone, or with 3 also of each type
+    /// Lists of each run that are called: 1 for the list of any type, 3 for those of each type too
     #[arg(long, default_value_t = 1)]
     kinds: u32,
-    /// How many locations a list has at most
+    /// Maximum number of locations in a list
     #[arg(long, default_value_t = 50)]
     page_size: i32,
-    /// How many locations a list skips
+    /// Number of locations that a list skips
     #[arg(long, default_value_t = 0)]
     skip: i32,
-    /// How long to call; without it, each list is called once
+    /// Duration in seconds; without it, each list is called once
     #[arg(long)]
     secs: Option<f64>,
-    /// Which share of the calls creates a location
+    /// Share of the calls that create a location
     #[arg(long, default_value_t = 0.0)]
     writes: f64,
-    /// Which calls are made, and in which order
+    /// Seed of the random choice of calls
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
-/// Any, deliveries and storages.
+/// The number of types in requests: unspecified, delivery and storage.
 const KINDS: u32 = 3;
 
-/// What all callers know.
+/// State that all callers share.
 struct Shared {
-    /// Which list is called next, if each is called once.
+    /// The next list, if each is called once.
     once: AtomicU32,
-    /// When the newest location of each run and kind was created of which a caller has heard.
+    /// The creation time of the newest acknowledged location, by run and type.
     acknowledged: Vec<AtomicI64>,
 }
 
@@ -92,11 +92,11 @@ fn created_at(location: &Location) -> i64 {
     time.seconds * 1_000_000 + i64::from(time.nanos) / 1_000
 }
 
-/// What some of the calls came to.
+/// The results of calls.
 #[derive(Default)]
 struct Seen {
     hits: usize,
-    /// Lists that lacked a location which had been acknowledged before they were asked for.
+    /// Lists without a location that was acknowledged before the call.
     stale: usize,
     stored: usize,
     bytes: usize,
@@ -193,18 +193,18 @@ async fn call(
             ..ListLocationsRequest::default()
         };
         let newest = shared.newest(run, kind);
-        let answer = client.list_locations(request(list, &token)).await?;
+        let response = client.list_locations(request(list, &token)).await?;
         seen.read_micros.push(micros(started));
-        // RFC 9211: what was forwarded wasn't cached. A peer's hit has no status.
-        let status = answer.metadata().get("cache-status");
+        // RFC 9211: `fwd` marks a response that wasn't cached. A peer's hit has no status.
+        let status = response.metadata().get("cache-status");
         let status = status.map_or("", |status| status.to_str().unwrap_or_default());
         seen.hits += usize::from(!status.contains("fwd="));
         seen.stored += usize::from(status.contains("stored"));
-        seen.bytes += answer.get_ref().encoded_len();
-        let locations = answer.into_inner().locations;
-        let right = |location: &Location| location.production_run_id == run_id;
-        if locations.is_empty() || !locations.iter().all(right) {
-            return Err(format!("the list of {run_id} isn't it").into());
+        seen.bytes += response.get_ref().encoded_len();
+        let locations = response.into_inner().locations;
+        let is_in_run = |location: &Location| location.production_run_id == run_id;
+        if locations.is_empty() || !locations.iter().all(is_in_run) {
+            return Err(format!("the list of {run_id} is empty or has other runs").into());
         }
         seen.stale += usize::from(locations.iter().map(created_at).max() < Some(newest));
     }
@@ -269,11 +269,11 @@ impl Random {
 
     /// At least 0 and less than 1.
     fn fraction(&mut self) -> f64 {
-        f64::from((self.next() >> 32) as u32) / f64::from(u32::MAX)
+        f64::from((self.next() >> 32) as u32) / (f64::from(u32::MAX) + 1.0)
     }
 }
 
-/// Picks the first of many most often: each in proportion to one over its rank.
+/// Zipf's distribution: picks each place in proportion to one over its rank.
 struct Zipf(Vec<f64>);
 
 impl Zipf {

@@ -19,29 +19,29 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 enum Command {
     /// A: tonic, with a handler that clones ready rows, which prost encodes
     A {
-        /// Files of serialized `ListLocationsResponse`s, one for each size of page
+        /// Files of serialized `ListLocationsResponse`s, one for each page size
         #[arg(required = true)]
-        answers: Vec<PathBuf>,
+        pages: Vec<PathBuf>,
     },
-    /// F: hyper, which answers one frame whatever it is asked
+    /// F: hyper, with the same frame for every request
     F {
         /// File of a serialized `ListLocationsResponse`
-        answer: PathBuf,
+        page: PathBuf,
     },
-    /// E: tonic with one Redis GET a request through fred; a write drops all of its type
+    /// E: tonic with one Redis GET per request through fred; a write drops all entries of its type
     E {
         #[command(flatten)]
         engines: Engines,
-        /// Decode what Redis holds, and let prost encode it again
+        /// Decode the value from Redis, and encode it again with prost
         #[arg(long)]
         decode: bool,
     },
-    /// The bare SQL through sqlx, and for a creation two round trips to Redis
+    /// SQL: the bare statements through sqlx; a creation also makes two round trips to Redis
     Sql {
         #[command(flatten)]
         engines: Engines,
     },
-    /// Calls a server, each call another one than the last; prints what it saw as JSON
+    /// Calls a server with varied requests, and prints the results as JSON
     Load(Box<load::Args>),
 }
 
@@ -58,8 +58,8 @@ struct Engines {
 #[tokio::main]
 async fn main() -> Outcome<()> {
     match Command::parse() {
-        Command::A { answers } => grpc::serve(Rows::read(&answers)?).await,
-        Command::F { answer } => frame::serve(&std::fs::read(answer)?).await,
+        Command::A { pages } => grpc::serve(Rows::read(&pages)?).await,
+        Command::F { page } => frame::serve(&std::fs::read(page)?).await,
         Command::E { engines, decode } => {
             let aside = Aside {
                 pool: sql::connect(&engines.database_url)?,

@@ -13,10 +13,10 @@ use crate::{Outcome, grpc::Peer};
 pub struct Rows(Arc<Vec<ListLocationsResponse>>);
 
 impl Rows {
-    /// Takes a page of each size from files of serialized `ListLocationsResponse`s.
-    pub fn read(answers: &[PathBuf]) -> Outcome<Self> {
+    /// Reads a page of each size from files of serialized `ListLocationsResponse`s.
+    pub fn read(paths: &[PathBuf]) -> Outcome<Self> {
         let mut pages = Vec::new();
-        for path in answers {
+        for path in paths {
             pages.push(ListLocationsResponse::decode(&*fs::read(path)?)?);
         }
         Ok(Self(Arc::new(pages)))

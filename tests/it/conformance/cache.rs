@@ -1,4 +1,4 @@
-//! What the cache answers, what a write takes out of it, and what `cache-status` says.
+//! Cached responses, their invalidation by writes, and `cache-status`.
 
 use location_service::proto::location::v1;
 use tonic::{Request, Response};
@@ -8,11 +8,11 @@ use crate::harness::{Client, TestApp, cache_status, create, names, of_run, stora
 
 on_every_pair! { app:
     the_second_call_of_a_cached_method_hits
-    a_write_invalidates_what_it_changes_and_nothing_else
-    what_changes_nothing_invalidates_nothing
+    a_write_invalidates_only_the_views_that_it_changes
+    writes_without_effect_invalidate_nothing
     no_cache_reads_the_database_and_refreshes
-    requests_that_mean_the_same_share_an_entry
-    requests_that_differ_do_not_share_an_entry
+    equivalent_requests_share_an_entry
+    different_requests_do_not_share_an_entry
     a_created_location_is_in_the_next_list_and_other_lists_stay_cached
     a_reader_sees_its_own_writes_at_once
 }
@@ -59,9 +59,9 @@ async fn the_second_call_of_a_cached_method_hits(app: &TestApp) {
     let ids = v1::BatchGetLocationsRequest {
         ids: vec![location.id.clone()],
     };
-    let answer = client.batch_get_locations(ids).await.expect("it exists");
+    let response = client.batch_get_locations(ids).await.expect("it exists");
     assert!(
-        answer.metadata().get("cache-status").is_none(),
+        response.metadata().get("cache-status").is_none(),
         "it isn't cached"
     );
 }
@@ -84,7 +84,7 @@ const VIEWS: [(i32, &str, &str); 14] = [
     (2, "paris", "ann"),
 ];
 
-/// The views that the cache still answered, before this looked at them.
+/// The views that were cached when this function called them.
 async fn hits(app: &TestApp) -> Vec<(i32, &'static str, &'static str)> {
     let mut client = app.admin();
     let mut hits = Vec::new();
@@ -96,7 +96,7 @@ async fn hits(app: &TestApp) -> Vec<(i32, &'static str, &'static str)> {
             owner_id: owner.to_owned(),
             ..List::default()
         };
-        // Other filters, orders and pages of one predicate go together.
+        // All filters, orders and pages of one predicate have its tag.
         let by_name = List {
             order_by: "display_name".to_owned(),
             ..list.clone()
@@ -135,7 +135,7 @@ async fn hits(app: &TestApp) -> Vec<(i32, &'static str, &'static str)> {
     hits
 }
 
-/// Warms the cache, makes a write, and checks that just these views were invalidated.
+/// Warms the cache, makes a write, and checks that exactly these views were invalidated.
 async fn expect_invalidated<T>(
     app: &TestApp,
     what: &str,
@@ -144,14 +144,14 @@ async fn expect_invalidated<T>(
 ) -> T {
     hits(app).await;
     assert_eq!(hits(app).await, VIEWS, "warm before {what}");
-    let answer = write.await;
+    let response = write.await;
     let mut expected = VIEWS.to_vec();
     expected.retain(|&(kind, run, owner)| !invalidated(kind, run, owner));
     assert_eq!(hits(app).await, expected, "after {what}");
-    answer
+    response
 }
 
-async fn a_write_invalidates_what_it_changes_and_nothing_else(app: &TestApp) {
+async fn a_write_invalidates_only_the_views_that_it_changes(app: &TestApp) {
     let in_runs = |runs: &'static [&'static str]| {
         move |kind: i32, run: &str, owner: &str| {
             kind != 1 && (run == "*" || runs.contains(&run)) && matches!(owner, "" | "ann")
@@ -244,7 +244,7 @@ async fn a_write_invalidates_what_it_changes_and_nothing_else(app: &TestApp) {
     .await;
 }
 
-async fn what_changes_nothing_invalidates_nothing(app: &TestApp) {
+async fn writes_without_effect_invalidate_nothing(app: &TestApp) {
     let mut client = app.admin();
     let location = created(&mut client, storage("x", "paris")).await;
     let stale = v1::Location {
@@ -297,8 +297,8 @@ async fn what_changes_nothing_invalidates_nothing(app: &TestApp) {
     assert_eq!(list.get_ref().locations, [location]);
 }
 
-/// An admin's request with these cache directives.
-fn asking<T>(directives: &str, message: T) -> Request<T> {
+/// A request of an admin with these cache directives.
+fn with_directives<T>(directives: &str, message: T) -> Request<T> {
     let mut request = authorized(message);
     let directives = directives.parse().expect("ASCII");
     request.metadata_mut().insert("cache-control", directives);
@@ -308,38 +308,38 @@ fn asking<T>(directives: &str, message: T) -> Request<T> {
 async fn no_cache_reads_the_database_and_refreshes(app: &TestApp) {
     let location = created(&mut app.admin(), storage("x", "run")).await;
     let mut client = anonymous(app);
-    // Whether there is an entry or not.
+    // Without an entry, and with one.
     for directives in ["no-cache", "no-cache", "No-Cache", "max-age=0, no-cache"] {
-        let answer = client
-            .get_location(asking(directives, get(&location.id)))
+        let response = client
+            .get_location(with_directives(directives, get(&location.id)))
             .await;
-        let answer = answer.expect("it exists");
-        assert_eq!(cache_status(&answer), REQUESTED);
-        assert_eq!(*answer.get_ref(), location);
-        let answer = client.get_location(authorized(get(&location.id))).await;
-        assert!(is_hit(&answer.expect("it exists")));
+        let response = response.expect("it exists");
+        assert_eq!(cache_status(&response), REQUESTED);
+        assert_eq!(*response.get_ref(), location);
+        let response = client.get_location(authorized(get(&location.id))).await;
+        assert!(is_hit(&response.expect("it exists")));
     }
     for directives in ["", "max-age=0", "x-no-cache"] {
-        let answer = client
-            .get_location(asking(directives, get(&location.id)))
+        let response = client
+            .get_location(with_directives(directives, get(&location.id)))
             .await;
-        assert!(is_hit(&answer.expect("it exists")));
+        assert!(is_hit(&response.expect("it exists")));
     }
     for _ in 0..2 {
         let list = client
-            .list_locations(asking("no-cache", List::default()))
+            .list_locations(with_directives("no-cache", List::default()))
             .await;
         let list = list.expect("listed");
         assert_eq!(cache_status(&list), REQUESTED);
         assert_eq!(names(&list), ["x"]);
         let reports = client
-            .list_location_reports(asking("no-cache", Reports::default()))
+            .list_location_reports(with_directives("no-cache", Reports::default()))
             .await;
         assert_eq!(cache_status(&reports.expect("reported")), REQUESTED);
     }
 }
 
-async fn requests_that_mean_the_same_share_an_entry(app: &TestApp) {
+async fn equivalent_requests_share_an_entry(app: &TestApp) {
     for number in 0..3 {
         created(&mut app.user("ann"), storage(&format!("É {number}"), "run")).await;
     }
@@ -389,7 +389,7 @@ async fn requests_that_mean_the_same_share_an_entry(app: &TestApp) {
         ..run()
     };
     hit_after(&mut app.user("ann"), run(), own.clone()).await;
-    // An admin who asks for the same gets the same.
+    // An admin's request with the same canonical form.
     assert!(is_hit(&admin.list_locations(own).await.expect("listed")));
     let any = Reports::default();
     let miss = admin
@@ -406,7 +406,7 @@ async fn requests_that_mean_the_same_share_an_entry(app: &TestApp) {
     ));
 }
 
-async fn requests_that_differ_do_not_share_an_entry(app: &TestApp) {
+async fn different_requests_do_not_share_an_entry(app: &TestApp) {
     let location = created(&mut app.user("ann"), storage("x", "run")).await;
     for (number, list) in [
         List::default(),
@@ -462,17 +462,17 @@ async fn requests_that_differ_do_not_share_an_entry(app: &TestApp) {
     .into_iter()
     .enumerate()
     {
-        let answer = app.admin().list_locations(list).await.expect("listed");
-        assert_eq!(cache_status(&answer), MISS, "list {number}");
+        let response = app.admin().list_locations(list).await.expect("listed");
+        assert_eq!(cache_status(&response), MISS, "list {number}");
     }
-    // An admin's answer isn't a user's.
+    // A user doesn't share the entries of an admin.
     for mut client in [app.user("bob"), app.user("carl")] {
-        let answer = client
+        let response = client
             .list_locations(List::default())
             .await
             .expect("listed");
-        assert_eq!(cache_status(&answer), MISS);
-        assert_eq!(names(&answer), [""; 0]);
+        assert_eq!(cache_status(&response), MISS);
+        assert_eq!(names(&response), [""; 0]);
         assert!(client.get_location(get(&location.id)).await.is_err());
     }
 }
@@ -507,10 +507,10 @@ async fn a_reader_sees_its_own_writes_at_once(app: &TestApp) {
             let mut location = created(&mut client, storage("x", "run")).await;
             for capacity in 1..30 {
                 location.capacity = capacity;
-                let answer = client
+                let response = client
                     .update_location(update(location, &["capacity"]))
                     .await;
-                location = answer.expect("updated").into_inner();
+                location = response.expect("updated").into_inner();
                 let own = client
                     .list_locations(List::default())
                     .await

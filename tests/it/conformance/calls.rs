@@ -1,4 +1,4 @@
-//! What is around every call: health, reflection, compression and deadlines.
+//! Health, reflection, compression and deadlines.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::{anonymous, authorized, batch, full};
 use crate::harness::{TestApp, create, eventually, of_run, storage};
 
 on_every_pair! { app:
-    health_tells_of_each_service_and_needs_no_token
+    health_has_each_service_and_needs_no_token
     reflection_v1_lists_the_services_and_needs_no_token
     reflection_v1alpha_lists_the_services_and_needs_no_token
     responses_are_compressed_only_on_request
@@ -28,7 +28,7 @@ const SERVICES: [&str; 4] = [
     "location.v1.LocationService",
 ];
 
-async fn health_tells_of_each_service_and_needs_no_token(app: &TestApp) {
+async fn health_has_each_service_and_needs_no_token(app: &TestApp) {
     let mut health = HealthClient::new(app.channel.clone());
     let request = |service: &str| HealthCheckRequest {
         service: service.to_owned(),

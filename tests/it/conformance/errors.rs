@@ -70,7 +70,7 @@ impl Store for Down {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_down_is_unavailable_and_worth_a_retry() {
+async fn calls_without_a_database_are_unavailable_with_a_retry_delay() {
     let app = TestApp::spawn_with(Pair::Embedded, |_, cache| (Arc::new(Down), cache)).await;
     let mut client = app.admin();
     let ids = vec![uuid(1)];

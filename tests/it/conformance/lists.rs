@@ -1,4 +1,4 @@
-//! What `ListLocations` answers: filters, orders and counts.
+//! `ListLocations`: filters, orders and counts.
 
 use location_service::proto::location::v1;
 
@@ -8,24 +8,24 @@ use crate::harness::{TestApp, create, names, of_run, storage};
 on_every_pair! { app:
     page_sizes_have_a_default_and_a_maximum
     filters_combine
-    no_run_is_not_any_run
-    a_query_ignores_case_and_takes_wildcards_as_they_are
-    orders_sort_and_ids_settle_ties
-    skip_leaves_out_and_the_count_does_not_care
+    an_empty_run_selects_locations_without_a_run
+    a_query_ignores_case_and_its_wildcards_are_literal
+    orders_sort_and_ties_are_ordered_by_id
+    skip_omits_locations_and_the_total_counts_all
 }
 
 type Request = v1::ListLocationsRequest;
 
 async fn listed(app: &TestApp, request: Request) -> v1::ListLocationsResponse {
-    let answer = app.admin().list_locations(request).await;
-    answer.expect("listed").into_inner()
+    let response = app.admin().list_locations(request).await;
+    response.expect("listed").into_inner()
 }
 
 async fn page_sizes_have_a_default_and_a_maximum(app: &TestApp) {
     let requests = || (0..600).map(|number| create(storage(&number.to_string(), "")));
     for _ in 0..2 {
-        let answer = app.admin().batch_create_locations(batch(requests())).await;
-        answer.expect("created");
+        let response = app.admin().batch_create_locations(batch(requests())).await;
+        response.expect("created");
     }
     for (page_size, expected) in [
         (0, 50),
@@ -44,7 +44,7 @@ async fn page_sizes_have_a_default_and_a_maximum(app: &TestApp) {
         .await;
         assert_eq!(page.locations.len(), expected);
         assert!(!page.next_page_token.is_empty());
-        assert_eq!(page.total_size, 0, "it wasn't asked");
+        assert_eq!(page.total_size, 0, "it wasn't requested");
         let page_token = page.next_page_token;
         let page = listed(
             app,
@@ -132,7 +132,7 @@ async fn filters_combine(app: &TestApp) {
     }
 }
 
-async fn no_run_is_not_any_run(app: &TestApp) {
+async fn an_empty_run_selects_locations_without_a_run(app: &TestApp) {
     for run in ["", "paris", " "] {
         created(&mut app.admin(), storage(&format!("in {run:?}"), run)).await;
     }
@@ -148,7 +148,7 @@ async fn no_run_is_not_any_run(app: &TestApp) {
     assert_eq!(names(&any).len(), 3);
 }
 
-async fn a_query_ignores_case_and_takes_wildcards_as_they_are(app: &TestApp) {
+async fn a_query_ignores_case_and_its_wildcards_are_literal(app: &TestApp) {
     for name in [
         "Quai de Seine",
         "100% full",
@@ -198,7 +198,7 @@ async fn a_query_ignores_case_and_takes_wildcards_as_they_are(app: &TestApp) {
     }
 }
 
-async fn orders_sort_and_ids_settle_ties(app: &TestApp) {
+async fn orders_sort_and_ties_are_ordered_by_id(app: &TestApp) {
     let mut client = app.admin();
     let requests = (0..40_i64).map(|number| {
         let name =
@@ -208,16 +208,16 @@ async fn orders_sort_and_ids_settle_ties(app: &TestApp) {
             ..storage(name, "")
         })
     });
-    let answer = client
+    let response = client
         .batch_create_locations(batch(requests))
         .await
         .expect("created");
-    let mut all = answer.into_inner().locations;
+    let mut all = response.into_inner().locations;
     for location in all.iter_mut().step_by(5) {
-        let answer = client
+        let response = client
             .update_location(super::update(location.clone(), &["capacity"]))
             .await;
-        *location = answer.expect("updated").into_inner();
+        *location = response.expect("updated").into_inner();
     }
     let time = |time: Option<prost_types::Timestamp>| {
         let time = time.expect("assigned");
@@ -253,7 +253,7 @@ async fn orders_sort_and_ids_settle_ties(app: &TestApp) {
     }
 }
 
-async fn skip_leaves_out_and_the_count_does_not_care(app: &TestApp) {
+async fn skip_omits_locations_and_the_total_counts_all(app: &TestApp) {
     let requests = (0..10).map(|number| create(storage(&number.to_string(), "run")));
     app.admin()
         .batch_create_locations(batch(requests))

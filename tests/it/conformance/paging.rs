@@ -1,4 +1,4 @@
-//! Page tokens: complete, without repeats, and of no use for anything else.
+//! Pages are complete and without repeats, and their tokens are bound to the request.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use super::{bad_fields, batch, created, delete};
 use crate::harness::{TestApp, create, names, of_run, storage};
 
 on_every_pair! { app:
-    pages_are_complete_in_every_order_while_others_write
+    pages_are_complete_in_every_order_during_writes
     pages_of_a_filtered_list_are_complete
     page_size_and_skip_may_change_between_pages
     a_token_of_another_request_is_refused
@@ -29,11 +29,12 @@ async fn numbered(app: &TestApp, count: i64) -> Vec<v1::Location> {
             ..storage(&name, run)
         })
     });
-    let answer = app.admin().batch_create_locations(batch(requests)).await;
-    answer.expect("created").into_inner().locations
+    let response = app.admin().batch_create_locations(batch(requests)).await;
+    response.expect("created").into_inner().locations
 }
 
-/// All that the pages of a list hold; `between` is told what has been seen after each.
+/// The locations of all pages of a list. `between` is called between two pages, with the locations
+/// so far.
 async fn pages(
     app: &TestApp,
     request: Request,
@@ -43,13 +44,13 @@ async fn pages(
     let mut seen = Vec::new();
     let mut page_token = String::new();
     loop {
-        let answer = client
+        let response = client
             .list_locations(Request {
                 page_token,
                 ..request.clone()
             })
             .await;
-        let page = answer.expect("listed").into_inner();
+        let page = response.expect("listed").into_inner();
         let limit = usize::try_from(request.page_size).expect("positive");
         assert!(page.locations.len() <= limit);
         seen.extend(page.locations);
@@ -61,7 +62,7 @@ async fn pages(
     }
 }
 
-async fn pages_are_complete_in_every_order_while_others_write(app: &TestApp) {
+async fn pages_are_complete_in_every_order_during_writes(app: &TestApp) {
     for field in ["create_time", "update_time", "display_name", "capacity"] {
         for direction in ["", " desc"] {
             let all: Vec<_> = numbered(app, 40)
@@ -78,7 +79,7 @@ async fn pages_are_complete_in_every_order_while_others_write(app: &TestApp) {
             let seen = pages(app, request.clone(), async |seen: &[v1::Location]| {
                 let mut client = app.admin();
                 let ids: HashSet<_> = seen.iter().map(|location| &location.id).collect();
-                // One of each that was there before goes, as long as there are some.
+                // Delete one location of an earlier page and one of a later page, while there are some.
                 for is_seen in [true, false] {
                     let victim = all
                         .iter()
@@ -88,7 +89,7 @@ async fn pages_are_complete_in_every_order_while_others_write(app: &TestApp) {
                         deleted.insert(id.clone());
                     }
                 }
-                // Others come before, between and after.
+                // Create locations before, between and after the existing ones.
                 if deleted.len() < 20 {
                     for (name, capacity) in [("a", 0), ("name 10", 2), ("z", 9)] {
                         let new = v1::Location {
@@ -185,7 +186,7 @@ async fn page_size_and_skip_may_change_between_pages(app: &TestApp) {
     let third = page(1, 2, &token(&second)).await;
     assert_eq!(names(&third), ["8"]);
     assert_eq!(token(&third), "");
-    // The same page twice, in other words.
+    // A token can be used again.
     let again = page(3, 0, &token(&first)).await;
     assert_eq!(again.get_ref(), second.get_ref());
 }
@@ -206,7 +207,7 @@ async fn a_token_of_another_request_is_refused(app: &TestApp) {
         page_token: first.next_page_token.clone(),
         ..request
     };
-    // The same request in other words takes it.
+    // An equivalent request accepts it.
     let same = Request {
         order_by: "create_time desc".to_owned(),
         ..request.clone()
@@ -361,11 +362,11 @@ async fn pages_of_large_locations_stay_under_4_mib(app: &TestApp) {
     };
     let mut ids = HashSet::new();
     for _ in 0..4 {
-        let answer = client
+        let response = client
             .batch_create_locations(batch((0..25).map(|_| create(large()))))
             .await;
         ids.extend(
-            answer
+            response
                 .expect("created")
                 .into_inner()
                 .locations

@@ -6,11 +6,11 @@ use super::{bad_fields, batch, created, update};
 use crate::harness::{TestApp, create, storage};
 
 on_every_pair! { app:
-    a_report_counts_and_sums_what_there_is
-    a_sum_stays_at_the_largest_number
+    a_report_counts_and_sums_its_locations
+    a_sum_saturates_at_the_largest_number
     reports_come_in_order_and_in_pages
-    a_report_token_is_of_no_use_for_anything_else
-    reports_take_the_filters_of_lists
+    a_report_token_is_refused_by_other_requests
+    reports_have_the_filters_of_lists
 }
 
 type Request = v1::ListLocationReportsRequest;
@@ -20,7 +20,7 @@ async fn reported(app: &TestApp, request: Request) -> Vec<v1::LocationReport> {
     response.expect("reported").into_inner().reports
 }
 
-async fn a_report_counts_and_sums_what_there_is(app: &TestApp) {
+async fn a_report_counts_and_sums_its_locations(app: &TestApp) {
     assert_eq!(reported(app, Request::default()).await, []);
     let mut client = app.admin();
     let mut last = v1::Location::default();
@@ -50,7 +50,7 @@ async fn a_report_counts_and_sums_what_there_is(app: &TestApp) {
     assert_eq!(reported(app, Request::default()).await, [expected]);
 }
 
-async fn a_sum_stays_at_the_largest_number(app: &TestApp) {
+async fn a_sum_saturates_at_the_largest_number(app: &TestApp) {
     for (run, capacities, sum) in [
         ("one", &[i64::MAX][..], i64::MAX),
         ("many", &[i64::MAX; 9], i64::MAX),
@@ -119,7 +119,7 @@ async fn reports_come_in_order_and_in_pages(app: &TestApp) {
             break;
         }
         assert_eq!(i32::try_from(response.reports.len()), Ok(page_size));
-        // What comes before the page doesn't move it.
+        // A location on an earlier page doesn't shift the next one.
         created(
             &mut app.admin(),
             v1::Location {
@@ -145,7 +145,7 @@ async fn reports_come_in_order_and_in_pages(app: &TestApp) {
     assert_eq!(reported(app, most).await.len(), 60);
 }
 
-async fn a_report_token_is_of_no_use_for_anything_else(app: &TestApp) {
+async fn a_report_token_is_refused_by_other_requests(app: &TestApp) {
     for run in ["a", "b"] {
         created(&mut app.admin(), storage("x", run)).await;
     }
@@ -204,7 +204,7 @@ async fn a_report_token_is_of_no_use_for_anything_else(app: &TestApp) {
     assert_eq!(bad_fields(&status), ["page_token"]);
 }
 
-async fn reports_take_the_filters_of_lists(app: &TestApp) {
+async fn reports_have_the_filters_of_lists(app: &TestApp) {
     for (r#type, run, owner) in [
         (1, "paris", "ann"),
         (1, "paris", "bob"),

@@ -10,11 +10,11 @@ use crate::harness::{TestApp, create, storage};
 
 on_every_pair! { app:
     a_retry_returns_the_first_result_despite_later_writes
-    another_body_is_refused
+    a_request_id_with_another_body_is_refused
     callers_do_not_share_request_ids
     a_batch_may_repeat_and_retry_requests
-    concurrent_calls_with_one_id_create_one
-    a_failed_call_does_not_use_up_its_id
+    concurrent_calls_with_one_request_id_create_one_location
+    a_failed_call_does_not_use_up_its_request_id
 }
 
 fn once(id: u128, name: &str) -> v1::CreateLocationRequest {
@@ -65,7 +65,7 @@ async fn a_retry_returns_the_first_result_despite_later_writes(app: &TestApp) {
     assert_eq!(count(app).await, 0);
 }
 
-async fn another_body_is_refused(app: &TestApp) {
+async fn a_request_id_with_another_body_is_refused(app: &TestApp) {
     let mut client = app.admin();
     client.create_location(once(1, "x")).await.expect("created");
     let with_id = v1::CreateLocationRequest {
@@ -127,7 +127,7 @@ async fn a_batch_may_repeat_and_retry_requests(app: &TestApp) {
     assert_eq!(count(app).await, 4);
 }
 
-async fn concurrent_calls_with_one_id_create_one(app: &TestApp) {
+async fn concurrent_calls_with_one_request_id_create_one_location(app: &TestApp) {
     const ROUNDS: u128 = 10;
     for round in 1..=ROUNDS {
         // With an id of the client's own, the calls collide on that as well.
@@ -159,7 +159,7 @@ async fn concurrent_calls_with_one_id_create_one(app: &TestApp) {
     assert_eq!(count(app).await, i32::try_from(ROUNDS).expect("few"));
 }
 
-async fn a_failed_call_does_not_use_up_its_id(app: &TestApp) {
+async fn a_failed_call_does_not_use_up_its_request_id(app: &TestApp) {
     let mut client = app.admin();
     let used = v1::CreateLocationRequest {
         location_id: uuid(7),

@@ -1,4 +1,4 @@
-//! Who sees and changes what, and who isn't let in.
+//! Authentication, and the scope of callers.
 
 use std::time::Duration;
 
@@ -14,8 +14,8 @@ use crate::harness::{SECRET, TestApp, create, names, storage, token};
 on_every_pair! { app:
     users_see_only_their_own_locations
     users_change_only_their_own_locations
-    only_an_admin_names_owners
-    whoever_is_not_known_is_not_let_in
+    only_an_admin_may_choose_the_owner
+    callers_without_a_valid_token_are_refused
 }
 
 async fn two_owners(app: &TestApp) -> [v1::Location; 2] {
@@ -143,7 +143,7 @@ async fn users_change_only_their_own_locations(app: &TestApp) {
     assert_eq!(count(app).await, 0);
 }
 
-async fn only_an_admin_names_owners(app: &TestApp) {
+async fn only_an_admin_may_choose_the_owner(app: &TestApp) {
     let for_bob = || {
         create(v1::Location {
             owner_id: "bob".to_owned(),
@@ -175,7 +175,7 @@ async fn only_an_admin_names_owners(app: &TestApp) {
     assert_eq!(bad_fields(&status), ["location.owner_id"]);
 }
 
-async fn whoever_is_not_known_is_not_let_in(app: &TestApp) {
+async fn callers_without_a_valid_token_are_refused(app: &TestApp) {
     let good = token("ann", true);
     let parts: Vec<_> = good.split('.').collect();
     let none = BASE64.encode(r#"{"alg":"none","typ":"JWT"}"#);
@@ -217,7 +217,7 @@ async fn whoever_is_not_known_is_not_let_in(app: &TestApp) {
         let status = anonymous(app)
             .list_locations(request)
             .await
-            .expect_err("unknown");
+            .expect_err("unauthenticated");
         assert_eq!(status.code(), Code::Unauthenticated, "{authorization:?}");
         assert_eq!(reason(&status), "CREDENTIALS_INVALID");
         assert!(!status.message().is_empty());
@@ -241,7 +241,7 @@ async fn whoever_is_not_known_is_not_let_in(app: &TestApp) {
             .await
             .map(|_| ()),
     ];
-    for status in statuses.map(|response| response.expect_err("unknown")) {
+    for status in statuses.map(|response| response.expect_err("unauthenticated")) {
         assert_eq!(status.code(), Code::Unauthenticated);
     }
     let request = with(

@@ -7,13 +7,13 @@ use super::{bad_fields, created, full, get, read, reason, update, uuid};
 use crate::harness::TestApp;
 
 on_every_pair! { app:
-    an_empty_mask_changes_what_is_set
-    a_star_changes_everything
-    a_mask_changes_what_it_names
+    an_empty_mask_changes_the_fields_that_are_set
+    a_star_changes_every_field
+    a_mask_changes_only_the_fields_that_it_names
     a_mask_reaches_into_fields
     output_only_fields_are_ignored
     the_type_is_immutable
-    a_bad_mask_is_refused_whole
+    an_invalid_mask_changes_nothing
     limits_apply_to_the_result_of_an_update
     a_mask_may_repeat_paths_at_no_cost
 }
@@ -55,7 +55,7 @@ fn address(location: &mut v1::Location) -> &mut v1::Address {
     location.address.as_mut().expect("it has one")
 }
 
-async fn an_empty_mask_changes_what_is_set(app: &TestApp) {
+async fn an_empty_mask_changes_the_fields_that_are_set(app: &TestApp) {
     let change = v1::Location {
         display_name: "new".to_owned(),
         capacity: 99,
@@ -91,7 +91,7 @@ async fn an_empty_mask_changes_what_is_set(app: &TestApp) {
     assert_eq!(response.get_ref().capacity, 1);
 }
 
-async fn a_star_changes_everything(app: &TestApp) {
+async fn a_star_changes_every_field(app: &TestApp) {
     let change = v1::Location {
         display_name: "bare".to_owned(),
         ..v1::Location::default()
@@ -120,7 +120,7 @@ async fn a_star_changes_everything(app: &TestApp) {
     );
 }
 
-async fn a_mask_changes_what_it_names(app: &TestApp) {
+async fn a_mask_changes_only_the_fields_that_it_names(app: &TestApp) {
     type Clear = fn(&mut v1::Location);
     let change = v1::Location {
         display_name: "ignored".to_owned(),
@@ -267,7 +267,7 @@ async fn the_type_is_immutable(app: &TestApp) {
     assert_eq!(read(&mut client, &before.id).await, before);
 }
 
-async fn a_bad_mask_is_refused_whole(app: &TestApp) {
+async fn an_invalid_mask_changes_nothing(app: &TestApp) {
     let mut client = app.admin();
     let before = created(&mut client, full()).await;
     let change = v1::Location {

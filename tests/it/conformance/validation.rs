@@ -1,4 +1,4 @@
-//! Limits, and what a `BadRequest` says when they are exceeded.
+//! Limits of fields, and the `BadRequest` for violations.
 
 use location_service::proto::location::v1;
 
@@ -8,10 +8,10 @@ use crate::harness::{TestApp, create, storage};
 on_every_pair! { app:
     every_violation_of_a_creation_is_reported
     every_violation_of_a_list_is_reported
-    values_at_the_limits_are_taken_and_kept
+    values_at_the_limits_are_accepted_and_stored
     values_past_the_limits_are_refused
     ids_must_be_hyphenated_uuids
-    a_thousand_violations_fit_the_trailers
+    a_thousand_violations_fit_in_the_trailers
 }
 
 fn long(character: &str, count: usize) -> String {
@@ -68,7 +68,7 @@ async fn every_violation_of_a_creation_is_reported(app: &TestApp) {
     ];
     let status = app.admin().create_location(request.clone()).await;
     assert_eq!(bad_fields(&status.expect_err("bad")), fields);
-    // Anyone else's owner_id is ignored, so it can't be wrong.
+    // The owner_id of other callers is ignored, so it can't be invalid.
     let status = app.user("ann").create_location(request.clone()).await;
     assert_eq!(
         bad_fields(&status.expect_err("bad")).len(),
@@ -142,7 +142,7 @@ async fn every_violation_of_a_list_is_reported(app: &TestApp) {
     }
 }
 
-async fn values_at_the_limits_are_taken_and_kept(app: &TestApp) {
+async fn values_at_the_limits_are_accepted_and_stored(app: &TestApp) {
     // Characters are counted, not bytes.
     let location = v1::Location {
         r#type: v1::LocationType::Storage.into(),
@@ -286,7 +286,7 @@ async fn ids_must_be_hyphenated_uuids(app: &TestApp) {
     }
 }
 
-async fn a_thousand_violations_fit_the_trailers(app: &TestApp) {
+async fn a_thousand_violations_fit_in_the_trailers(app: &TestApp) {
     let bad = create(v1::Location {
         labels: (0..60)
             .map(|number| (format!("{number:🚚>64}"), String::new()))
@@ -298,6 +298,6 @@ async fn a_thousand_violations_fit_the_trailers(app: &TestApp) {
     let status = admin.batch_create_locations(v1::BatchCreateLocationsRequest { requests });
     let status = status.await.expect_err("bad");
     let fields = bad_fields(&status);
-    assert!(fields.len() > 1, "some are told");
+    assert!(fields.len() > 1, "some are reported");
     assert_eq!(fields[0], "", "the rest is counted");
 }

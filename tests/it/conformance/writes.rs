@@ -10,10 +10,10 @@ use crate::harness::{TestApp, create, storage};
 
 on_every_pair! { app:
     every_field_is_kept_and_output_only_ones_are_assigned
-    the_least_location_gets_its_defaults
+    unset_fields_get_their_defaults
     a_client_may_choose_the_id_once
     a_batch_is_created_in_order_or_not_at_all
-    a_batch_is_read_in_the_order_asked_or_not_at_all
+    a_batch_is_read_in_the_order_of_its_ids_or_not_at_all
     a_location_is_deleted_once
     a_stale_etag_aborts_and_a_current_one_does_not
     validate_only_checks_everything_and_changes_nothing
@@ -68,7 +68,7 @@ async fn every_field_is_kept_and_output_only_ones_are_assigned(app: &TestApp) {
     );
 }
 
-async fn the_least_location_gets_its_defaults(app: &TestApp) {
+async fn unset_fields_get_their_defaults(app: &TestApp) {
     let response = created(&mut app.admin(), storage("x", "")).await;
     let expected = v1::Location {
         id: response.id.clone(),
@@ -153,7 +153,7 @@ async fn a_batch_is_created_in_order_or_not_at_all(app: &TestApp) {
     }
 }
 
-async fn a_batch_is_read_in_the_order_asked_or_not_at_all(app: &TestApp) {
+async fn a_batch_is_read_in_the_order_of_its_ids_or_not_at_all(app: &TestApp) {
     let mut client = app.admin();
     let requests = (0..1_000).map(|number| create(storage(&number.to_string(), "")));
     let response = client.batch_create_locations(batch(requests)).await;

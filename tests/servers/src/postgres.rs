@@ -18,8 +18,8 @@ use sqlx::{
 const BINARIES: &str = "/usr/lib/postgresql/15/bin";
 const USER: &str = "postgres";
 
-/// Waits for the end of its input, which comes at the latest with the test process; then it ends
-/// the server, even a suspended one, and deletes its folder.
+/// Waits for the end of its input, at the latest when the test process ends. Then stops the server,
+/// even a suspended one, and deletes its folder.
 const GUARDIAN: &str = r#"
     cat >/dev/null
     if [ -s "$1/data/postmaster.pid" ]; then
@@ -39,19 +39,19 @@ pub struct Postgres {
 }
 
 impl Postgres {
-    /// One for all tests that leave it as it was.
+    /// The server of all tests that leave it unchanged.
     pub fn shared() -> &'static Self {
         static SHARED: OnceLock<Postgres> = OnceLock::new();
         SHARED.get_or_init(Self::start)
     }
 
-    /// Starts a server that answers at once.
+    /// Starts a server, and waits until it accepts connections.
     pub fn start() -> Self {
         Self::start_with(|_| String::new())
     }
 
-    /// Starts a server whose configuration has these lines. The function is given the server's
-    /// folder, and may put files there.
+    /// Starts a server with further lines in its configuration. The function that returns them may
+    /// put files into the server's folder, its argument.
     pub fn start_with(configuration: impl FnOnce(&Path) -> String) -> Self {
         let server = Self::prepare();
         let extra = configuration(&server.dir);
@@ -149,7 +149,7 @@ impl Postgres {
         }
     }
 
-    /// Starts it again after [`stop`](Self::stop), on the same port.
+    /// Restarts it after [`stop`](Self::stop), on the same port.
     pub fn start_again(&self) {
         run(self
             .pg_ctl()
@@ -189,7 +189,7 @@ impl Postgres {
         self.dir.join(name)
     }
 
-    /// Makes an empty database; answers its URL.
+    /// Creates an empty database, and returns its URL.
     pub async fn database(&self) -> String {
         let number = self.databases.fetch_add(1, Ordering::Relaxed);
         let name = format!("test_{number}");
@@ -220,7 +220,7 @@ impl Drop for Postgres {
 /// Connects to a database as its administrator.
 pub async fn connect(url: &str) -> PgConnection {
     let options: PgConnectOptions = url.parse().expect("a URL");
-    options.connect().await.expect("the server answers")
+    options.connect().await.expect("the server accepts")
 }
 
 /// Runs statements on a database.
@@ -239,17 +239,17 @@ pub async fn number(url: &str, sql: &str) -> i64 {
     sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
         .fetch_one(&mut connection)
         .await
-        .expect("the query answers a number")
+        .expect("the query returns a number")
 }
 
-/// Sends a signal to processes.
+/// Sends a signal to processes, all of which must exist.
 pub fn kill<'a>(signal: &str, pids: impl IntoIterator<Item = &'a str>) {
     for pid in pids {
         assert!(crate::signal(signal, [pid]), "{signal} {pid}");
     }
 }
 
-/// `initdb` and the server refuse root.
+/// Runs a program as `postgres` instead of root, which `initdb` and the server refuse.
 fn as_user(program: &str) -> Command {
     if !is_root() {
         return Command::new(program);

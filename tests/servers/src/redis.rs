@@ -13,16 +13,16 @@ use std::{
 
 use tempfile::TempDir;
 
-/// How long a server may take for what it is bound to do.
+/// The time limit for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Runs a command, tells its process id, and kills it when its own input ends: so a server goes
-/// with the test, even if that is killed. What it wrote is in the folder's `log`.
+/// Runs a command, prints its process id, and kills it when standard input closes: at the latest
+/// when the test ends, even if that is killed. The output goes to `log` in the folder.
 const SUPERVISE: &str =
     r#""$@" >>log 2>&1 </dev/null & echo $!; read -r _; kill -9 $! 2>>log; wait"#;
 
-/// Counts the members of the service's indexes, and those whose entry is gone. Within a script time
-/// stands still, so that nothing expires between the two.
+/// Counts the members of the service's indexes, and those without an entry. Time stands still within
+/// a script, so nothing expires between the two.
 const INDEX_MEMBERS: &str = "
 local members, dead, cursor = 0, 0, '0'
 repeat
@@ -38,7 +38,7 @@ repeat
 until cursor == '0'
 return {members, dead}";
 
-/// Puts entries under a tag, as fills would, but faster.
+/// Inserts entries under a tag, like fills but faster.
 const POPULATE: &str = "
 for i = ARGV[1], ARGV[2] do
   redis.call('SADD', KEYS[1] .. 'keys', 'schema:ListLocations:' .. i)
@@ -52,7 +52,7 @@ openssl req -newkey rsa:2048 -nodes -keyout tls.key -out tls.csr -subj /CN=local
 printf subjectAltName=DNS:localhost >san &&
 openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile san -out tls.crt";
 
-/// A private Redis server, without persistence unless its arguments say so.
+/// A private Redis server, without persistence unless its arguments enable it.
 pub struct RedisServer {
     /// The port of unencrypted connections.
     pub port: u16,
@@ -72,7 +72,7 @@ struct Running {
 }
 
 impl RedisServer {
-    /// A server with nothing in it.
+    /// An empty server.
     pub fn start() -> Self {
         Self::start_with(&[])
     }
@@ -83,7 +83,7 @@ impl RedisServer {
     }
 
     /// A server that also speaks TLS, as `localhost` on [`tls_port`](Self::tls_port), and the
-    /// certificate of the authority that vouches for it.
+    /// certificate of the authority that signed its own.
     pub fn start_tls() -> (Self, PathBuf) {
         let dir = TempDir::new().expect("a temporary folder");
         let made = Command::new("sh")
@@ -103,7 +103,7 @@ impl RedisServer {
         (server, authority)
     }
 
-    /// Another of Redis's programs, or one whose configuration has further lines.
+    /// A program of Redis, with arguments and further lines of configuration.
     pub fn launch(program: &'static str, args: &[&str], config: Option<&str>) -> Self {
         let dir = TempDir::new().expect("a temporary folder");
         Self::launch_in(dir, program, args, config)
@@ -118,7 +118,7 @@ impl RedisServer {
             dir,
             running: None,
         };
-        // Another process may take a port between our asking for it and the server's.
+        // Another process may take the port before the server does.
         for _ in 0..5 {
             server.port = free_port();
             let text = format!(
@@ -128,7 +128,7 @@ impl RedisServer {
             );
             fs::write(server.dir.path().join("redis.conf"), text).expect("a writable folder");
             server.spawn();
-            if server.answers() {
+            if server.responds() {
                 return server;
             }
             server.kill();
@@ -158,7 +158,7 @@ impl RedisServer {
         });
     }
 
-    fn answers(&self) -> bool {
+    fn responds(&self) -> bool {
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
             if self.try_command(&["PING"]).as_deref() == Some("PONG") {
@@ -211,7 +211,7 @@ impl RedisServer {
         output.status.success().then_some(text)
     }
 
-    /// How often a command was called, as the server counts it.
+    /// The number of calls of a command, as counted by the server.
     pub fn calls(&self, command: &str) -> u64 {
         let prefix = format!("cmdstat_{command}:calls=");
         self.command(&["INFO", "commandstats"])
@@ -221,12 +221,12 @@ impl RedisServer {
             .map_or(0, |calls| calls.parse().expect("a number"))
     }
 
-    /// How often each command was called that isn't one of these tests' own, by name.
+    /// The number of calls of each command, except those that these tests and the health checks of
+    /// the service make.
     pub fn all_calls(&self) -> Vec<(String, u64)> {
         let info = self.command(&["INFO", "commandstats"]);
         let names = info.lines().filter_map(|line| {
             let (name, _) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
-            // And what the service asks by itself.
             let own = ["info", "config|resetstat", "script|exists"].contains(&name);
             (!own).then_some(name)
         });
@@ -237,7 +237,7 @@ impl RedisServer {
         calls
     }
 
-    /// How many members the service's indexes have, and how many of them have no entry any more.
+    /// The number of members of the service's indexes, and of those without an entry.
     pub fn index_members(&self) -> (u64, u64) {
         let reply = self.command(&["--raw", "EVAL", INDEX_MEMBERS, "0"]);
         let mut counts = reply.lines().map(|line| line.parse().expect("a number"));
@@ -245,7 +245,7 @@ impl RedisServer {
         (count(), count())
     }
 
-    /// Puts `count` entries under a tag, whose keys begin with `base`.
+    /// Inserts `count` entries under a tag, whose keys begin with `base`.
     pub fn populate(&self, base: &str, count: usize) {
         for first in (0..count).step_by(50_000) {
             let last = (first + 50_000).min(count) - 1;
@@ -268,19 +268,19 @@ impl RedisServer {
         }
     }
 
-    /// Kills the server and starts it again on the same port, with what it persisted.
+    /// Kills the server and restarts it on the same port, with its persisted data.
     pub fn restart(&mut self) {
         self.kill();
         self.spawn();
-        assert!(self.answers(), "it starts again");
+        assert!(self.responds(), "it starts again");
     }
 
-    /// Suspends the server: it takes what it is sent, and answers nothing.
+    /// Suspends the server: it accepts connections and requests, and never responds.
     pub fn suspend(&self) {
         self.signal("STOP");
     }
 
-    /// Lets a suspended server go on.
+    /// Resumes a suspended server.
     pub fn resume(&self) {
         self.signal("CONT");
     }
@@ -303,7 +303,7 @@ pub struct RedisCluster {
 }
 
 impl RedisCluster {
-    /// A Cluster with nothing in it, whose slots are all served.
+    /// An empty Cluster, whose slots are all served.
     pub fn start() -> Self {
         let nodes: Vec<_> = (0..3)
             .map(|_| {
@@ -410,7 +410,7 @@ impl RedisSentinels {
     }
 }
 
-/// Waits for something that is bound to happen.
+/// Waits for something that must happen, and panics after the time limit.
 pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !happened() {
@@ -419,7 +419,7 @@ pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
     }
 }
 
-/// A port that nobody listened on a moment ago.
+/// A port that was free a moment ago.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("bound").port()

@@ -304,7 +304,7 @@ fn a_creation_in_doubt_that_is_sent_again_is_resolved_by_its_acknowledgement() {
 }
 
 #[test]
-fn what_was_shown_stays_shown() {
+fn a_shown_write_stays_visible() {
     let history = || {
         let mut history = created();
         history
@@ -312,7 +312,7 @@ fn what_was_shown_stays_shown() {
             .in_doubt("c1.0.1", 40);
         history
     };
-    // It was shown from 50 to 52: whoever asks before 52 may have been first.
+    // A read from 50 to 52 showed it. A read that starts before 52 may have been served earlier.
     for first in [&[("c1.0.1", "r2")][..], &[]] {
         let run = if first.is_empty() { "r1" } else { "r2" };
         history()
@@ -474,7 +474,7 @@ fn pages_leave_no_gap() {
     history()
         .read(list(ANY, vec![page((21, 22), &[one], false)]))
         .fine();
-    // What changes meanwhile may move from one to the other.
+    // A location that changes between the pages may be on both.
     history()
         .sent("c1.0.1", 23, Some("r2"))
         .acknowledged("c1.0.1", 24)
