@@ -8,6 +8,7 @@
 use std::{
     mem,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -74,13 +75,13 @@ pub enum Incoming {
 /// A layer that responds to plain calls of the cached methods.
 #[derive(Clone)]
 pub struct FastPath {
-    api: LocationApi,
+    api: Arc<LocationApi>,
 }
 
 impl FastPath {
     /// Creates the fast path to an API.
     pub fn new(api: LocationApi) -> Self {
-        Self { api }
+        Self { api: Arc::new(api) }
     }
 
     /// Responds to a call; `None` if it is malformed, or anything else that tonic must handle.
