@@ -250,6 +250,8 @@ impl Shared {
         }
         let changed: Result<(), Box<dyn Error + Send + Sync>> = match (row.server, checked) {
             (Some(_), Err(_)) if *failures < MAX_FAILURES => Ok(()),
+            // Other replicas use the cache, and this one doesn't write.
+            (Some(_), Err(CacheError::SettingsDiffer(_))) => Ok(()),
             (Some(_), Err(_)) => self.suspend(row.epoch).await.map_err(Into::into),
             (None, Err(_)) => self.table.report_away().await.map_err(Into::into),
             (None, Ok(())) if row.may_activate && leases_expired <= Instant::now() => {

@@ -15,31 +15,31 @@ use tracing::Instrument as _;
 use crate::controls::{Control, without};
 
 /// Runs one execution at a time for a key. A caller joins the *next* one, which starts after it
-/// arrived, so that what it is answered was read after it asked; all who arrive while an execution
-/// runs share the one after it.
+/// arrived, so that its result was read after the call. All callers that arrive while an execution runs
+/// share the next one.
 ///
-/// Ordinary single-flight lets a caller join an execution that started before it arrived, whose
-/// answer can be from before a write that was acknowledged before the caller asked.
+/// Ordinary single-flight lets a caller join an execution that started before it arrived, whose result
+/// can be from before a write that was acknowledged before the call.
 ///
-/// An execution is dropped, and what it awaits cancelled, when all who wait for it have gone.
+/// An execution is dropped, and its queries cancelled, when all its callers have left.
 #[derive(Debug)]
 pub struct NextFlight<K, V> {
-    /// The keys for which an execution runs, each with the one that comes after it.
+    /// The keys with a running execution, each with the next one.
     running: Arc<Mutex<HashMap<K, Option<Flight<V>>>>>,
 }
 
 struct Flight<V> {
     run: BoxFuture<'static, V>,
-    answer: watch::Sender<Option<V>>,
+    result: watch::Sender<Option<V>>,
 }
 
 impl<V: 'static> Flight<V> {
-    /// One that answers what this one does, for a control: whoever joins it as the next execution
-    /// joins the one that runs.
+    /// A next execution that is this one, for a negative control: a caller that joins it joins the
+    /// running execution.
     fn shared(&self) -> Self {
         Self {
             run: std::future::pending().boxed(),
-            answer: self.answer.clone(),
+            result: self.result.clone(),
         }
     }
 }
@@ -50,12 +50,12 @@ impl<V> std::fmt::Debug for Flight<V> {
     }
 }
 
-/// An answer, and whether another caller's work brought it.
+/// The result of a shared execution.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shared<V> {
-    /// The answer.
+    /// The result.
     pub value: V,
-    /// Whether this caller joined an execution that another had asked for.
+    /// Whether another caller had started the execution.
     pub collapsed: bool,
 }
 
@@ -77,15 +77,15 @@ where
     K: Clone + Eq + Hash + Send + 'static,
     V: Clone + Send + Sync + 'static,
 {
-    /// Joins the key's next execution, which is `run` unless another caller has already brought
-    /// one. `run` is told whether it starts at once, without a wait for another execution, and what
-    /// it returns isn't polled before the execution starts.
+    /// Joins the key's next execution, which is `run` unless another caller has queued one. `run` gets
+    /// true if it starts at once, without waiting for another execution; the future that it returns isn't
+    /// polled before the execution starts.
     pub async fn join<F>(&self, key: K, run: impl FnOnce(bool) -> F) -> Result<Shared<V>, Panicked>
     where
         F: Future<Output = V> + Send + 'static,
     {
-        let (mut answer, collapsed) = self.board(key, run);
-        let value = answer
+        let (mut result, collapsed) = self.enqueue(key, run);
+        let value = result
             .wait_for(Option::is_some)
             .await
             .ok()
@@ -94,18 +94,18 @@ where
         Ok(Shared { value, collapsed })
     }
 
-    fn board<F>(&self, key: K, run: impl FnOnce(bool) -> F) -> (watch::Receiver<Option<V>>, bool)
+    fn enqueue<F>(&self, key: K, run: impl FnOnce(bool) -> F) -> (watch::Receiver<Option<V>>, bool)
     where
         F: Future<Output = V> + Send + 'static,
     {
         let mut running = self.running.lock();
         if let Some(Some(next)) = running.get(&key) {
-            return (next.answer.subscribe(), true);
+            return (next.result.subscribe(), true);
         }
         let (sender, receiver) = watch::channel(None);
         let flight = Flight {
             run: run(!running.contains_key(&key)).in_current_span().boxed(),
-            answer: sender,
+            result: sender,
         };
         match running.entry(key) {
             Entry::Occupied(mut current) => {
@@ -115,28 +115,31 @@ where
                 let key = vacant.key().clone();
                 let joinable = without(Control::OrdinarySingleFlight);
                 vacant.insert(joinable.then(|| flight.shared()));
-                tokio::spawn(fly(Arc::clone(&self.running), key, flight));
+                tokio::spawn(run_flights(Arc::clone(&self.running), key, flight));
             }
         }
         (receiver, false)
     }
 }
 
-/// Runs a key's executions, one after the other, until nobody waits for another.
-async fn fly<K, V>(running: Arc<Mutex<HashMap<K, Option<Flight<V>>>>>, key: K, first: Flight<V>)
-where
+/// Runs a key's executions, one after the other, until no caller waits for another.
+async fn run_flights<K, V>(
+    running: Arc<Mutex<HashMap<K, Option<Flight<V>>>>>,
+    key: K,
+    first: Flight<V>,
+) where
     K: Eq + Hash,
 {
     let mut next = Some(first);
-    while let Some(Flight { run, answer }) = next {
+    while let Some(Flight { run, result }) = next {
         tokio::select! {
             value = AssertUnwindSafe(run).catch_unwind() => {
-                // A panic drops the sender, which the waiters see.
+                // A panic drops the sender, so the callers get `Panicked`.
                 if let Ok(value) = value {
-                    answer.send_replace(Some(value));
+                    result.send_replace(Some(value));
                 }
             }
-            () = answer.closed() => {}
+            () = result.closed() => {}
         }
         let mut running = running.lock();
         next = running.get_mut(&key).and_then(Option::take);
@@ -154,8 +157,8 @@ mod tests {
 
     use super::*;
 
-    /// Executions that read `value` when they start, as a query reads a snapshot, tell of it, and
-    /// then wait to be let through.
+    /// Executions that read `value` when they start, as a query reads a snapshot, signal `started`, and
+    /// then wait at the gate.
     struct Source {
         value: AtomicUsize,
         reads: AtomicUsize,
@@ -186,8 +189,8 @@ mod tests {
 
     type Joined = BoxFuture<'static, usize>;
 
-    /// What a joiner is answered that arrives while an execution runs, and after the value that the
-    /// execution read has changed; and what all of it cost.
+    /// The results of callers that arrive while an execution runs, after the value that it has read
+    /// changed; and the number of reads.
     async fn late_joiners(
         join: impl Fn(Arc<Source>) -> Joined,
         waiting: impl Fn() -> usize,
@@ -204,11 +207,11 @@ mod tests {
         }
         source.gate.add_permits(2);
         assert_eq!(first.await.expect("no panic"), 0);
-        let mut answers = Vec::new();
+        let mut results = Vec::new();
         for joiner in joiners {
-            answers.push(joiner.await.expect("no panic"));
+            results.push(joiner.await.expect("no panic"));
         }
-        (answers, source.reads.load(Ordering::SeqCst))
+        (results, source.reads.load(Ordering::SeqCst))
     }
 
     #[tokio::test]
@@ -225,16 +228,16 @@ mod tests {
             })
         };
         let waiting = || match flights.running.lock().get(&()) {
-            Some(Some(next)) => next.answer.receiver_count(),
+            Some(Some(next)) => next.result.receiver_count(),
             _ => 0,
         };
-        let (answers, reads) = late_joiners(join, waiting).await;
-        assert_eq!(answers, [1; 100]);
+        let (results, reads) = late_joiners(join, waiting).await;
+        assert_eq!(results, [1; 100]);
         assert_eq!(reads, 2, "all late joiners share one execution");
         assert!(flights.running.lock().is_empty());
     }
 
-    /// The control: the same scenario shows that ordinary single-flight answers from the past.
+    /// The control: in the same scenario ordinary single-flight returns a result from the past.
     #[tokio::test]
     async fn ordinary_single_flight_fails_that() {
         let current = Arc::new(Mutex::new(None::<watch::Receiver<Option<usize>>>));
@@ -242,26 +245,26 @@ mod tests {
         let join = |source: Arc<Source>| -> Joined {
             let (current, joined) = (Arc::clone(&current), Arc::clone(&joined));
             Box::pin(async move {
-                let mut answer = current
+                let mut result = current
                     .lock()
                     .get_or_insert_with(|| {
-                        let (sender, answer) = watch::channel(None);
+                        let (sender, result) = watch::channel(None);
                         tokio::spawn(async move { sender.send_replace(Some(source.read().await)) });
-                        answer
+                        result
                     })
                     .clone();
                 joined.fetch_add(1, Ordering::SeqCst);
-                let answer = answer.wait_for(Option::is_some).await.expect("lands");
-                answer.expect("waited for")
+                let result = result.wait_for(Option::is_some).await.expect("lands");
+                result.expect("waited for")
             })
         };
         let waiting = || joined.load(Ordering::SeqCst) - 1;
-        let (answers, _) = late_joiners(join, waiting).await;
-        assert_eq!(answers, [0; 100], "stale");
+        let (results, _) = late_joiners(join, waiting).await;
+        assert_eq!(results, [0; 100], "stale");
     }
 
     #[tokio::test]
-    async fn an_execution_ends_when_nobody_waits_for_it() {
+    async fn an_execution_ends_when_its_callers_have_left() {
         let (source, mut reading) = Source::new();
         let flights = Arc::new(NextFlight::default());
         let caller = tokio::spawn({
@@ -277,7 +280,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_panic_reaches_the_waiters_and_no_one_else() {
+    async fn a_panic_reaches_only_the_callers_of_its_execution() {
         let flights = NextFlight::<_, ()>::default();
         let crashed = flights.join((), |_| async { panic!("on purpose") }).await;
         assert!(crashed.is_err());

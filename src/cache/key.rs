@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::model::OwnerId;
 
-/// The name that a cached answer is stored under: the method, and the BLAKE3 digest of the
+/// The name that a cached response is stored under: the method, and the BLAKE3 digest of the
 /// method's name, the caller's scope and the canonical request's serialized bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Key {
@@ -12,12 +12,12 @@ pub struct Key {
     digest: Digest,
 }
 
-/// What tells a key from any other.
+/// Identifies a key.
 pub(super) type Digest = [u8; 32];
 
 impl Key {
-    /// The key of a canonical request. `scope` is the owner whose locations alone the caller sees,
-    /// for a method whose request doesn't say it.
+    /// The key of a canonical request. `scope` is the owner to whose locations the caller is limited, for
+    /// a method whose request doesn't name it.
     pub fn new(
         method: &'static str,
         scope: Option<&OwnerId>,

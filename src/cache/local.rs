@@ -1,4 +1,4 @@
-//! Cached answers in the process, bounded by bytes.
+//! Cached responses in the process, bounded by bytes.
 
 use std::{
     cell::RefCell,
@@ -14,24 +14,24 @@ use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter, sync:
 
 use super::{EntryInfo, Tag, Version, key::Digest};
 
-/// What an entry takes beyond its answer and its tag: its own fields, its place in the map, and
-/// its key in the tag's index.
+/// The size of an entry without its response and its tag: its fields, its slot in the map, its key in
+/// the tag's index.
 const ENTRY_OVERHEAD_BYTES: u64 = 256;
 
-/// The map is split so that threads rarely meet, but into parts that hold the largest answers.
+/// The map is sharded so that threads rarely contend, and a shard holds the largest responses.
 const MIN_SHARD_BYTES: u64 = 8 << 20;
 
-/// A cached answer.
+/// A cached response.
 #[derive(Debug, Clone)]
 pub(super) struct Entry {
-    /// Only if its engine keeps an index of what was filled under a tag.
+    /// Only if the engine keeps an index of a tag's entries.
     pub(super) tag: Option<Tag>,
     /// The tag's version from before the database was read.
     pub(super) version: Version,
-    pub(super) answer: Bytes,
+    pub(super) body: Bytes,
 }
 
-/// Cached answers by key, within a bound of bytes. What is asked for least is evicted first.
+/// Cached responses by key, within a bound of bytes. The least read are evicted first.
 #[derive(Debug)]
 pub(super) struct Entries {
     cache: Cache<Digest, Arc<Slot>, ByBytes, DefaultHashBuilder, Evictions>,
@@ -64,7 +64,7 @@ impl Entries {
         }
     }
 
-    /// The answer under a key, if it was filled under this version of its tag.
+    /// The response under a key, if it was filled under this version of its tag.
     pub(super) fn get(&self, key: &Digest, version: Version) -> Option<Bytes> {
         let slot = self.cache.get(key)?;
         if slot.entry.version != version {
@@ -75,26 +75,26 @@ impl Entries {
         if slot.read_at.load(Ordering::Relaxed) != now {
             slot.read_at.store(now, Ordering::Relaxed);
         }
-        Some(slot.entry.answer.clone())
+        Some(slot.entry.body.clone())
     }
 
-    /// What is held under a key, without counting as a read.
+    /// The entry under a key, without counting as a read.
     pub(super) fn peek(&self, key: &Digest) -> Option<EntryInfo> {
         let slot = self.cache.peek(key)?;
         Some(EntryInfo {
             version: slot.entry.version,
-            bytes: slot.entry.answer.len() as u64,
+            bytes: slot.entry.body.len() as u64,
             age: Duration::from_secs(u64::from(self.now_secs().saturating_sub(slot.filled_at))),
         })
     }
 
-    /// How many entries there are, and how many bytes they take.
+    /// The number of entries and their bytes.
     pub(super) fn size(&self) -> (u64, u64) {
         (self.cache.len() as u64, self.cache.weight())
     }
 
-    /// Stores an entry, in place of the key's last one, and returns what had to go for it, which
-    /// may be the entry itself.
+    /// Stores an entry in place of the key's previous one, and returns the entries that were evicted for
+    /// it, which may include itself.
     pub(super) fn insert(&self, key: Digest, entry: Entry) -> Vec<(Digest, Entry)> {
         let now = self.now_secs();
         let slot = Arc::new(Slot {
@@ -107,7 +107,7 @@ impl Entries {
             .insert_with_lifecycle(key, Arc::clone(&slot), &mut evicted);
         evicted
             .into_iter()
-            // The map calls what was replaced evicted too.
+            // The map reports a replaced entry as evicted too.
             .filter(|(gone, old)| *gone != key || Arc::ptr_eq(old, &slot))
             .map(|(key, slot)| (key, slot.entry.clone()))
             .collect()
@@ -124,7 +124,7 @@ impl Entries {
             .remove_if(key, |slot| slot.entry.version == version);
     }
 
-    /// Drops what nobody has read for the time to live, and returns it.
+    /// Drops the entries that weren't read within the time to live, and returns them.
     pub(super) fn sweep(&self) -> Vec<(Digest, Entry)> {
         let ttl = u32::try_from(self.ttl.as_secs()).unwrap_or(u32::MAX);
         let oldest = self.now_secs().saturating_sub(ttl);
@@ -149,13 +149,13 @@ struct ByBytes;
 
 impl Weighter<Digest, Arc<Slot>> for ByBytes {
     fn weight(&self, _: &Digest, slot: &Arc<Slot>) -> u64 {
-        let Entry { tag, answer, .. } = &slot.entry;
+        let Entry { tag, body, .. } = &slot.entry;
         let tag = tag.as_ref().map_or(0, |tag| tag.as_str().len());
-        (answer.len() + tag) as u64 + ENTRY_OVERHEAD_BYTES
+        (body.len() + tag) as u64 + ENTRY_OVERHEAD_BYTES
     }
 }
 
-/// Hands evicted entries back to who inserted.
+/// Returns evicted entries to the caller of `insert`.
 #[derive(Debug, Clone)]
 struct Evictions;
 

@@ -1,24 +1,64 @@
 //! The consistency protocol, and the trait that an engine implements.
 //!
-//! **Promise.** An answer to a read that starts after a write was acknowledged reflects that write.
-//! The cache changes how fast an answer comes, never what it says; time to live frees memory and
-//! makes nothing right.
+//! **Promise.** The response to a read that starts after a write was acknowledged reflects that write,
+//! on every replica, whatever crashed, stalled, restarted, was evicted or failed over in between. The
+//! cache changes the speed of a response, never its content; times to live only free memory.
 //!
-//! Every cached answer has one [`Tag`]: the predicate that its request states. A tag that has a
-//! [`Version`] is *open*; without one it is *closed*, and nothing is served or filled under it.
+//! # Terms
 //!
-//! | step | when | what it does, atomically on a tag |
+//! | term | meaning |
+//! | --- | --- |
+//! | [`Tag`] | the predicate that a cached response depends on. Every cached response has exactly one, which its request states |
+//! | [`Key`] | the digest of the canonical request |
+//! | [`Version`] | a tag's current random value. A tag with a version is *open*; without one it is *closed*, and nothing is served or filled under it |
+//! | entry | a serialized response, stored under its key with the version that its tag had *before* the database was read |
+//! | writers | the writes in flight on a tag, each with a deadline |
+//!
+//! # Steps
+//!
+//! | step | when | effect, atomic on a tag |
 //! | --- | --- | --- |
 //! | [`lookup`](Cache::lookup) | a read begins | opens the tag with a fresh version if it has none and no write is in flight; returns the version, and the entry if it was filled under it |
-//! | [`fill`](Cache::fill) | the database was read | stores the answer, if the version is still the one from before the read |
-//! | [`close`](Cache::close) | before a commit | notes the write as in flight, drops version and entries |
-//! | [`reopen`](Cache::reopen) | after the commit, before the acknowledgement | takes the note away, drops the version again |
+//! | [`fill`](Cache::fill) | the database was read | stores the entry, if the version is still the one from before the read |
+//! | [`close`](Cache::close) | before a commit | adds the write to the writers, deletes the version and the entries |
+//! | [`reopen`](Cache::reopen) | after the commit, before the acknowledgement | removes the write from the writers, deletes the version again |
 //!
-//! Between `close` and `reopen` nothing is served or filled. A fill that read the database before
-//! the commit carries a version that is gone for ever. Whoever opens the tag later reads the
-//! database after the commit. A writer that dies leaves its tags closed until [`WRITE_DEADLINE`]:
-//! there is nothing to repair. `reopen` drops the version too because an engine may lose its notes
-//! (eviction, a flush), whereupon a reader may open the tag before the commit.
+//! A read looks up; on a miss it reads the database and fills under the version of its lookup; on a
+//! closed tag it reads the database and doesn't fill. A write closes every tag that it touches, commits,
+//! reopens them, and is acknowledged.
+//!
+//! # Why it is right
+//!
+//! Between `close` and the end of the write nothing is served or filled under its tags. A fill that read
+//! the database before the commit carries a version from before the `close`, which is gone forever. A
+//! reader that opens the tag later reads the database after the commit. If the writer dies anywhere, its
+//! tags stay closed until [`WRITE_DEADLINE`]; then a reader opens them with a fresh version. There is no
+//! outbox to drain and nothing to repair.
+//!
+//! Four rules that look optional and aren't. A model finds a stale read without each (`tests/model`):
+//!
+//! - *`reopen` comes before the acknowledgement, and deletes the version.* If the server loses the
+//!   writers between `close` and the commit (eviction, a flush), a reader opens the tag and fills it with
+//!   the old state. `reopen` kills that entry before the write is acknowledged.
+//! - *`close` comes before the commit.* Otherwise a crash between the two leaves the old entry until it
+//!   expires, and a reader can see a write appear and disappear again.
+//! - *Every acknowledgement of a write closes and reopens.* A retry with a known `request_id`
+//!   acknowledges the first call's write, which may have died before its `reopen`.
+//! - *A fresh version is drawn for one execution of one step.* If two executions set the same one, a
+//!   whole write may run between them, and entries from before it are current again.
+//!
+//! Two promises follow. Always, whatever the server loses: reads reflect acknowledged writes. And while
+//! the writers aren't lost during a write: lists are linearizable, that is, a state that any reader has
+//! seen is never unseen by a later one.
+//!
+//! The database enforces that a write is dead before its deadline, with a wide margin: by timeouts, and
+//! by a check of the write's age in its commit.
+//!
+//! Work is shared by [`NextFlight`]: a caller joins the next execution, which starts after it arrived. So
+//! one query at a time runs for a key, and one check of versions at a time for the local entries.
+//!
+//! [`coordination`](crate::coordination) has the other half: a cache server that can't be reached, or
+//! isn't what it was.
 
 mod flight;
 mod key;
@@ -46,11 +86,11 @@ pub use self::{
     tag::Tag,
 };
 
-/// How long a replica may serve from a shared cache after it has read that the cache is in use.
+/// How long a replica may serve from a shared cache after it has read that the cache is active.
 pub const LEASE: Duration = Duration::from_secs(1);
 
-/// How long a write that doesn't report back keeps its tags closed. Longer, by a wide margin, than
-/// any write can live.
+/// How long a write that never reopens its tags keeps them closed. Longer, by a wide margin, than any
+/// write can live.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A tag's version: random, so that one that was lost never comes back.
@@ -59,7 +99,7 @@ pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 pub struct Version([u8; 16]);
 
 impl Version {
-    /// A fresh one.
+    /// A fresh version.
     pub fn generate() -> Self {
         Self(rand::random())
     }
@@ -79,12 +119,12 @@ impl fmt::Display for Version {
     }
 }
 
-/// One write, for as long as it is in flight.
+/// Identifies a write in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct WriteId(Uuid);
 
 impl WriteId {
-    /// A new one.
+    /// A new id.
     pub fn generate() -> Self {
         Self(Uuid::new_v4())
     }
@@ -109,7 +149,7 @@ pub enum Lookup {
     Closed,
 }
 
-/// Where a hit came from.
+/// Where an entry was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tier {
     /// The process.
@@ -118,16 +158,16 @@ pub enum Tier {
     Redis,
 }
 
-/// Why a lookup of a key would hit or miss.
+/// The state of a tag and a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Explanation {
     /// The tag's version, if it is open.
     pub current: Option<Version>,
-    /// How many writes on the tag are in flight.
+    /// The number of writes in flight on the tag.
     pub writers: u64,
-    /// What the process holds under the key.
+    /// The entry in the process.
     pub local: Option<EntryInfo>,
-    /// What the cache server holds under the key.
+    /// The entry on the cache server.
     pub redis: Option<EntryInfo>,
 }
 
@@ -136,9 +176,9 @@ pub struct Explanation {
 pub struct EntryInfo {
     /// The tag's version from before the database was read.
     pub version: Version,
-    /// The length of the answer.
+    /// The length of the response.
     pub bytes: u64,
-    /// How long ago it was stored there.
+    /// The time since it was stored there.
     pub age: Duration,
 }
 
@@ -175,13 +215,22 @@ pub enum CacheError {
     /// The cache server refused the command, or can't be used at all.
     #[error("the cache server can't be used: {0}")]
     Refused(String),
+    /// The epoch was activated by a replica with other settings. This one neither serves from the cache
+    /// nor writes, because it can't invalidate what the others cache.
+    #[error(
+        "other replicas use the cache with other settings than this one ({0}): give every replica the \
+         same key prefix and Redis database"
+    )]
+    SettingsDiffer(String),
 }
 
 impl CacheError {
-    /// Whether the cache server itself has said that it can't be used, which trying again doesn't
-    /// change: the cache is suspended at once.
+    /// Whether trying again doesn't help, because the cache server or the database has said so.
     pub fn is_certain(&self) -> bool {
-        matches!(self, Self::WrongServer(_) | Self::Refused(_))
+        matches!(
+            self,
+            Self::WrongServer(_) | Self::Refused(_) | Self::SettingsDiffer(_)
+        )
     }
 }
 
@@ -192,23 +241,23 @@ pub trait Cache: Send + Sync + 'static {
     /// its version and the key's entry: a hit if the entry was filled under that version.
     async fn lookup(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError>;
 
-    /// The answer that the process holds under a key, if it was filled under this version: current if
-    /// the version is.
+    /// The response that the process holds under a key, if it was filled under this version. It is
+    /// current if the version is.
     fn peek_local(&self, key: &Key, version: Version) -> Option<Bytes>;
 
-    /// Stores an answer that was read from the database after `version` was. False if the version
-    /// has changed since, or if the answer doesn't fit.
+    /// Stores a response that was read from the database after `version` was looked up. Returns false if
+    /// the version has changed since, or if the response doesn't fit.
     async fn fill(
         &self,
         tag: &Tag,
         key: &Key,
         version: Version,
-        answer: Bytes,
+        body: Bytes,
     ) -> Result<bool, CacheError>;
 
-    /// Closes the tags that a write is about to change, until its [`reopen`](Self::reopen), or
-    /// [`WRITE_DEADLINE`] if that never comes. Fails if the epoch that the write began in (`None`: this
-    /// cache has no epochs) isn't the one that is known any more.
+    /// Closes the tags that a write is about to change, until its [`reopen`](Self::reopen), or until
+    /// [`WRITE_DEADLINE`] if that never comes. `epoch` is the epoch in which the write began, or `None` if
+    /// this cache has no epochs. Fails if it has ended.
     async fn close(
         &self,
         tags: &BTreeSet<Tag>,
@@ -216,8 +265,8 @@ pub trait Cache: Send + Sync + 'static {
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError>;
 
-    /// Lets the tags be opened again, after the write has been committed or undone. Fails if the
-    /// epoch that they were closed in isn't the one that is known any more.
+    /// Lets the tags be opened again, after the write has been committed or undone. Fails if the epoch
+    /// in which they were closed has ended.
     async fn reopen(
         &self,
         tags: &BTreeSet<Tag>,
@@ -225,16 +274,15 @@ pub trait Cache: Send + Sync + 'static {
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError>;
 
-    /// Drops whatever is cached under a tag, and returns how many entries that were.
+    /// Drops the entries of a tag, and returns their number.
     async fn invalidate(&self, tag: &Tag) -> Result<u64, CacheError>;
 
-    /// Drops whatever is cached under the tags that are open when it is called, and returns how
-    /// many entries that were.
+    /// Drops the entries of all tags that are open when it is called, and returns their number.
     async fn invalidate_all(&self) -> Result<u64, CacheError>;
 
-    /// What is known of a tag and a key, for people.
+    /// The state of a tag and a key, for display.
     async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError>;
 
-    /// What this cache has done since it started.
+    /// The counts since the start.
     fn stats(&self) -> Stats;
 }

@@ -1,23 +1,23 @@
-//! What a cache counts.
+//! Counts of a cache.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// What a cache has done since it started, and what it holds in the process.
+/// Counts since the start, and the size of the entries in the process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Answers stored.
+    /// Responses stored.
     pub fills: u64,
-    /// Answers not stored, because their tag's version had changed or because they don't fit.
+    /// Responses not stored, because their tag's version had changed or because they don't fit.
     pub rejected_fills: u64,
     /// Tags closed by writes, or dropped by [`Cache::invalidate`](super::Cache::invalidate).
     pub invalidations: u64,
-    /// Steps that failed because the cache server didn't answer, or not in time.
+    /// Steps that failed.
     pub errors: u64,
     /// Round trips to the cache server.
     pub round_trips: u64,
     /// Entries in the process.
     pub local_entries: u64,
-    /// Bytes that the entries in the process take.
+    /// Bytes of the entries in the process.
     pub local_bytes: u64,
 }
 
@@ -31,7 +31,7 @@ pub(super) struct Counters {
     pub(super) round_trips: Counter,
 }
 
-/// A count that only grows.
+/// A monotonic count.
 #[derive(Debug, Default)]
 pub(crate) struct Counter(AtomicU64);
 

@@ -1,4 +1,4 @@
-//! Tags: the predicate that a cached answer depends on, and the predicates that a write touches.
+//! Tags: the predicate that a cached response depends on, and the predicates that a write touches.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
@@ -17,26 +17,26 @@ const ESCAPED: &AsciiSet = &NON_ALPHANUMERIC
 /// The predicate that a cached response depends on, as text: `id,<uuid>` for one location, or
 /// `<type>,<production run>,<owner>` for a predicate, each a value or `*`.
 ///
-/// Values are percent-encoded, so that no text of a user's can pass for another tag, for a pattern
-/// or for a Redis hash tag.
+/// Values are percent-encoded, so that text chosen by a user can't be taken for another tag, a pattern or
+/// a Redis hash tag.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tag(Arc<str>);
 
 impl Tag {
-    /// The tag of all that depends on one location alone.
+    /// The tag of responses that depend on one location only.
     pub fn of_location(id: LocationId) -> Self {
         Self(format!("id,{id}").into())
     }
 
-    /// The tag of an answer to a request that states this predicate.
+    /// The tag of the response to a request that states this predicate.
     pub fn of_predicate(predicate: &Predicate) -> Self {
         let Predicate { kind, run, owner } = predicate;
         Self::build(*kind, run.as_ref(), owner.as_ref())
     }
 
-    /// The tags that a write touches, given the images of locations before and after it: those of
-    /// the locations themselves, and of every predicate that an image satisfies. Any other answer
-    /// is the same before and after.
+    /// The tags that a write touches, given the images of locations before and after it: those of the
+    /// locations themselves, and of every predicate that an image satisfies. Any other response is the same
+    /// before and after.
     pub fn touched_by(images: &[Image]) -> BTreeSet<Self> {
         let mut tags = BTreeSet::new();
         for image in images {
@@ -73,7 +73,7 @@ impl Tag {
         Self(text.into())
     }
 
-    /// The tag that has this text.
+    /// The tag with this text.
     pub(super) fn from_text(text: &str) -> Self {
         Self(text.into())
     }

@@ -280,6 +280,9 @@ impl Writer {
     ) -> Result<()> {
         if let Err(error) = closed {
             transaction.rollback().await;
+            if let CacheError::SettingsDiffer(_) = error {
+                return Err(error.into());
+            }
             let (Some(coordinator), Some(epoch)) = (&self.coordinator, epoch) else {
                 return Err(error.into());
             };

@@ -51,6 +51,7 @@ mod proxy;
 mod races;
 mod redis;
 mod redis_proxy;
+mod redis_refusals;
 mod replicas;
 mod robustness;
 mod startup;

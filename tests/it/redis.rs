@@ -54,19 +54,16 @@ pub async fn connect_with(url: &str, change: impl FnOnce(&mut RedisConfig)) -> R
 }
 
 /// Begins to use the cache in an epoch, which has this number and the server's name in it.
-async fn enter(cache: &RedisCache, number: i64) -> Result<(), CacheError> {
+pub async fn enter(cache: &RedisCache, number: i64) -> Result<(), CacheError> {
     let name = Uuid::from_u128(number.unsigned_abs().into());
     let introduced = cache.install_scripts(name).await;
-    let unknown = CacheServer {
-        name,
-        histories: String::new(),
-    };
-    know(cache, number, Some(introduced.clone().unwrap_or(unknown)));
+    // A server that is away is told when it comes.
+    know(cache, number, introduced.as_ref().ok().cloned());
     introduced.map(|_| ())
 }
 
 /// Tells what the database says, for as long as a test takes.
-fn know(cache: &RedisCache, number: i64, server: Option<CacheServer>) {
+pub fn know(cache: &RedisCache, number: i64, server: Option<CacheServer>) {
     let row = CacheEpoch {
         epoch: Epoch(number),
         server,
@@ -75,14 +72,14 @@ fn know(cache: &RedisCache, number: i64, server: Option<CacheServer>) {
     cache.renew_lease(&row, Instant::now() + Duration::from_hours(1));
 }
 
-fn tag(run: &str) -> Tag {
+pub fn tag(run: &str) -> Tag {
     Tag::of_predicate(&Predicate {
         run: Some(ProductionRunId::parse(run.to_owned()).expect("a short name")),
         ..Predicate::default()
     })
 }
 
-fn key(number: u64) -> Key {
+pub fn key(number: u64) -> Key {
     Key::new("ListLocations", None, &number)
 }
 
@@ -108,20 +105,20 @@ fn unfilled() -> Key {
     Key::new("ListLocations", None, &u64::MAX)
 }
 
-async fn fill(cache: &RedisCache, tag: &Tag, key: &Key, answer: &'static str) {
+pub async fn fill(cache: &RedisCache, tag: &Tag, key: &Key, answer: &'static str) {
     let version = open(cache, tag).await;
     let stored = cache.fill(tag, key, version, answer.into()).await;
     assert!(stored.expect("Redis answers"), "nothing has changed");
 }
 
-async fn hit(cache: &RedisCache, tag: &Tag, key: &Key) -> Option<(Bytes, Tier)> {
+pub async fn hit(cache: &RedisCache, tag: &Tag, key: &Key) -> Option<(Bytes, Tier)> {
     match cache.lookup(tag, key).await.expect("Redis answers") {
         Lookup::Hit { body, tier, .. } => Some((body, tier)),
         Lookup::Miss(_) | Lookup::Closed => None,
     }
 }
 
-async fn write(cache: &RedisCache, tags: &[&Tag]) {
+pub async fn write(cache: &RedisCache, tags: &[&Tag]) {
     write_in(EPOCH, cache, tags).await;
 }
 

@@ -73,7 +73,7 @@ async fn sweep(cache: Weak<Shared>) {
 }
 
 impl Shared {
-    fn fill(&self, tag: &Tag, key: &Digest, version: Version, answer: Bytes) -> bool {
+    fn fill(&self, tag: &Tag, key: &Digest, version: Version, body: Bytes) -> bool {
         let mut tags = self.tags.lock();
         let Some(tag) = tags.index(tag, *key, version) else {
             return false;
@@ -81,7 +81,7 @@ impl Shared {
         let entry = Entry {
             tag: Some(tag.clone()),
             version,
-            answer,
+            body,
         };
         for (evicted, entry) in self.entries.insert(*key, entry) {
             // Under the key itself it is the previous entry, or this one, which didn't fit.

@@ -11,9 +11,9 @@ fn key(number: usize) -> Key {
 
 async fn fill(cache: &MemoryCache, tag: &Tag, key: &Key, bytes: usize) -> bool {
     let version = open(cache, tag).expect("no write is in flight");
-    let answer = Bytes::from(vec![0; bytes]);
+    let body = Bytes::from(vec![0; bytes]);
     cache
-        .fill(tag, key, version, answer)
+        .fill(tag, key, version, body)
         .await
         .expect("in memory")
 }
@@ -82,8 +82,8 @@ async fn a_tag_is_forgotten_by_its_last_use_and_not_by_an_earlier_one() {
         open(&cache, &other);
     }
     let version = open(&cache, &tag).expect("open");
-    let answer = Bytes::from_static(b"answer");
-    let filled = cache.fill(&tag, &key(0), version, answer).await;
+    let body = Bytes::from_static(b"response");
+    let filled = cache.fill(&tag, &key(0), version, body).await;
     assert!(filled.expect("in memory"));
 }
 

@@ -1,6 +1,6 @@
 //! How to reach Redis.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use fred::prelude::Config;
 
@@ -42,6 +42,45 @@ pub enum RedisConfigError {
     Prefix(String),
 }
 
+/// Changes whenever the names or the meaning of keys change.
+const LAYOUT: u8 = 1;
+
+/// The settings that all replicas on one database must share, because each invalidates what the others
+/// cache. The epoch's row names them.
+#[derive(Debug, Clone)]
+pub(super) struct SharedSettings {
+    pub(super) prefix: String,
+    database: u8,
+}
+
+impl SharedSettings {
+    pub(super) fn new(config: &RedisConfig) -> Result<Self, RedisConfigError> {
+        if config.prefix.contains(['{', '}']) {
+            return Err(RedisConfigError::Prefix(config.prefix.clone()));
+        }
+        Ok(Self {
+            prefix: config.prefix.clone(),
+            database: parse_url(&config.url)?.database.unwrap_or(0),
+        })
+    }
+
+    /// The settings as 16 hexadecimal digits.
+    pub(super) fn fingerprint(&self) -> String {
+        let digest = blake3::hash(self.to_string().as_bytes());
+        digest.to_hex()[..16].to_owned()
+    }
+}
+
+impl fmt::Display for SharedSettings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { prefix, database } = self;
+        write!(
+            f,
+            "key prefix {prefix:?}, database {database}, layout {LAYOUT}"
+        )
+    }
+}
+
 /// Parses a URL, without repeating any part of it in an error.
 pub(super) fn parse_url(url: &str) -> Result<Config, RedisConfigError> {
     let scheme = url.split_once("://").map(|(scheme, _)| scheme);
@@ -62,6 +101,39 @@ pub(super) fn parse_url(url: &str) -> Result<Config, RedisConfigError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_that_differ_have_different_fingerprints() {
+        let fingerprint = |url: &str, prefix: &str| {
+            let config = RedisConfig {
+                url: url.to_owned(),
+                prefix: prefix.to_owned(),
+                max_local_bytes: 0,
+                ttl: Duration::from_secs(1),
+            };
+            let settings = SharedSettings::new(&config).expect("valid");
+            settings.fingerprint()
+        };
+        let usual = fingerprint("redis://a", "t1");
+        assert_eq!(usual, fingerprint("redis://user:password@b/0", "t1"));
+        assert_ne!(usual, fingerprint("redis://a", "t11"));
+        assert_ne!(usual, fingerprint("redis://a/1", "t1"));
+    }
+
+    #[test]
+    fn a_prefix_with_a_brace_is_refused() {
+        let config = RedisConfig {
+            url: "redis://localhost".to_owned(),
+            prefix: "a{b".to_owned(),
+            max_local_bytes: 0,
+            ttl: Duration::from_secs(1),
+        };
+        let error = SharedSettings::new(&config).expect_err("a brace");
+        assert_eq!(
+            error.to_string(),
+            "the Redis key prefix \"a{b\" has a brace: choose one without"
+        );
+    }
 
     #[test]
     fn a_malformed_url_is_reported_without_its_password() {

@@ -6,7 +6,7 @@ use fred::types::scripts::Script;
 use parking_lot::Mutex;
 use uuid::Uuid;
 
-use super::keys::Namespace;
+use super::{config::SharedSettings, keys::Namespace};
 use crate::{
     cache::{CacheError, LEASE},
     controls::{Control, without},
@@ -16,7 +16,7 @@ use crate::{
 /// For how long the cache is known to be active, or suspended, as it is now.
 #[derive(Debug)]
 pub(super) struct Lease {
-    prefix: String,
+    settings: SharedSettings,
     /// `None` until the database has been read.
     held: Mutex<Option<Held>>,
 }
@@ -31,22 +31,24 @@ struct Held {
 #[derive(Debug)]
 pub(super) struct EpochState {
     pub(super) epoch: Epoch,
-    /// `None` while the cache is suspended.
-    pub(super) active: Option<ActiveEpoch>,
+    /// The row's server.
+    server: Option<CacheServer>,
+    active: Result<ActiveEpoch, CacheError>,
 }
 
 /// An epoch in which the cache is active.
 #[derive(Debug)]
 pub(super) struct ActiveEpoch {
-    pub(super) server: CacheServer,
+    /// The replication ids of the server's data.
+    pub(super) replication_ids: String,
     pub(super) scripts: Scripts,
     pub(super) namespace: Namespace,
 }
 
 impl Lease {
-    pub(super) fn new(prefix: String) -> Self {
+    pub(super) fn new(settings: SharedSettings) -> Self {
         Self {
-            prefix,
+            settings,
             held: Mutex::new(None),
         }
     }
@@ -57,7 +59,7 @@ impl Lease {
         let same = held.as_ref().filter(|held| held.state.is(row));
         let state = match same {
             Some(held) => Arc::clone(&held.state),
-            None => Arc::new(EpochState::new(&self.prefix, row)),
+            None => Arc::new(EpochState::new(&self.settings, row)),
         };
         *held = Some(Held {
             state,
@@ -95,33 +97,57 @@ impl Lease {
 }
 
 impl EpochState {
-    fn new(prefix: &str, row: &CacheEpoch) -> Self {
-        let active = row.server.as_ref().map(|server| {
-            // Without epochs all share one name space.
-            let name = if without(Control::NoEpoch) {
-                Uuid::nil()
-            } else {
-                server.name
-            };
-            ActiveEpoch {
-                server: server.clone(),
-                scripts: Scripts::new(server.name),
-                namespace: Namespace::new(prefix, name),
-            }
-        });
+    fn new(settings: &SharedSettings, row: &CacheEpoch) -> Self {
+        let active = match &row.server {
+            Some(server) => ActiveEpoch::new(settings, server),
+            None => Err(CacheError::Suspended),
+        };
         Self {
             epoch: row.epoch,
+            server: row.server.clone(),
             active,
         }
     }
 
     fn is(&self, row: &CacheEpoch) -> bool {
-        let server = self.active.as_ref().map(|active| &active.server);
-        self.epoch == row.epoch && server == row.server.as_ref()
+        self.epoch == row.epoch && self.server == row.server
     }
 
+    /// Fails with [`CacheError::Suspended`], or if this replica's settings aren't those of the epoch.
     pub(super) fn active(&self) -> Result<&ActiveEpoch, CacheError> {
-        self.active.as_ref().ok_or(CacheError::Suspended)
+        self.active.as_ref().map_err(Clone::clone)
+    }
+}
+
+impl ActiveEpoch {
+    fn new(settings: &SharedSettings, server: &CacheServer) -> Result<Self, CacheError> {
+        let Some(replication_ids) = server
+            .histories
+            .strip_prefix(&settings.fingerprint())
+            .and_then(|rest| rest.strip_prefix(','))
+        else {
+            return Err(CacheError::SettingsDiffer(settings.to_string()));
+        };
+        // Without epochs all share one name space.
+        let name = if without(Control::NoEpoch) {
+            Uuid::nil()
+        } else {
+            server.name
+        };
+        Ok(Self {
+            replication_ids: replication_ids.to_owned(),
+            scripts: Scripts::new(server.name),
+            namespace: Namespace::new(&settings.prefix, name),
+        })
+    }
+}
+
+/// The row's record of a server: the settings of the replica that activates it, and the replication ids
+/// of its data.
+pub(super) fn record(name: Uuid, settings: &SharedSettings, replication_ids: &str) -> CacheServer {
+    CacheServer {
+        name,
+        histories: format!("{},{replication_ids}", settings.fingerprint()),
     }
 }
 

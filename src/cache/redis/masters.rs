@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::{
     client::{Call, Master, RedisClient},
-    epoch::{ActiveEpoch, EpochState, Scripts},
+    config::SharedSettings,
+    epoch::{ActiveEpoch, EpochState, Scripts, record},
     keys::{KeyKind, Namespace},
 };
 use crate::{cache::CacheError, model::CacheServer};
@@ -28,12 +29,13 @@ static PROBE: LazyLock<Script> = LazyLock::new(|| Script::from_lua(include_str!(
 pub(super) async fn check(
     client: &RedisClient,
     epoch: &EpochState,
-    prefix: &str,
+    settings: &SharedSettings,
 ) -> Result<(), CacheError> {
     client.connected()?;
-    let checked = match &epoch.active {
-        Some(active) => check_active(client, active).await,
-        None => check_candidate(client, prefix).await,
+    let checked = match epoch.active() {
+        Ok(active) => check_active(client, active).await,
+        Err(CacheError::Suspended) => check_candidate(client, &settings.prefix).await,
+        Err(error) => return Err(error),
     };
     if checked.is_err() {
         // Another node may be the master by now.
@@ -44,7 +46,7 @@ pub(super) async fn check(
 
 async fn check_active(client: &RedisClient, active: &ActiveEpoch) -> Result<(), CacheError> {
     let replication_ids = replication_ids(client, Some(&active.scripts)).await?;
-    if active.server.histories == replication_ids {
+    if active.replication_ids == replication_ids {
         Ok(())
     } else {
         let why = "its data isn't the data that the epoch began with";
@@ -70,6 +72,7 @@ async fn check_candidate(client: &RedisClient, prefix: &str) -> Result<(), Cache
 pub(super) async fn install_scripts(
     client: &RedisClient,
     name: Uuid,
+    settings: &SharedSettings,
 ) -> Result<CacheServer, CacheError> {
     client.connected()?;
     client.sync_topology().await?;
@@ -78,10 +81,8 @@ pub(super) async fn install_scripts(
         let loads = scripts.all().map(|script| master.load(script));
         try_join_all(loads).await?;
     }
-    Ok(CacheServer {
-        name,
-        histories: replication_ids(client, Some(&scripts)).await?,
-    })
+    let replication_ids = replication_ids(client, Some(&scripts)).await?;
+    Ok(record(name, settings, &replication_ids))
 }
 
 /// The replication ids of the data of all nodes, which must be masters and have the scripts, in an

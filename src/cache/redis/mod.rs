@@ -74,6 +74,7 @@ pub use self::config::{RedisConfig, RedisConfigError};
 use self::{
     batch::{BatchedRead, ReadQueue},
     client::RedisClient,
+    config::SharedSettings,
     entry::StoredEntry,
     epoch::{EpochState, Lease},
     steps::{DetachedIndex, Steps, TAGS_PER_ROUND_TRIP},
@@ -101,7 +102,7 @@ pub struct RedisCache {
     reads: ReadQueue,
     reclaims: mpsc::Sender<DetachedIndex>,
     counters: Arc<Counters>,
-    prefix: String,
+    settings: SharedSettings,
     _tasks: JoinSet<()>,
 }
 
@@ -109,12 +110,10 @@ impl RedisCache {
     /// Connects, and reconnects until it is dropped: a server that can't be reached is no error. Must
     /// be called within a tokio runtime.
     pub async fn connect(config: &RedisConfig) -> Result<Self, RedisConfigError> {
-        if config.prefix.contains(['{', '}']) {
-            return Err(RedisConfigError::Prefix(config.prefix.clone()));
-        }
+        let settings = SharedSettings::new(config)?;
         let counters = Arc::<Counters>::default();
         let client = Arc::new(RedisClient::new(config, Arc::clone(&counters))?);
-        let lease = Arc::new(Lease::new(config.prefix.clone()));
+        let lease = Arc::new(Lease::new(settings.clone()));
         let steps = Steps::new(Arc::clone(&client), Arc::clone(&lease), config.ttl);
         let steps = Arc::new(steps);
         let local = Arc::new(Entries::new(config.max_local_bytes, config.ttl));
@@ -135,7 +134,7 @@ impl RedisCache {
             reads,
             reclaims,
             counters,
-            prefix: config.prefix.clone(),
+            settings,
             _tasks: tasks,
         })
     }
@@ -150,12 +149,12 @@ impl RedisCache {
     /// suspension that it executes every command that the steps need, writes included.
     pub async fn check(&self) -> Result<(), CacheError> {
         let epoch = self.lease.last_known()?;
-        masters::check(&self.client, &epoch, &self.prefix).await
+        masters::check(&self.client, &epoch, &self.settings).await
     }
 
     /// Gives every master a name: loads the scripts that carry it.
     pub async fn install_scripts(&self, name: Uuid) -> Result<CacheServer, CacheError> {
-        masters::install_scripts(&self.client, name).await
+        masters::install_scripts(&self.client, name, &self.settings).await
     }
 
     async fn look_up(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
@@ -209,11 +208,11 @@ impl RedisCache {
         }
     }
 
-    fn keep(&self, key: &Key, version: Version, answer: Bytes) {
+    fn keep(&self, key: &Key, version: Version, body: Bytes) {
         let entry = Entry {
             tag: None,
             version,
-            answer,
+            body,
         };
         self.local.insert(*key.digest(), entry);
     }
@@ -279,12 +278,15 @@ impl Cache for RedisCache {
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError> {
         let epoch = self.lease.of(epoch)?;
-        if epoch.active.is_some() {
-            let tags: Vec<_> = tags.iter().collect();
-            let closed = self.close_tags(&epoch, &tags, Some(write)).await;
-            self.counted(closed)?;
+        match epoch.active() {
+            Ok(_) => {
+                let tags: Vec<_> = tags.iter().collect();
+                let closed = self.close_tags(&epoch, &tags, Some(write)).await;
+                self.counted(closed).map(|_| ())
+            }
+            Err(CacheError::Suspended) => Ok(()),
+            Err(error) => Err(error),
         }
-        Ok(())
     }
 
     async fn reopen(
@@ -294,8 +296,10 @@ impl Cache for RedisCache {
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError> {
         let epoch = self.lease.of(epoch)?;
-        let Some(active) = &epoch.active else {
-            return Ok(());
+        let active = match epoch.active() {
+            Ok(active) => active,
+            Err(CacheError::Suspended) => return Ok(()),
+            Err(error) => return Err(error),
         };
         let mut reopened = self.steps.reopen(active, tags, write).await;
         if reopened.is_err() {
@@ -339,23 +343,5 @@ async fn sweep(local: Arc<Entries>) {
     loop {
         ticks.tick().await;
         local.sweep();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_prefix_with_a_brace_is_refused() {
-        let config = RedisConfig {
-            url: "redis://localhost".to_owned(),
-            prefix: "a{b".to_owned(),
-            max_local_bytes: 0,
-            ttl: Duration::from_secs(1),
-        };
-        let error = RedisCache::connect(&config).await.map(|_| ());
-        let text = error.expect_err("a brace").to_string();
-        assert!(text.contains("\"a{b\" has a brace"), "{text}");
     }
 }
