@@ -14,14 +14,13 @@ use std::{
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
-use futures_util::{FutureExt as _, future::BoxFuture, future::poll_immediate};
+use bytes::Bytes;
+use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, Request, Response, request::Parts};
-use http_body::{Body as _, Frame};
-use http_body_util::BodyExt as _;
+use http_body::Frame;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
-    time::{Sleep, sleep, timeout},
+    time::{Sleep, sleep},
 };
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
@@ -30,6 +29,7 @@ use super::{
     MAX_REQUEST_BYTES,
     connections::{Activity, CallGuard},
     deadlines,
+    receive::{Message, receive},
 };
 use crate::{
     api::fast_path::Incoming,
@@ -43,17 +43,11 @@ const MAX_CALLS: usize = 1_024;
 /// API calls that wait for a place.
 const MAX_WAITING_CALLS: usize = 4_096;
 
-/// The time in which a request message must arrive.
-const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// The memory of all API requests that don't arrive in one piece, until their calls end, in KiB.
 const MAX_REQUEST_KIB: usize = 128 << 10;
 
 /// The memory of all health requests that don't arrive in one piece, in KiB.
 const MAX_HEALTH_REQUEST_KIB: usize = 16 << 10;
-
-/// The least memory that a request which has not arrived yet is counted with, in KiB.
-const MIN_REQUEST_KIB: usize = 4;
 
 /// Maximum size of a message to health or reflection, which contains little more than a name.
 pub const MAX_NAME_BYTES: usize = 4 << 10;
@@ -72,9 +66,6 @@ const REFLECTION_LIFETIME: Duration = Duration::from_secs(30);
 
 /// A response is sent in pieces of this size, and each is progress.
 const MAX_PIECE_BYTES: usize = 64 << 10;
-
-/// The length of the part before a message: the compression flag and the length.
-const PREFIX_BYTES: usize = 5;
 
 /// The layer that admits calls to the services that it wraps.
 #[derive(Clone)]
@@ -170,15 +161,15 @@ impl Kind {
 }
 
 /// A limit of concurrent use, which is logged when it is first reached.
-struct Limit {
+pub(super) struct Limit {
     name: &'static str,
     max: usize,
-    permits: Arc<Semaphore>,
+    pub(super) permits: Arc<Semaphore>,
     reached: AtomicBool,
 }
 
 impl Limit {
-    fn new(name: &'static str, max: usize) -> Self {
+    pub(super) fn new(name: &'static str, max: usize) -> Self {
         Self {
             name,
             max,
@@ -188,7 +179,7 @@ impl Limit {
     }
 
     /// Takes `count` permits at once, or refuses the call.
-    fn take(&self, count: usize) -> Result<OwnedSemaphorePermit> {
+    pub(super) fn take(&self, count: usize) -> Result<OwnedSemaphorePermit> {
         u32::try_from(count)
             .ok()
             .and_then(|count| {
@@ -299,118 +290,6 @@ fn full(frame: Bytes) -> Body {
     Body::new(http_body_util::Full::new(frame))
 }
 
-/// A request message in its frame.
-struct Message {
-    frame: Bytes,
-    /// Counts the message against a limit; `None` if it has arrived in one piece.
-    memory: Option<OwnedSemaphorePermit>,
-}
-
-/// Receives the message of a unary call, of up to `max` bytes, within [`MESSAGE_TIMEOUT`].
-async fn receive(mut body: Body, max: usize, kib: &Limit) -> Result<Message> {
-    let mut buffer = Buffer::new(max);
-    // A message that arrives with the headers, as most do, needs no timer. Some clients end the
-    // stream with an empty second part.
-    for _ in 0..2 {
-        let Some(part) = poll_immediate(body.frame()).await else {
-            break;
-        };
-        if buffer.push(part)? || body.is_end_stream() {
-            return Ok(Message {
-                frame: buffer.finish(),
-                memory: None,
-            });
-        }
-    }
-    let mut memory = kib.take(MIN_REQUEST_KIB)?;
-    let rest = async {
-        while !buffer.push(body.frame().await)? && !body.is_end_stream() {
-            let missing = (buffer.len() >> 10).saturating_sub(memory.num_permits());
-            if missing > 0 {
-                memory.merge(kib.take(missing)?);
-            }
-        }
-        Ok(())
-    };
-    timeout(MESSAGE_TIMEOUT, rest)
-        .await
-        .unwrap_or(Err(Error::MessageTimeout(MESSAGE_TIMEOUT)))?;
-    Ok(Message {
-        frame: buffer.finish(),
-        memory: Some(memory),
-    })
-}
-
-/// The part of a body that has arrived. One piece isn't copied.
-struct Buffer {
-    max: usize,
-    first: Bytes,
-    joined: BytesMut,
-}
-
-impl Buffer {
-    fn new(max: usize) -> Self {
-        Self {
-            max,
-            first: Bytes::new(),
-            joined: BytesMut::new(),
-        }
-    }
-
-    fn len(&self) -> usize {
-        self.bytes().len()
-    }
-
-    fn bytes(&self) -> &[u8] {
-        if self.joined.is_empty() {
-            &self.first
-        } else {
-            &self.joined
-        }
-    }
-
-    /// Appends the next part of the body, and returns whether that is the end.
-    fn push(&mut self, part: Option<Result<Frame<Bytes>, Status>>) -> Result<bool> {
-        let data = match part {
-            None => return Ok(true),
-            Some(Err(_)) => return Err(Error::Cancelled),
-            Some(Ok(frame)) => match frame.into_data() {
-                Ok(data) => data,
-                Err(_trailers) => return Ok(true),
-            },
-        };
-        if self.len() == 0 {
-            self.first = data;
-        } else if !data.is_empty() {
-            if self.joined.is_empty() {
-                self.joined.extend_from_slice(&self.first);
-            }
-            self.joined.extend_from_slice(&data);
-        }
-        let announced = self.bytes().get(1..PREFIX_BYTES).map_or(0, |length| {
-            length
-                .iter()
-                .fold(0, |sum, &byte| sum << 8 | usize::from(byte))
-        });
-        let size = announced.max(self.len().saturating_sub(PREFIX_BYTES));
-        if size > self.max {
-            return Err(Error::MessageTooLarge {
-                limit: self.max,
-                size,
-            });
-        }
-        Ok(false)
-    }
-
-    fn finish(self) -> Bytes {
-        if self.joined.is_empty() {
-            self.first
-        } else {
-            self.joined.freeze()
-        }
-    }
-}
-
 /// Held by a response until its end.
 #[derive(Default)]
 struct Guard {
@@ -497,77 +376,5 @@ where
 
     fn is_end_stream(&self) -> bool {
         self.rest.is_empty() && self.body.is_end_stream()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use http_body_util::{Full, StreamBody};
-
-    use super::*;
-
-    fn frame(length: u32, message: &[u8]) -> Bytes {
-        [&[0], &length.to_be_bytes()[..], message].concat().into()
-    }
-
-    fn in_parts(parts: Vec<Bytes>) -> Body {
-        let frames = parts
-            .into_iter()
-            .map(|part| Ok::<_, Status>(Frame::data(part)));
-        Body::new(StreamBody::new(futures_util::stream::iter(frames)))
-    }
-
-    #[tokio::test]
-    async fn a_message_is_the_same_in_one_piece_and_in_many() {
-        let limit = Limit::new("test", 64);
-        let whole = frame(300, &[7; 300]);
-        let message = receive(Body::new(Full::new(whole.clone())), 300, &limit).await;
-        assert_eq!(message.expect("small").frame, whole);
-        for size in [1, 4, 5, 6, 299] {
-            let parts = whole.chunks(size).map(Bytes::copy_from_slice).collect();
-            let message = receive(in_parts(parts), 300, &limit).await.expect("small");
-            assert_eq!(message.frame, whole, "{size}");
-        }
-        assert_eq!(limit.permits.available_permits(), 64);
-    }
-
-    #[tokio::test]
-    async fn a_large_message_is_refused_by_its_prefix() {
-        let limit = Limit::new("test", 64);
-        let body = Body::new(StreamBody::new(futures_util::StreamExt::chain(
-            futures_util::stream::iter([Ok::<_, Status>(Frame::data(frame(301, &[])))]),
-            futures_util::stream::pending(),
-        )));
-        let refused = receive(body, 300, &limit).await.err().expect("too large");
-        assert!(matches!(
-            refused,
-            Error::MessageTooLarge {
-                limit: 300,
-                size: 301
-            }
-        ));
-        let long = Body::new(Full::new(frame(1, &[7; 301])));
-        let refused = receive(long, 300, &limit).await.err().expect("too large");
-        assert!(matches!(refused, Error::MessageTooLarge { .. }));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_message_that_does_not_arrive_is_given_up() {
-        let limit = Limit::new("test", 4);
-        let body = || {
-            Body::new(StreamBody::new(futures_util::stream::pending::<
-                Result<_, Status>,
-            >()))
-        };
-        let mut first = Box::pin(receive(body(), 300, &limit));
-        assert!(poll_immediate(&mut first).await.is_none());
-        let full = receive(body(), 300, &limit)
-            .await
-            .err()
-            .expect("no memory left");
-        assert!(matches!(full, Error::Overloaded { limit: "test", .. }));
-        let late = first.await.err().expect("too late");
-        assert!(matches!(late, Error::MessageTimeout(MESSAGE_TIMEOUT)));
-        assert_eq!(limit.permits.available_permits(), 4);
     }
 }

@@ -8,6 +8,7 @@ mod encodings;
 mod health;
 mod listener;
 mod purge;
+mod receive;
 mod reflection;
 mod write_buffer;
 
