@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     deployment::{Deployment, SERVICE, Topology, processes, restart_postgres},
     history::{Event, Fault, Phase, Recorder},
-    network::{Delay, Destination, Link, Source},
+    network::{Delay, Destination, Link, Part, Source},
     workload::{Fleet, rng},
 };
 
@@ -28,12 +28,6 @@ const FAILOVER: Duration = Duration::from_secs(10);
 
 /// Maximum delay of a message: shorter than the time-outs, so no call fails.
 const MAX_DELAY: Duration = Duration::from_millis(300);
-
-/// The segments of a slow link: larger than a script's call, smaller than a pipeline of many.
-const SEGMENTS: Delay = Delay::Segments {
-    bytes: 14_000,
-    interval: Duration::from_millis(40),
-};
 
 /// The time between two faults, in milliseconds.
 const PAUSE_MS: std::ops::Range<u64> = 300..1_000;
@@ -55,8 +49,9 @@ pub enum Kind {
     SlowPostgres,
     /// Some of the requests of one replica of the service to Redis are delayed
     SlowRedis,
-    /// The requests of one replica of the service to Redis arrive in segments: 14 KB every 40 ms
-    SegmentRedis,
+    /// Parts of the requests of one replica of the service to Redis are delayed, so that the scripts of
+    /// one round trip arrive apart
+    SplitRedis,
     /// A Redis master is killed and started again
     KillRedis,
     /// A Redis master is killed and started again with an older snapshot
@@ -67,6 +62,8 @@ pub enum Kind {
     Flush,
     /// The Redis masters have too little memory and evict keys
     Evict,
+    /// The Redis masters refuse writes, as they do without enough replicas
+    RefuseWrites,
     /// A Redis replica is promoted, and its master becomes its replica
     Failover,
     /// A replica of the service can't reach Redis
@@ -130,7 +127,7 @@ impl Plan {
             Kind::KillReplica | Kind::KillPostgres => &[0, 1_000],
             Kind::KillRedis => &[0, 3_000],
             Kind::SlowPostgres | Kind::SlowRedis | Kind::Evict => &[2_000],
-            Kind::SegmentRedis => &[5_000],
+            Kind::SplitRedis | Kind::RefuseWrites => &[5_000],
             Kind::RestoreRedis | Kind::Flush => &[1_000],
             Kind::CutRedis => &[2_000, 5_000],
             Kind::Failover => &[0],
@@ -229,8 +226,8 @@ impl Injection {
             Kind::SlowRedis => {
                 format!("replica {replica} has delayed requests to Redis for {duration} s")
             }
-            Kind::SegmentRedis => {
-                format!("replica {replica} has a segmented link to Redis for {duration} s")
+            Kind::SplitRedis => {
+                format!("replica {replica} has split requests to Redis for {duration} s")
             }
             Kind::KillRedis => {
                 format!("Redis node {master} is killed and restarted after {duration} s")
@@ -243,6 +240,7 @@ impl Injection {
             Kind::StopRedis => format!("Redis node {master} is suspended for {duration} s"),
             Kind::Flush => format!("Redis is flushed repeatedly for {duration} s"),
             Kind::Evict => format!("Redis evicts for {duration} s"),
+            Kind::RefuseWrites => format!("Redis refuses writes for {duration} s"),
             Kind::Failover => format!("the replica of Redis node {master} is promoted"),
             Kind::CutReplica => format!("replica {replica} is cut off from Redis for {duration} s"),
             Kind::CutRedis => {
@@ -289,17 +287,35 @@ impl Injection {
                 let replicas = 0..deployment.replicas.len();
                 let links =
                     replicas.map(|replica| (Source::Replica(replica), Destination::Postgres));
-                delay(deployment, links.collect(), some_messages(4), plan.duration).await;
+                delay(
+                    deployment,
+                    links.collect(),
+                    delayed(4, Part::Whole),
+                    plan.duration,
+                )
+                .await;
             }
             Kind::SlowRedis => {
                 let nodes = 0..deployment.redis.len();
                 let links = nodes.map(|node| (Source::Replica(replica), Destination::Redis(node)));
-                delay(deployment, links.collect(), some_messages(2), plan.duration).await;
+                delay(
+                    deployment,
+                    links.collect(),
+                    delayed(2, Part::Whole),
+                    plan.duration,
+                )
+                .await;
             }
-            Kind::SegmentRedis => {
+            Kind::SplitRedis => {
                 let nodes = 0..deployment.redis.len();
                 let links = nodes.map(|node| (Source::Replica(replica), Destination::Redis(node)));
-                delay(deployment, links.collect(), SEGMENTS, plan.duration).await;
+                delay(
+                    deployment,
+                    links.collect(),
+                    delayed(2, Part::Rest),
+                    plan.duration,
+                )
+                .await;
             }
             Kind::KillRedis => {
                 block_in_place(|| deployment.redis[master].server.kill());
@@ -324,6 +340,14 @@ impl Injection {
                 }
             }
             Kind::Evict => evict(deployment, plan.duration).await,
+            Kind::RefuseWrites => {
+                let set = ["CONFIG", "SET", "min-replicas-to-write"];
+                let refuse = [&set[..], &["9"]].concat();
+                block_in_place(|| command_masters(deployment, &refuse));
+                sleep(plan.duration).await;
+                let accept = [&set[..], &["0"]].concat();
+                block_in_place(|| command_masters(deployment, &accept));
+            }
             Kind::Failover => failover(deployment, master, plan.variant).await,
             Kind::CutReplica => {
                 let nodes = 0..deployment.redis.len();
@@ -344,10 +368,12 @@ async fn suspend(pids: &[String], duration: Duration) {
     block_in_place(|| servers::signal("CONT", pids.iter().map(String::as_str)));
 }
 
-fn some_messages(one_in: u32) -> Delay {
-    Delay::Messages {
+fn delayed(one_in: u32, part: Part) -> Delay {
+    Delay {
         one_in,
+        min: Duration::ZERO,
         max: MAX_DELAY,
+        part,
     }
 }
 

@@ -74,6 +74,14 @@ struct Args {
     #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
     clients: u16,
 
+    /// Number of clients that write, mostly; the rest only read [default: all do both]
+    #[arg(long, value_name = "N")]
+    writers: Option<u16>,
+
+    /// Read few different lists, so that races are frequent
+    #[arg(long)]
+    focus: bool,
+
     /// Maximum pause of a client between two calls, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 10)]
     rest_ms: u64,
@@ -123,7 +131,7 @@ Hours, with the figures as JSON:
 
 Faults:
   kill-replica stop-replica kill-postgres stop-postgres slow-postgres slow-redis kill-redis
-  segment-redis restore-redis stop-redis flush evict failover cut-replica cut-redis
+  split-redis restore-redis stop-redis flush evict refuse-writes failover cut-replica cut-redis
 
 Equal seeds repeat the same calls and faults in the same order; their times vary.
 

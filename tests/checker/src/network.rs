@@ -24,7 +24,7 @@ use tokio::{
     },
     sync::watch,
     task::JoinSet,
-    time::{Instant, sleep, sleep_until},
+    time::sleep,
 };
 
 /// Maximum number of bytes that a connection buffers in each direction.
@@ -67,23 +67,27 @@ pub struct Conditions {
 /// A direction of traffic between a process and a server.
 pub type Link = (Source, Destination);
 
-/// How a link delays messages.
+/// How a link delays traffic.
 #[derive(Debug, Clone, Copy)]
-pub enum Delay {
-    /// Delays some reads from the socket, each as a whole.
-    Messages {
-        /// The share of delayed reads: one in this many.
-        one_in: u32,
-        /// The maximum delay.
-        max: Duration,
-    },
-    /// Carries a number of bytes per interval, so that the commands of one pipeline arrive apart.
-    Segments {
-        /// Maximum bytes per interval.
-        bytes: usize,
-        /// The interval.
-        interval: Duration,
-    },
+pub struct Delay {
+    /// The share of delayed reads from the socket: one in this many.
+    pub one_in: u32,
+    /// The minimum delay.
+    pub min: Duration,
+    /// The maximum delay.
+    pub max: Duration,
+    /// The part that is delayed.
+    pub part: Part,
+}
+
+/// The part of a read from a socket that is delayed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The bytes after a random one, as when a segment is lost and retransmitted: the commands of one
+    /// pipeline arrive apart.
+    Rest,
 }
 
 /// The network. Dropping it ends all connections.
@@ -241,7 +245,6 @@ async fn carry(
     mut conditions: watch::Receiver<Conditions>,
 ) {
     let mut buffer = vec![0; BUFFER_BYTES];
-    let mut window = Window::default();
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
         let Ok(delay) = conditions
             .wait_for(|conditions| !conditions.is_cut(connection))
@@ -251,57 +254,21 @@ async fn carry(
             return;
         };
         let read = &buffer[..count];
-        let written = match delay {
-            None => to.write_all(read).await,
-            Some(Delay::Messages { one_in, max }) => {
-                if rand::random_ratio(1, one_in) {
-                    sleep(rand::random_range(Duration::ZERO..max)).await;
-                }
-                to.write_all(read).await
-            }
-            Some(Delay::Segments { bytes, interval }) => {
-                window.write(&mut to, read, bytes, interval).await
-            }
+        let delay = delay.filter(|delay| rand::random_ratio(1, delay.one_in));
+        let on_time = match delay {
+            None => count,
+            Some(delay) if delay.part == Part::Whole => 0,
+            Some(_) => rand::random_range(1..=count),
         };
+        let (first, rest) = read.split_at(on_time);
+        let mut written = to.write_all(first).await;
+        if let Some(Delay { min, max, .. }) = delay {
+            sleep(rand::random_range(min..=max)).await;
+            written = written.and(to.write_all(rest).await);
+        }
         if written.is_err() {
             return;
         }
-    }
-}
-
-/// The interval that a segmented direction is in.
-#[derive(Debug, Default)]
-struct Window {
-    ends: Option<Instant>,
-    bytes_left: usize,
-}
-
-impl Window {
-    /// Writes everything, at most `bytes` per interval.
-    async fn write(
-        &mut self,
-        to: &mut OwnedWriteHalf,
-        mut read: &[u8],
-        bytes: usize,
-        interval: Duration,
-    ) -> io::Result<()> {
-        while !read.is_empty() {
-            let now = Instant::now();
-            if self.ends.is_none_or(|ends| ends <= now) {
-                self.ends = Some(now + interval);
-                self.bytes_left = bytes;
-            }
-            let (segment, rest) = read.split_at(self.bytes_left.min(read.len()));
-            to.write_all(segment).await?;
-            self.bytes_left -= segment.len();
-            read = rest;
-            if let Some(ends) = self.ends
-                && self.bytes_left == 0
-            {
-                sleep_until(ends).await;
-            }
-        }
-        Ok(())
     }
 }
 
@@ -393,7 +360,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_segmented_link_delivers_a_message_in_parts() {
+    async fn a_delayed_rest_arrives_apart() {
         let mut network = Network::new();
         let route = network
             .route(Destination::Redis(0))
@@ -403,20 +370,26 @@ mod tests {
         network.register(Source::Replica(0), &std::process::id().to_string());
         network.change(|conditions| {
             let link = (Source::Replica(0), Destination::Redis(0));
-            let delay = Delay::Segments {
-                bytes: 3,
-                interval: Duration::from_millis(100),
+            let delay = Delay {
+                one_in: 1,
+                min: Duration::from_millis(100),
+                max: Duration::from_millis(100),
+                part: Part::Rest,
             };
             conditions.delayed.insert(link, delay);
         });
         let mut stream = TcpStream::connect(("127.0.0.1", route.port))
             .await
             .expect("open");
-        stream.write_all(b"abcdefgh").await.expect("open");
-        for part in ["abc", "def", "gh"] {
-            let mut buffer = [0; 8];
+        let sent = [b'x'; 1_000];
+        stream.write_all(&sent).await.expect("open");
+        let mut received = Vec::new();
+        while received.len() < sent.len() {
+            let mut buffer = [0; 2_000];
             let count = stream.read(&mut buffer).await.expect("open");
-            assert_eq!(&buffer[..count], part.as_bytes());
+            assert!(count < sent.len(), "it arrives in parts");
+            received.extend_from_slice(&buffer[..count]);
         }
+        assert_eq!(received, sent);
     }
 }

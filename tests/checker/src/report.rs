@@ -235,8 +235,8 @@ impl Figures {
         }
     }
 
-    fn error(&mut self, what: &str, error: &str) {
-        let text = format!("{what}: {error}");
+    fn error(&mut self, call: &str, error: &str) {
+        let text = format!("{call}: {error}");
         if self.errors.len() < MAX_ERRORS || self.errors.contains_key(&text) {
             *self.errors.entry(text).or_default() += 1;
         }
@@ -293,7 +293,7 @@ impl FaultFigures {
             "first_acknowledged_write": self.first_write.json(),
             "longest_gap_without_acknowledged_write_ms": self.gap.0.map(|(_, most)| ms(most)),
             "recovery": self.recovered.json(),
-            "writes": { "acknowledged": self.writes.ok, "others": self.writes.failed },
+            "writes": { "acknowledged": self.writes.ok, "failed": self.writes.failed },
             "reads": { "ok": self.reads.ok, "failed": self.reads.failed },
         })
     }

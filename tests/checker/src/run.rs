@@ -140,7 +140,8 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     };
     let rest = Duration::from_millis(args.rest_ms);
     let mut settings = Settings::new(seed, rest, deployment.is_some(), secret);
-    if focused {
+    settings.writers = args.writers;
+    if focused || args.focus {
         settings.focus_queries();
     }
     let settings = Arc::new(settings);

@@ -30,7 +30,7 @@ const GUARDIAN: &str = r#"
     rm -rf "$1"
 "#;
 
-/// A PostgreSQL server with a data folder and a port of its own. Dropping it ends it.
+/// A PostgreSQL server with its own data folder and port. Dropping it stops it.
 pub struct Postgres {
     dir: PathBuf,
     port: u16,
@@ -158,7 +158,7 @@ impl Postgres {
             .args(["--wait", "start"]));
     }
 
-    /// Stops it as an administrator does: connections end.
+    /// Stops it and closes its connections.
     pub fn stop(&self) {
         run(self.pg_ctl().args(["--wait", "--mode=fast", "stop"]));
     }

@@ -45,7 +45,7 @@ for i = ARGV[1], ARGV[2] do
   redis.call('SET', KEYS[1] .. 'schema:ListLocations:' .. i, 'x', 'EX', 300)
 end";
 
-/// Makes a certificate authority, and a certificate for `localhost` that it has signed.
+/// Creates a certificate authority, and a certificate for `localhost` that it signs.
 const MAKE_CERTIFICATES: &str = "
 openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=test-ca &&
 openssl req -newkey rsa:2048 -nodes -keyout tls.key -out tls.csr -subj /CN=localhost &&
@@ -67,7 +67,7 @@ pub struct RedisServer {
 struct Running {
     pid: String,
     shell: Child,
-    /// Dropped to end the server.
+    /// Dropped to kill the server.
     input: ChildStdin,
 }
 
@@ -77,7 +77,7 @@ impl RedisServer {
         Self::start_with(&[])
     }
 
-    /// A server with further arguments, such as `["--maxmemory", "5mb"]`.
+    /// Starts a server with additional arguments, such as `["--maxmemory", "5mb"]`.
     pub fn start_with(args: &[&str]) -> Self {
         Self::launch("redis-server", args, None)
     }
@@ -183,7 +183,7 @@ impl RedisServer {
         format!("redis://127.0.0.1:{}", self.port)
     }
 
-    /// The process id of the server, which runs.
+    /// The process id of the running server.
     pub fn pid(&self) -> &str {
         &self.running.as_ref().expect("it runs").pid
     }
@@ -193,7 +193,7 @@ impl RedisServer {
         self.dir.path().join(name)
     }
 
-    /// Runs a command by `redis-cli`, and returns what it prints.
+    /// Runs a command with `redis-cli`, and returns its output.
     pub fn command(&self, args: &[&str]) -> String {
         self.try_command(args)
             .unwrap_or_else(|| panic!("{args:?} failed on port {}", self.port))
@@ -363,7 +363,7 @@ pub struct RedisSentinels {
 }
 
 impl RedisSentinels {
-    /// A set that is ready to fail over.
+    /// Starts a set that is ready to fail over.
     pub fn start() -> Self {
         let master = RedisServer::start();
         let port = master.port.to_string();
@@ -381,14 +381,17 @@ impl RedisSentinels {
         let sentinels: Vec<_> = (0..3)
             .map(|_| RedisServer::launch("redis-sentinel", &[], Some(&config)))
             .collect();
-        until("every Sentinel knows the others and the replica", || {
-            sentinels.iter().all(|sentinel| {
-                let state = sentinel.command(&["--raw", "SENTINEL", "MASTER", "main"]);
-                let lines: Vec<_> = state.lines().collect();
-                let has = |name, value| lines.windows(2).any(|pair| pair == [name, value]);
-                has("num-other-sentinels", "2") && has("num-slaves", "1")
-            })
-        });
+        until(
+            "every Sentinel knows the other Sentinels and the replica",
+            || {
+                sentinels.iter().all(|sentinel| {
+                    let state = sentinel.command(&["--raw", "SENTINEL", "MASTER", "main"]);
+                    let lines: Vec<_> = state.lines().collect();
+                    let has = |name, value| lines.windows(2).any(|pair| pair == [name, value]);
+                    has("num-other-sentinels", "2") && has("num-slaves", "1")
+                })
+            },
+        );
         Self {
             master,
             replica,
@@ -414,7 +417,7 @@ impl RedisSentinels {
 pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !happened() {
-        assert!(Instant::now() < deadline, "in time: {what}");
+        assert!(Instant::now() < deadline, "not in time: {event}");
         thread::sleep(Duration::from_millis(20));
     }
 }

@@ -90,14 +90,17 @@ pub(super) fn start_sentinels(network: &Network, nodes: &[Node]) -> Vec<RedisSer
             sentinel
         })
         .collect();
-    until("every Sentinel knows the others and the replica", || {
-        sentinels.iter().all(|sentinel| {
-            let state = sentinel.command(&["--raw", "SENTINEL", "MASTER", SERVICE]);
-            let lines: Vec<_> = state.lines().collect();
-            let has = |name, value| lines.windows(2).any(|pair| pair == [name, value]);
-            has("num-other-sentinels", "2") && has("num-slaves", "1")
-        })
-    });
+    until(
+        "every Sentinel knows the other Sentinels and the replica",
+        || {
+            sentinels.iter().all(|sentinel| {
+                let state = sentinel.command(&["--raw", "SENTINEL", "MASTER", SERVICE]);
+                let lines: Vec<_> = state.lines().collect();
+                let has = |name, value| lines.windows(2).any(|pair| pair == [name, value]);
+                has("num-other-sentinels", "2") && has("num-slaves", "1")
+            })
+        },
+    );
     sentinels
 }
 
@@ -116,15 +119,15 @@ pub(super) fn form_cluster(nodes: &[Node]) {
         let first = &nodes[0].server;
         first.command(&["CLUSTER", "MEET", "127.0.0.1", &port, &bus]);
     }
-    let all_see = |what: &str, text: &str| {
-        until(what, || {
+    let all_see = |state: &str, text: &str| {
+        until(state, || {
             nodes.iter().all(|node| {
                 let info = node.server.command(&["CLUSTER", "INFO"]);
                 info.contains("cluster_state:ok") && info.contains(text)
             })
         });
     };
-    all_see("every node knows the others", "cluster_known_nodes:6");
+    all_see("every node knows all nodes", "cluster_known_nodes:6");
     for (master, replica) in masters.iter().zip(replicas) {
         let id = master.server.command(&["--raw", "CLUSTER", "MYID"]);
         until("the replica has found its master", || {

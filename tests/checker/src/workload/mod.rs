@@ -33,8 +33,11 @@ use crate::history::{Kind, Micros, Name, Query, Recorder};
 
 type Client = LocationServiceClient<Channel>;
 
-/// Percentage of steps that write.
+/// Percentage of steps that write, if all clients write.
 const WRITES: u32 = 12;
+
+/// Percentage of steps of a writer that write, if the other clients only read.
+const WRITES_OF_WRITER: u32 = 90;
 
 /// The number of different queries. The first are the most frequent.
 const QUERIES: usize = 40;
@@ -104,6 +107,8 @@ impl Fleet {
 pub struct Settings {
     /// The seed of all random choices.
     pub seed: u64,
+    /// The number of clients that write; all by default.
+    pub writers: Option<u16>,
     /// Maximum pause between two steps.
     pub rest: Duration,
     /// The production runs; an empty one means none.
@@ -137,6 +142,7 @@ impl Settings {
         let owners = ["ann", "bob", "cem", "dee"].map(|owner| format!("{prefix}{owner}"));
         let mut settings = Self {
             seed,
+            writers: None,
             rest,
             runs,
             owners: owners.into(),
@@ -282,7 +288,12 @@ impl Worker {
 
     async fn step(&mut self, rng: &mut StdRng) {
         self.resolve_doubt(rng).await;
-        if rng.random_ratio(WRITES, 100) {
+        let writes = match self.settings.writers {
+            None => WRITES,
+            Some(writers) if self.number < writers => WRITES_OF_WRITER,
+            Some(_) => 0,
+        };
+        if rng.random_ratio(writes, 100) {
             self.write(rng).await;
         } else {
             self.read(rng).await;

@@ -23,6 +23,10 @@ impl Worker {
         if !self.admin {
             query.owner = rng.random_ratio(1, 4).then(|| self.subject.clone());
         }
+        if rng.random_ratio(1, 3) && query.page_size == 1_000 {
+            // A list that is rarely in the cache, next to cached lists with the same tag.
+            query.page_size = rng.random_range(800..1_000);
+        }
         let place = rng.random_range(0..PUBLISHED);
         match roll {
             0..15 => {
