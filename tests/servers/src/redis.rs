@@ -417,7 +417,7 @@ impl RedisSentinels {
 pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !happened() {
-        assert!(Instant::now() < deadline, "not in time: {event}");
+        assert!(Instant::now() < deadline, "not in time: {what}");
         thread::sleep(Duration::from_millis(20));
     }
 }
