@@ -33,7 +33,8 @@
 //! the database before the commit carries a version from before the `close`, which is gone forever. A
 //! reader that opens the tag later reads the database after the commit. If the writer dies anywhere, its
 //! tags stay closed until [`WRITE_DEADLINE`]; then a reader opens them with a fresh version. There is no
-//! outbox to drain and nothing to repair.
+//! outbox to drain and nothing to repair. In the process there is no deadline: a write reopens its tags
+//! when the database has given the result of its commit.
 //!
 //! Four rules that look optional and aren't. A model finds a stale read without each (`tests/model`):
 //!
@@ -89,7 +90,7 @@ pub use self::{
 /// How long a replica may serve from a shared cache after it has read that the cache is active.
 pub const LEASE: Duration = Duration::from_secs(1);
 
-/// How long a write that never reopens its tags keeps them closed. Longer, by a wide margin, than any
+/// How long a write that never reopens its tags keeps them closed in a shared cache. Longer, by a wide margin, than any
 /// write can live.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
@@ -255,8 +256,8 @@ pub trait Cache: Send + Sync + 'static {
         body: Bytes,
     ) -> Result<bool, CacheError>;
 
-    /// Closes the tags that a write is about to change, until its [`reopen`](Self::reopen), or until
-    /// [`WRITE_DEADLINE`] if that never comes. `epoch` is the epoch in which the write began, or `None` if
+    /// Closes the tags that a write is about to change, until its [`reopen`](Self::reopen), or, in a
+    /// shared cache, until [`WRITE_DEADLINE`] if that never comes. `epoch` is the epoch in which the write began, or `None` if
     /// this cache has no epochs. Fails if it has ended.
     async fn close(
         &self,

@@ -27,8 +27,8 @@ use crate::{
 /// [`WRITE_DEADLINE`](crate::cache::WRITE_DEADLINE).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Maximum time from the start of a commit to its acknowledgement. Longer than the time-outs of the
-/// store and of the cache.
+/// Maximum time from the start of a commit to its acknowledgement, without a shared cache. A store with
+/// a shared cache has a time-out of its own.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Attempts at a write that conflicts with others.
@@ -205,10 +205,14 @@ impl Writer {
             committed.await
         };
         let commit = self.tasks.spawn(commit.in_current_span());
-        match timeout(COMMIT_TIMEOUT, commit).await {
-            Ok(committed) => committed.map_err(Error::internal)??,
-            Err(elapsed) => return Err(Error::OutcomeUnknown(Arc::new(elapsed))),
-        }
+        let committed = if self.coordinator.is_some() {
+            commit.await
+        } else {
+            timeout(COMMIT_TIMEOUT, commit)
+                .await
+                .map_err(|elapsed| Error::OutcomeUnknown(Arc::new(elapsed)))?
+        };
+        committed.map_err(Error::internal)??;
         if let Some((id, recorded)) = previous_image {
             // Best effort: a leftover record only makes the next write invalidate more than it
             // needs to.

@@ -15,10 +15,12 @@ use location_service::{
 use sqlx::AssertSqlSafe;
 use tempfile::TempDir;
 use tonic::Code;
+use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
 use servers::postgres::{Postgres, connect, execute, number};
 
+use crate::gates::{GatedStore, Gates};
 use crate::harness::{
     Client, Pair, TestApp, cache_status, create, eventually, names, of_run, storage,
 };
@@ -171,6 +173,32 @@ async fn a_commit_that_waits_for_a_standby_is_in_progress() {
         number(&url, "SELECT count(*) FROM create_requests").await,
         1
     );
+}
+
+/// Takes as long as a caller waits for a commit: fifteen seconds.
+#[tokio::test]
+async fn tags_stay_closed_until_a_commit_in_the_process_has_ended() {
+    let gates = Arc::<Gates>::default();
+    let app = TestApp::spawn_with(Pair::Embedded, |inner, cache| {
+        let gates = Arc::clone(&gates);
+        (Arc::new(GatedStore { inner, gates }), cache)
+    })
+    .await;
+    let mut client = app.admin();
+    cached(&mut client, "run").await;
+    gates.closed.arm();
+    let error = client.create_location(create(storage("new", "run"))).await;
+    let error = error.expect_err("the commit hangs");
+    assert_eq!(
+        error.get_details_error_info().expect("an ErrorInfo").reason,
+        "OUTCOME_UNKNOWN"
+    );
+    let list = client.list_locations(of_run("run")).await.expect("listed");
+    assert!(cache_status(&list).ends_with("write-in-flight"));
+    assert!(names(&list).is_empty());
+    gates.closed.release();
+    assert_eq!(cached(&mut client, "run").await, ["new"]);
+    app.stop().await;
 }
 
 // The identity of the database.

@@ -50,7 +50,8 @@ fn reason(status: &Status) -> String {
     info.map(|info| info.reason).unwrap_or_default()
 }
 
-/// Creates until the service is gone; answers what was acknowledged, and the request that wasn't.
+/// Creates locations until the service is gone. Returns the acknowledged ones, and the request
+/// without a response.
 async fn create_until_killed(mut client: Client) -> (Vec<String>, v1::CreateLocationRequest) {
     let mut acknowledged = Vec::new();
     loop {
@@ -169,7 +170,7 @@ async fn a_second_service_on_the_same_database_is_refused() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_isnt_a_database_is_refused_and_left_alone() {
     let home = Home::new();
-    let text = "a letter that somebody wants to keep\n".repeat(100);
+    let text = "a letter that its author wants to keep\n".repeat(100);
     fs::write(&home.database, &text).expect("a file");
     let Err(refusal) = home.try_start().await else {
         panic!("it served a letter");

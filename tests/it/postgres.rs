@@ -238,7 +238,7 @@ async fn writes_what_it_is_given(store: &dyn Store) {
     write.rollback().await;
     assert!(!exists(store, twice[0].id).await);
 
-    // Dropped, it is undone and keeps nobody waiting.
+    // Dropping it rolls it back and releases its locks.
     let mut write = store.begin().await.unwrap();
     write.insert(&twice[..1]).await.unwrap();
     write.lock(large.id).await.unwrap();
@@ -321,7 +321,7 @@ async fn postgres_refuses_another_schema() {
         );
         assert!(text.contains("schema 99, which is newer"), "{text}");
     }
-    // Whoever failed doesn't hold the lock.
+    // The failed migration doesn't hold the lock.
     execute(
         &url,
         "DELETE FROM _sqlx_migrations WHERE version = 99; \
@@ -363,7 +363,7 @@ async fn a_bad_address_is_refused() {
         (&Postgres::shared().url("missing"), "/missing"),
     ] {
         let Err(error) = postgres::open(url, AUTO).await else {
-            panic!("nobody answers at {url}");
+            panic!("no server listens at {url}");
         };
         let text = error.to_string();
         assert!(
@@ -425,7 +425,7 @@ async fn a_deadlock_is_a_conflict_that_a_retry_settles() {
     let mut other = store.begin().await.unwrap();
     one.insert(&places[..1]).await.unwrap();
     other.insert(&places[1..]).await.unwrap();
-    // Whoever loses makes way, or the winner would wait for it.
+    // The loser rolls back, because the winner waits for its locks.
     let (outcome_one, outcome_other) = tokio::join!(
         async {
             let outcome = one.insert(&places[1..]).await;
@@ -533,10 +533,10 @@ async fn a_write_whose_statement_failed_is_not_committed() {
     let mut write = store.begin().await.unwrap();
     write.insert(std::slice::from_ref(&place)).await.unwrap();
     execute(&url, "ALTER TABLE create_requests RENAME TO gone").await;
-    let answers = write
+    let records = write
         .find_idempotency_records(&place.owner, &[place.id.0])
         .await;
-    assert!(answers.is_err());
+    assert!(records.is_err());
     assert!(write.commit(None).await.is_err());
     assert!(!exists(&*store, place.id).await);
 }
@@ -909,12 +909,12 @@ async fn epochs_follow_each_other() {
     let table = postgres::Database::new(&url).unwrap().epochs();
     let fresh = table.read().await.unwrap().epoch;
     assert_eq!((fresh.epoch, fresh.server), (Epoch(0), None));
-    assert!(fresh.may_activate, "nobody has used the cache");
+    assert!(fresh.may_activate, "the cache was never active");
     write_in(&*store, Epoch(0)).await.unwrap();
 
     let server = some_server();
     table.activate(Epoch(0), &server).await.unwrap();
-    // Somebody else was faster.
+    // Another replica was faster.
     table.activate(Epoch(0), &some_server()).await.unwrap();
     let active = table.read().await.unwrap().epoch;
     assert_eq!(active.epoch, Epoch(1));

@@ -13,12 +13,10 @@ use std::{
 use async_trait::async_trait;
 use bytes::Bytes;
 use parking_lot::Mutex;
-use tokio::time::Instant;
 
 use self::tags::{DeadEntries, Tags};
 use super::{
-    Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WRITE_DEADLINE,
-    WriteId,
+    Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WriteId,
     key::Digest,
     local::{Entries, Entry},
     stats::Counters,
@@ -137,12 +135,9 @@ impl Cache for MemoryCache {
         _: Option<Epoch>,
     ) -> Result<(), CacheError> {
         self.0.counters.invalidations.add(touched.len());
-        let deadline = Instant::now() + WRITE_DEADLINE;
         let dead = {
             let mut tags = self.0.tags.lock();
-            let dead = touched
-                .iter()
-                .filter_map(|tag| tags.close(tag, write, deadline));
+            let dead = touched.iter().filter_map(|tag| tags.close(tag, write));
             dead.collect()
         };
         drop_entries(&self.0, dead);

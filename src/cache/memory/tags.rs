@@ -5,8 +5,6 @@ use std::{
     iter, mem,
 };
 
-use tokio::time::Instant;
-
 use crate::cache::{Tag, Version, WriteId, key::Digest, local::Entry};
 
 /// Tags that may be known without an entry. Beyond it the oldest are forgotten, which costs speed only.
@@ -25,8 +23,9 @@ pub(super) struct Tags {
 #[derive(Debug, Default)]
 pub(super) struct TagState {
     pub(super) version: Option<Version>,
-    /// Writes in flight, each with the moment after which it is dead.
-    writers: Vec<(WriteId, Instant)>,
+    /// Writes in flight. Each stays until it reopens its tags, which it does when the database has
+    /// given the result of its commit: until then the commit may become visible.
+    writers: Vec<WriteId>,
     /// The index: the keys of the entries that were filled under `version`.
     pub(super) keys: Keys,
     /// The tag's last mark in `Tags::bare`.
@@ -55,7 +54,6 @@ impl Tags {
             if state.version.is_some() {
                 return state.version;
             }
-            state.expire_writes();
             if !state.writers.is_empty() {
                 return None;
             }
@@ -99,14 +97,9 @@ impl Tags {
     }
 
     /// Adds a write in flight, and drops the tag's version.
-    pub(super) fn close(
-        &mut self,
-        tag: &Tag,
-        write: WriteId,
-        deadline: Instant,
-    ) -> Option<DeadEntries> {
+    pub(super) fn close(&mut self, tag: &Tag, write: WriteId) -> Option<DeadEntries> {
         let state = self.states.entry(tag.clone()).or_default();
-        state.writers.push((write, deadline));
+        state.writers.push(write);
         let dead = state.invalidate();
         self.mark_bare(tag);
         dead
@@ -115,7 +108,7 @@ impl Tags {
     /// Removes a write in flight, and drops the tag's version.
     pub(super) fn reopen(&mut self, tag: &Tag, write: WriteId) -> Option<DeadEntries> {
         let state = self.states.get_mut(tag)?;
-        state.writers.retain(|(id, _)| *id != write);
+        state.writers.retain(|id| *id != write);
         self.invalidate(tag)
     }
 
@@ -135,14 +128,10 @@ impl Tags {
     }
 
     /// The tag's version, and the number of writes in flight.
-    pub(super) fn state(&mut self, tag: &Tag) -> (Option<Version>, u64) {
-        match self.states.get_mut(tag) {
-            Some(state) => {
-                state.expire_writes();
-                (state.version, state.writers.len() as u64)
-            }
-            None => (None, 0),
-        }
+    pub(super) fn state(&self, tag: &Tag) -> (Option<Version>, u64) {
+        self.states.get(tag).map_or((None, 0), |state| {
+            (state.version, state.writers.len() as u64)
+        })
     }
 
     /// Marks a tag that may be bare, and forgets the oldest such tag if there are too many.
@@ -158,15 +147,10 @@ impl Tags {
         let Some((oldest, mark)) = self.bare.pop_front() else {
             return;
         };
-        let Some(state) = self
-            .states
-            .get_mut(&oldest)
-            .filter(|state| state.mark == mark)
-        else {
+        let Some(state) = self.states.get(&oldest).filter(|state| state.mark == mark) else {
             // It was used since, or is already forgotten.
             return;
         };
-        state.expire_writes();
         if state.is_bare() {
             self.states.remove(&oldest);
         } else if !state.writers.is_empty() {
@@ -183,11 +167,6 @@ impl Tags {
 impl TagState {
     fn is_bare(&self) -> bool {
         self.keys.len() == 0 && self.writers.is_empty()
-    }
-
-    fn expire_writes(&mut self) {
-        let now = Instant::now();
-        self.writers.retain(|(_, deadline)| *deadline > now);
     }
 
     fn invalidate(&mut self) -> Option<DeadEntries> {
