@@ -276,9 +276,10 @@ impl Shared {
         if unchanged {
             return;
         }
-        match error {
-            Some(error) => tracing::warn!(%error, "the cache server can't be used"),
-            None => tracing::info!("the cache server can be used"),
+        if let Some(error) = error {
+            tracing::warn!(%error, "the cache server can't be used");
+        } else {
+            tracing::info!("the cache server can be used");
         }
         *logged = error.cloned();
     }

@@ -149,6 +149,15 @@ struct Known {
     location: Location,
 }
 
+impl Known {
+    fn new(creation: &Creation, location: &Location) -> Self {
+        Self {
+            fingerprint: creation.fingerprint,
+            location: location.clone(),
+        }
+    }
+}
+
 /// A location to insert.
 struct Insert {
     /// The index of its request in the batch.
@@ -226,11 +235,7 @@ async fn create(
             etag: Etag::generate(),
         };
         if let Some(request_id) = creation.request_id {
-            let result = Known {
-                fingerprint: creation.fingerprint,
-                location: location.clone(),
-            };
-            known.insert(request_id, result);
+            known.insert(request_id, Known::new(creation, &location));
         }
         applied.images.push(location.image());
         applied.locations.push(location.clone());
