@@ -19,7 +19,7 @@
 //!          └─ model, proto, error
 //! ```
 //!
-//! [`config`] has the settings, [`telemetry`] the log, and [`controls`] the switches with which
+//! [`config`] has the settings, [`telemetry`] the log, and [`failpoints`] the switches with which
 //! tests disable a protection. `tonic` is used in `server` and `api`, `sqlx` only in `store`,
 //! `fred` only in `cache`. `cache` and `store` don't depend on each other. Only `app` names
 //! engines, and `coordination`, which concerns Redis and PostgreSQL together.
@@ -63,9 +63,9 @@ pub mod app;
 pub mod auth;
 pub mod cache;
 pub mod config;
-pub mod controls;
 pub mod coordination;
 pub mod error;
+pub mod failpoints;
 pub mod model;
 pub mod page_token;
 pub mod proto;

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tracing::Instrument as _;
 
-use crate::controls::{Control, without};
+use crate::failpoints::{Failpoint, is_enabled};
 
 /// Runs one execution at a time for a key. A caller joins the *next* one, which starts after it
 /// arrived, so that its result was read after the call. All callers that arrive while an execution runs
@@ -113,7 +113,7 @@ where
             }
             Entry::Vacant(vacant) => {
                 let key = vacant.key().clone();
-                let joinable = without(Control::OrdinarySingleFlight);
+                let joinable = is_enabled(Failpoint::OrdinarySingleFlight);
                 vacant.insert(joinable.then(|| flight.shared()));
                 tokio::spawn(run_flights(Arc::clone(&self.running), key, flight));
             }

@@ -7,8 +7,8 @@ use bytes::Bytes;
 use super::Service;
 use crate::{
     cache::{Counter, Key, Lookup, Tag, Tier},
-    controls::{Control, without},
     error::{Error, Result},
+    failpoints::{Failpoint, is_enabled},
     model::{Cursor, ListQuery, Location, LocationId, OwnerId, Predicate, Principal, ReportQuery},
     page_token::Position,
     proto::{
@@ -301,7 +301,7 @@ impl Service {
                 return Ok(hit(frame, Tier::Local));
             }
             let frame = load.await?;
-            let version = if without(Control::FillWithoutVersionCheck) {
+            let version = if is_enabled(Failpoint::FillWithoutVersionCheck) {
                 match cache.lookup(&tag, &key).await {
                     Ok(Lookup::Hit { version, .. } | Lookup::Miss(version)) => Some(version),
                     Ok(Lookup::Closed) => None,

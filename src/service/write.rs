@@ -16,9 +16,9 @@ use super::{
 };
 use crate::{
     cache::{Cache, CacheError, Tag, WriteId},
-    controls::{Control, without},
     coordination::Coordinator,
     error::{Error, Result},
+    failpoints::{Failpoint, is_enabled},
     model::{Details, Epoch, Etag, Image, Location, LocationId, NewLocation, Principal},
     store::{Store, StoreError, Transaction},
 };
@@ -267,7 +267,7 @@ impl Writer {
         write: WriteId,
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError> {
-        if without(Control::NoCloseBeforeCommit) {
+        if is_enabled(Failpoint::NoCloseBeforeCommit) {
             return Ok(());
         }
         self.cache.close(tags, write, epoch).await

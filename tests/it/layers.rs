@@ -89,7 +89,7 @@ const MODULES: &[Module] = &[
     Module {
         name: "service",
         modules: &[
-            "cache", "controls", "coordination", "error", "model", "page_token", "proto", "store",
+            "cache", "coordination", "error", "failpoints", "model", "page_token", "proto", "store",
         ],
         crates: &[],
     },
@@ -100,7 +100,7 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "cache",
-        modules: &["controls", "model", "proto"],
+        modules: &["failpoints", "model", "proto"],
         crates: &["blake3", "fred", "percent_encoding", "prost", "quick_cache", "rand"],
     },
     Module {
@@ -129,7 +129,7 @@ const MODULES: &[Module] = &[
         crates: &[],
     },
     Module {
-        name: "controls",
+        name: "failpoints",
         modules: &[],
         crates: &[],
     },

@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{config::SharedSettings, keys::Namespace};
 use crate::{
     cache::{CacheError, LEASE},
-    controls::{Control, without},
+    failpoints::{Failpoint, is_enabled},
     model::{CacheEpoch, CacheServer, Epoch},
 };
 
@@ -129,7 +129,7 @@ impl ActiveEpoch {
             return Err(CacheError::SettingsDiffer(settings.to_string()));
         };
         // Without epochs all share one name space.
-        let name = if without(Control::NoEpoch) {
+        let name = if is_enabled(Failpoint::NoEpoch) {
             Uuid::nil()
         } else {
             server.name

@@ -85,7 +85,7 @@ use super::{
     stats::Counters,
 };
 use crate::{
-    controls::{Control, without},
+    failpoints::{Failpoint, is_enabled},
     model::{CacheEpoch, CacheServer, Epoch},
 };
 
@@ -159,7 +159,7 @@ impl RedisCache {
 
     async fn look_up(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
         if let Some(held) = self.local.peek(key.digest()) {
-            if without(Control::LocalWithoutValidation)
+            if is_enabled(Failpoint::LocalWithoutValidation)
                 && let Some(hit) = self.local_hit(key, held.version)
             {
                 return Ok(hit);

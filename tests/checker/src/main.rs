@@ -26,7 +26,7 @@ use std::{
 };
 
 use clap::{Parser, ValueEnum as _};
-use location_service::controls::Control;
+use location_service::failpoints::Failpoint;
 
 use crate::{
     deployment::Topology,
@@ -111,7 +111,7 @@ struct Args {
 
     /// Disable a protection, or `all` of them one after another, and fail unless a violation is
     /// detected; by default with the faults that show it soonest. Needs a debug build of the service
-    /// with the feature `controls`
+    /// with the feature `failpoints`
     #[arg(long, value_name = "NAME", value_parser = control_names(), conflicts_with_all = ["replica", "judge"])]
     control: Option<String>,
 
@@ -157,7 +157,7 @@ fn kinds(text: &str) -> Result<Kinds, String> {
 }
 
 fn control_names() -> clap::builder::PossibleValuesParser {
-    let names = Control::ALL.map(|(name, _)| name);
+    let names = Failpoint::ALL.map(|(name, _)| name);
     names.into_iter().chain(["all"]).collect::<Vec<_>>().into()
 }
 
@@ -198,7 +198,7 @@ fn controls(name: &str, args: &Args) -> Result<bool, Failure> {
         };
         run::run(&args, Mode::Control(without))
     };
-    let wanted = Control::ALL
+    let wanted = Failpoint::ALL
         .into_iter()
         .filter(|(known, _)| name == "all" || name == *known);
     let faults = wanted.clone().flat_map(|(_, control)| revealing(control));
@@ -216,16 +216,16 @@ fn controls(name: &str, args: &Args) -> Result<bool, Failure> {
 }
 
 /// The faults under which the loss of a protection shows soonest.
-fn revealing(control: Control) -> Vec<faults::Kind> {
+fn revealing(failpoint: Failpoint) -> Vec<faults::Kind> {
     use faults::Kind;
-    match control {
+    match failpoint {
         // Results of the database are delayed.
-        Control::FillWithoutVersionCheck | Control::OrdinarySingleFlight => {
+        Failpoint::FillWithoutVersionCheck | Failpoint::OrdinarySingleFlight => {
             vec![Kind::SlowPostgres]
         }
         // The tags of committed writes are reopened late.
-        Control::NoCloseBeforeCommit => vec![Kind::SlowRedis],
-        Control::LocalWithoutValidation => Vec::new(),
-        Control::NoEpoch => vec![Kind::RestoreRedis, Kind::StopRedis],
+        Failpoint::NoCloseBeforeCommit => vec![Kind::SlowRedis],
+        Failpoint::LocalWithoutValidation => Vec::new(),
+        Failpoint::NoEpoch => vec![Kind::RestoreRedis, Kind::StopRedis],
     }
 }

@@ -127,7 +127,7 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
         } else {
             args.replicas
         };
-        let variable = without.map(|name| ("LOCATION_SERVICE_CONTROL", name));
+        let variable = without.map(|name| ("LOCATION_SERVICE_FAILPOINT", name));
         let started = Deployment::start(&binary, args.topology, replicas, variable).await;
         let urls = started.urls();
         (Some(started), urls, Some(SECRET.to_vec()))
@@ -179,9 +179,9 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     let figures = observer.join().map_err(|_| "the judge panicked")??;
     let complaints = deployment.as_ref().map(complaints).unwrap_or_default();
     if let (Some(name), Some(deployment)) = (without, &deployment)
-        && !deployment.replicas[0].log().contains("CONTROL: ")
+        && !deployment.replicas[0].log().contains("FAILPOINT: ")
     {
-        return Err(format!("the binary ignores LOCATION_SERVICE_CONTROL={name}: build it with `cargo build --features controls`").into());
+        return Err(format!("the binary ignores LOCATION_SERVICE_FAILPOINT={name}: build it with `cargo build --features failpoints`").into());
     }
     if without.is_none() && !figures.are_any() {
         return Err(format!("no call succeeded, so nothing was judged:\n{figures}").into());

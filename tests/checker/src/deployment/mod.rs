@@ -103,7 +103,7 @@ impl Deployment {
                 format!("--database-url={database}"),
                 "--database-max-connections=8".to_owned(),
                 format!("--jwt-secret-file={}", secret.display()),
-                "--log-filter=error,location_service::controls=warn".to_owned(),
+                "--log-filter=error,location_service::failpoints=warn".to_owned(),
             ];
             args.extend(cache.clone().map(|url| format!("--redis-url={url}")));
             let mut replica = Replica::new(dir, binary, args, variable);

@@ -1,0 +1,68 @@
+//! Failpoints: protections of the cache that a test build can leave out, one at a time, so that the
+//! checker can show that it detects the loss. A check that has never failed proves nothing.
+//!
+//! Only debug builds with the feature `failpoints` have them: there `LOCATION_SERVICE_FAILPOINT` names
+//! one. In any other build [`is_enabled`] is a constant, and nothing of this is left.
+
+#[cfg(all(feature = "failpoints", not(debug_assertions)))]
+compile_error!(
+    "the feature `failpoints` breaks the cache on purpose: only debug builds can have it"
+);
+
+/// A protection to leave out, named after the effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Failpoint {
+    /// A response is cached under the tag's version at the time of the fill, not under the one from
+    /// before the database was read.
+    FillWithoutVersionCheck,
+    /// A write drops cached responses only after its commit.
+    NoCloseBeforeCommit,
+    /// A read joins one that began before it.
+    OrdinarySingleFlight,
+    /// The process serves its entries without checking that they are current.
+    LocalWithoutValidation,
+    /// All epochs share their keys: responses cached before a suspension are used after it.
+    NoEpoch,
+}
+
+impl Failpoint {
+    /// All of them, each with its name on the command line and in the environment.
+    pub const ALL: [(&str, Self); 5] = [
+        ("fill-without-version-check", Self::FillWithoutVersionCheck),
+        ("no-close-before-commit", Self::NoCloseBeforeCommit),
+        ("ordinary-single-flight", Self::OrdinarySingleFlight),
+        ("local-without-validation", Self::LocalWithoutValidation),
+        ("no-epoch", Self::NoEpoch),
+    ];
+}
+
+/// Whether this process runs without a protection.
+#[cfg(not(feature = "failpoints"))]
+#[inline]
+pub const fn is_enabled(_: Failpoint) -> bool {
+    false
+}
+
+/// Whether this process runs without a protection.
+#[cfg(feature = "failpoints")]
+pub fn is_enabled(failpoint: Failpoint) -> bool {
+    enabled() == Some(failpoint)
+}
+
+/// Reads the environment once, and logs the failpoint. Panics if it names none: one that has no effect
+/// would make its protection look needless.
+#[cfg(feature = "failpoints")]
+fn enabled() -> Option<Failpoint> {
+    static ENABLED: std::sync::OnceLock<Option<Failpoint>> = std::sync::OnceLock::new();
+    *ENABLED.get_or_init(|| {
+        let name = std::env::var("LOCATION_SERVICE_FAILPOINT").ok()?;
+        let Some((_, failpoint)) = Failpoint::ALL.iter().find(|(known, _)| *known == name) else {
+            panic!(
+                "LOCATION_SERVICE_FAILPOINT={name} isn't one of {:?}",
+                Failpoint::ALL
+            );
+        };
+        tracing::warn!("FAILPOINT: {name}, so responses will be wrong");
+        Some(*failpoint)
+    })
+}
