@@ -17,13 +17,14 @@
 //! - **Late commits.** A commit may wait without bound, for a synchronous standby or a disk, after the
 //!   database has checked it, and become visible when its tags have long been opened again. It holds
 //!   the guard's lock until then, so each poll lists the commits in progress: while one has been for
-//!   more than [`MAX_COMMIT`], no replica has a lease. A replica counts from its last poll that
+//!   more than `MAX_COMMIT`, no replica has a lease. A replica counts from its last poll that
 //!   didn't list the commit.
 //! - **The database.** A database that was restored, replaced, cloned or promoted has a row that it
 //!   didn't write itself. The poll that finds this begins a new epoch, before its replica trusts a
 //!   connection to that database ([`EpochTable::read`]).
 //! - **Suspension.** A replica suspends the cache as soon as the server doesn't confirm a `close` or a
-//!   `reopen`, says that it can't be used, or fails [`MAX_FAILURES`] checks in a row. A write whose `reopen` wasn't confirmed is
+//!   `reopen`, says that it can't be used, or fails `MAX_FAILURES` checks in a row. A write
+//!   whose `reopen` wasn't confirmed is
 //!   acknowledged when the suspension is one lease old.
 //! - **Activation.** Any replica that reaches the server activates the cache, two seconds after the
 //!   last report of a replica that can't reach it. It first gives the server's processes a new name,
