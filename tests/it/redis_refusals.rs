@@ -20,7 +20,7 @@ const PREFIX: &str = "location-service:";
 
 /// A replica's view of a suspended cache on a server.
 async fn suspended(url: &str) -> RedisCache {
-    let cache = connect_with(url, |config| config.prefix = PREFIX.to_owned()).await;
+    let cache = connect_with(url, |config| PREFIX.clone_into(&mut config.prefix)).await;
     know(&cache, 0, None);
     cache
 }

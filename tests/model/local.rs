@@ -160,7 +160,7 @@ impl Model for Local {
                 }
             }
             Action::ReadVersion => {
-                let version = self.protocol.check(&mut state.shared);
+                let version = state.shared.check();
                 state.check = Check::Read(version);
             }
             Action::Answer => {

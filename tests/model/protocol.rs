@@ -293,12 +293,6 @@ impl Protocol {
         Some(())
     }
 
-    /// Reads the version of the first tag as a lookup does, which opens the tag.
-    pub fn check(&self, state: &mut State) -> Option<Version> {
-        let overdue = state.overdue;
-        state.tags[0].open(FRESH, overdue)
-    }
-
     fn recovers(&self, state: &State) -> bool {
         let mut state = state.clone();
         let deadlines = (0..MAX_WRITES).map(Action::PassDeadline);
@@ -313,6 +307,11 @@ impl Protocol {
 }
 
 impl State {
+    /// Reads the version of the first tag as a lookup does, which opens the tag.
+    pub fn check(&mut self) -> Option<Version> {
+        self.tags[0].open(FRESH, self.overdue)
+    }
+
     pub fn new() -> Self {
         Self {
             tags: Default::default(),

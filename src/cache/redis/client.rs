@@ -318,9 +318,10 @@ impl RedisClient {
             if problem == logged {
                 return;
             }
-            match &problem {
-                Some(error) => tracing::warn!(%error, "no connection to Redis"),
-                None => tracing::info!("connected to Redis again"),
+            if let Some(error) = &problem {
+                tracing::warn!(%error, "no connection to Redis");
+            } else {
+                tracing::info!("connected to Redis again");
             }
             logged = problem;
         };

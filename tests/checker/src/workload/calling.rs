@@ -98,8 +98,8 @@ impl Worker {
         );
         if silent && reason(status).is_none() && deadline >= READ_DEADLINE {
             let until = self.recorder.now() + AVOIDED_FOR;
-            let states = &self.fleet.states[replica];
-            states.avoided_until.fetch_max(until, Ordering::Relaxed);
+            let replica = &self.fleet.states[replica];
+            replica.avoided_until.fetch_max(until, Ordering::Relaxed);
         }
         if status.code() == Code::Unavailable {
             let rest = rand::random_range(RETRY_DELAY_MS);
