@@ -88,10 +88,12 @@ impl Counted {
 }
 
 /// What the service asks of the database by itself.
-const BACKGROUND: [&str; 4] = [
+const BACKGROUND: [&str; 5] = [
     "SELECT pg_advisory_xact_lock(",
     "SELECT id FROM locations LIMIT 1",
-    "SELECT epoch, server, ",
+    "SELECT epoch, incarnation, ",
+    // Once for each connection.
+    "SELECT database_identity(), ",
     "DELETE FROM create_requests WHERE create_time < ",
 ];
 
