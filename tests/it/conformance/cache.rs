@@ -10,6 +10,7 @@ on_every_pair! { app:
     the_second_call_of_a_cached_method_hits
     a_write_invalidates_only_the_views_that_it_changes
     writes_without_effect_invalidate_nothing
+    errors_that_reveal_a_write_invalidate_its_lists
     no_cache_reads_the_database_and_refreshes
     equivalent_requests_share_an_entry
     different_requests_do_not_share_an_entry
@@ -247,18 +248,13 @@ async fn a_write_invalidates_only_the_views_that_it_changes(app: &TestApp) {
 async fn writes_without_effect_invalidate_nothing(app: &TestApp) {
     let mut client = app.admin();
     let location = created(&mut client, storage("x", "paris")).await;
-    let stale = v1::Location {
-        etag: "stale".to_owned(),
-        ..location.clone()
-    };
     let mut checked = update(location.clone(), &["capacity"]);
     checked.validate_only = true;
     let write = async {
         let mut client = app.admin();
-        let create = create(storage("y", "paris"));
         let check = v1::CreateLocationRequest {
             validate_only: true,
-            ..create.clone()
+            ..create(storage("y", "paris"))
         };
         client.create_location(check).await.expect("valid");
         client.update_location(checked).await.expect("valid");
@@ -267,15 +263,6 @@ async fn writes_without_effect_invalidate_nothing(app: &TestApp) {
             ..delete(&location.id)
         };
         client.delete_location(check).await.expect("valid");
-        let used = v1::CreateLocationRequest {
-            location_id: location.id.clone(),
-            ..create
-        };
-        client.create_location(used).await.expect_err("used");
-        client
-            .update_location(update(stale, &["capacity"]))
-            .await
-            .expect_err("stale");
         let missing = v1::DeleteLocationRequest {
             allow_missing: true,
             ..delete(&super::uuid(1))
@@ -295,6 +282,33 @@ async fn writes_without_effect_invalidate_nothing(app: &TestApp) {
         .await
         .expect("listed");
     assert_eq!(list.get_ref().locations, [location]);
+}
+
+/// Their caller knows from the error that a write was committed, whose writer may have died before it
+/// reopened its tags.
+async fn errors_that_reveal_a_write_invalidate_its_lists(app: &TestApp) {
+    let location = created(&mut app.admin(), storage("x", "paris")).await;
+    let used = v1::CreateLocationRequest {
+        location_id: location.id.clone(),
+        ..create(storage("y", "paris"))
+    };
+    let stale = v1::Location {
+        etag: "stale".to_owned(),
+        ..location
+    };
+    let paris = |kind, run: &str, owner: &str| {
+        kind != 1 && (run == "*" || run == "paris") && (owner.is_empty() || owner == "root")
+    };
+    let write = async { app.admin().create_location(used).await.expect_err("used") };
+    expect_invalidated(app, "a used id", write, paris).await;
+    let request = update(stale, &["capacity"]);
+    let write = async {
+        app.admin()
+            .update_location(request)
+            .await
+            .expect_err("stale")
+    };
+    expect_invalidated(app, "a stale etag", write, paris).await;
 }
 
 /// A request of an admin with these cache directives.
