@@ -189,7 +189,7 @@ fn median(values: &mut [f64]) -> f64 {
 
 // --- 2. What a write drops ---
 
-/// A read whose answer is cached.
+/// A cached read.
 enum Read {
     List(ListQuery, String),
     Reports(ReportQuery),
@@ -222,7 +222,7 @@ impl Read {
 #[derive(Default)]
 struct Drops {
     dropped: usize,
-    /// Those whose answer was the same after the write.
+    /// Those whose response was the same after the write.
     identical: usize,
 }
 
@@ -248,26 +248,26 @@ async fn over_invalidation(places: &[Place]) -> Outcome<Value> {
     let admin = principal("root", true)?;
     let reads = reads(&service, &admin, &runs).await?;
     println!(
-        "\nwrites over {} runs with {} places, and {} cached answers",
+        "\nwrites over {} runs with {} places, and {} cached responses",
         runs.len(),
         places.len(),
         reads.len()
     );
     // Twice, because the second page's tokens were got by filling the first.
-    let mut answers = Vec::new();
+    let mut responses = Vec::new();
     for _ in 0..2 {
-        answers = read_all(&service, &admin, &reads).await?;
+        responses = read_all(&service, &admin, &reads).await?;
     }
     assert!(
-        answers.iter().all(is_hit),
-        "all answers are cached before the first write"
+        responses.iter().all(is_hit),
+        "all responses are cached before the first write"
     );
     let (mut ours, mut theirs) = (Drops::default(), Drops::default());
     let mut random = Random(1);
     for (number, run) in locations.iter_mut().enumerate() {
         let kind = write_to(&service, &admin, run, number, &mut random).await?;
         let after = read_all(&service, &admin, &reads).await?;
-        for ((read, before), after) in reads.iter().zip(&answers).zip(&after) {
+        for ((read, before), after) in reads.iter().zip(&responses).zip(&after) {
             let identical = before.frame == after.frame;
             if !is_hit(after) {
                 ours.count(identical);
@@ -276,7 +276,7 @@ async fn over_invalidation(places: &[Place]) -> Outcome<Value> {
                 theirs.count(identical);
             }
         }
-        answers = after;
+        responses = after;
     }
     let writes = locations.len();
 
@@ -302,7 +302,7 @@ async fn over_invalidation(places: &[Place]) -> Outcome<Value> {
     let policy = |name, drops: &Drops, hits| {
         let hit_rate = share(hits, asked);
         println!(
-            "  {name}: {:.1} answers dropped by a write, {:.2} % of them needlessly; \
+            "  {name}: {:.1} entries dropped by a write, {:.2} % of them needlessly; \
              {:.2} % of reads hit",
             ratio(drops.dropped, writes),
             100.0 * drops.share(),

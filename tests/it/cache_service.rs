@@ -286,7 +286,7 @@ async fn an_explanation_of_what_cant_be_listed_is_the_lists_error(pair: Pair) {
     app.stop().await;
 }
 
-/// Requests whose answers have five tags, and what their owners are called.
+/// Requests with five different tags, and the names of their owners.
 async fn warm(admin: &mut Client, ann: &mut Client, id: &str) -> Vec<String> {
     let get = v1::GetLocationRequest { id: id.to_owned() };
     let found = admin.get_location(get).await.expect("found");
@@ -356,9 +356,9 @@ async fn what_is_invalidated_is_dropped_and_nothing_else(pair: Pair) {
             let local = warm(&mut admin, &mut ann, &id).await;
             assert_eq!(local, ["hit"; 7]);
         }
-        let answer = cache.invalidate(request.clone()).await.expect("dropped");
+        let response = cache.invalidate(request.clone()).await.expect("dropped");
         let count = i64::try_from(dropped.len()).expect("small");
-        assert_eq!(answer.get_ref().dropped_count, count, "{request:?}");
+        assert_eq!(response.get_ref().dropped_count, count, "{request:?}");
         let expected: Vec<_> = (0..7)
             .map(|place| {
                 if dropped.contains(&place) {

@@ -37,7 +37,7 @@ const CALLERS: usize = 1_000;
 /// A server takes 256 calls at once on a connection.
 const CALLERS_PER_CONNECTION: usize = 200;
 
-/// The service, and servers that serve nobody else and tell what they are asked.
+/// The service, with servers of its own whose statements and commands are counted.
 struct Counted {
     app: TestApp,
     redis: RedisServer,
@@ -64,7 +64,7 @@ impl Counted {
         }
     }
 
-    /// What the database has been asked since its start, less what nobody called for.
+    /// The database's statements since its start, without those of background tasks.
     fn statements(&self) -> Vec<String> {
         let log = fs::read_to_string(self.postgres.log()).expect("a log");
         log.lines()
@@ -139,7 +139,7 @@ async fn a_hit_that_the_process_doesnt_hold_is_one_round_trip() {
 async fn a_miss_is_two_round_trips_and_one_statement() {
     let counted = Counted::spawn().await;
     let mut client = counted.app.admin();
-    // The last one's answer was dropped by a write, and the process still holds it.
+    // The last one's entry was invalidated by a write, and is still in the local cache.
     for page_size in [1, 2, 2] {
         let before = Counted::stats(&counted.app).await.round_trip_count;
         let statements = counted.statements().len();
@@ -233,16 +233,16 @@ async fn a_hundred_hits_on_entries_that_the_process_doesnt_hold_share_commands()
         let Ok(Lookup::Miss(version)) = cache.lookup(tag, key).await else {
             panic!("nothing is filled yet");
         };
-        let answer = Bytes::from(number.to_string());
-        let filled = cache.fill(tag, key, version, answer).await;
-        assert!(filled.expect("Redis answers"));
+        let response = Bytes::from(number.to_string());
+        let filled = cache.fill(tag, key, version, response).await;
+        assert!(filled.expect("Redis responds"));
     }
     server.command(&["CONFIG", "RESETSTAT"]);
     // Each entry twice.
     let lookups = entries.iter().chain(&entries).map(|(tag, key, number)| {
         let lookup = cache.lookup(tag, key);
         async move {
-            match lookup.await.expect("Redis answers") {
+            match lookup.await.expect("Redis responds") {
                 Lookup::Hit { body, .. } => assert_eq!(body, number.to_string()),
                 missed => panic!("{number}: {missed:?}"),
             }
@@ -322,9 +322,9 @@ impl Cache for AllAtOnce {
         tag: &Tag,
         key: &Key,
         version: Version,
-        answer: Bytes,
+        response: Bytes,
     ) -> Result<bool, CacheError> {
-        self.inner.fill(tag, key, version, answer).await
+        self.inner.fill(tag, key, version, response).await
     }
 
     async fn close(
@@ -393,7 +393,7 @@ where
     join_all(calls).await
 }
 
-// One thread, so that the callers who are let go together have all asked before any is answered.
+// One thread, so that all callers that are released together have sent their calls before the first response.
 #[tokio::test]
 async fn a_thousand_hits_on_one_entry_share_a_handful_of_version_reads() {
     let (counted, at_once) = all_at_once().await;
@@ -483,11 +483,11 @@ async fn traffic_leaves_few_index_members_without_their_entries() {
                     number
                 };
                 let key = Key::new("ListLocations", None, &page);
-                let found = cache.lookup(&tag, &key).await.expect("Redis answers");
+                let found = cache.lookup(&tag, &key).await.expect("Redis responds");
                 if let Lookup::Miss(version) = found {
-                    let answer = Bytes::from_static(b"answer");
-                    let filled = cache.fill(&tag, &key, version, answer).await;
-                    filled.expect("Redis answers");
+                    let response = Bytes::from_static(b"entry");
+                    let filled = cache.fill(&tag, &key, version, response).await;
+                    filled.expect("Redis responds");
                 }
             }
         })

@@ -1,4 +1,4 @@
-//! Whatever the cache server loses, and whoever dies or stands still: no read is stale after an
+//! Whatever the cache server loses, and whichever process dies or stalls: no read is stale after an
 //! acknowledged write. Each fault strikes at a chosen moment, or all the time under load.
 
 use std::{
@@ -92,7 +92,7 @@ async fn created(client: &Client, name: &str) {
     created.expect("created");
 }
 
-/// A run's locations by name, the newest first, and how the list was answered.
+/// A run's locations by name, the newest first, and the list's cache status.
 async fn list(client: &Client, run: &str) -> (Vec<String>, String) {
     let list = client.clone().list_locations(of_run(run)).await;
     let list = list.expect("no fault of the cache fails a read");
@@ -413,7 +413,7 @@ async fn a_redis_that_comes_back_with_old_data_serves_none_of_it() {
     replicas.stop().await;
 }
 
-/// Whoever can't reach Redis has the others leave it, and they come back when it can.
+/// A replica that can't reach Redis suspends the cache for all, until it reaches Redis again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_cut_off_from_redis_leaves_nothing_stale() {
     let redis = RedisServer::start();
@@ -443,7 +443,7 @@ async fn a_replica_cut_off_from_redis_leaves_nothing_stale() {
     connected.stop().await;
 }
 
-/// Whoever has contact may serve the old list until its lease ends, though it can't say when.
+/// A replica that reaches Redis may serve the old list until its lease ends.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_began_before_a_suspension_waits_for_it_too() {
     let redis = RedisServer::start();
@@ -520,7 +520,7 @@ async fn suspensions_in_the_middle_of_load_make_nothing_stale() {
 async fn health(app: &TestApp) -> ServingStatus {
     let request = HealthCheckRequest::default();
     let health = HealthClient::new(app.channel.clone()).check(request).await;
-    health.expect("it answers").into_inner().status()
+    health.expect("it responds").into_inner().status()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -566,7 +566,7 @@ async fn a_database_that_is_stopped_is_told_and_comes_back() {
     );
     let uncached = client.clone().list_locations(of_run("other")).await;
     refused(uncached, "DATABASE_UNAVAILABLE");
-    // Without the database nobody knows how long the cache is used.
+    // Without the database no replica knows how long the cache is active.
     eventually("the lease runs out", || async {
         client.clone().list_locations(of_run("run")).await.is_err()
     })
@@ -649,7 +649,7 @@ async fn a_replica_killed_between_close_and_commit_leaves_nothing_stale() {
     victim.proxy.holds.commit.held().await;
     victim.signal("KILL");
     writing.await.expect("no panic").expect_err("it died");
-    // The tags stay closed: nobody can tell that the commit isn't still to come.
+    // The tags stay closed: the commit may still become visible.
     assert_eq!(victim.lists().await, (owned(&["old"]), CLOSED.into()));
     assert_eq!(victim.writes_in_flight(), 1);
     // And indeed it is.
@@ -715,7 +715,7 @@ async fn killed_before_reopen(lost: bool) {
         );
     }
     let retried = start(&victim.reader, request).await.expect("no panic");
-    retried.expect("the first call's answer");
+    retried.expect("the first call's result");
     assert_eq!(victim.lists().await.0, ["new", "old"]);
     assert_eq!(rows(&victim.stays).await, 2);
     victim.stays.stop().await;
@@ -836,7 +836,7 @@ async fn an_update_closes_what_the_move_before_it_has_left() {
     assert!(after.is_empty(), "stale: {after:?}, {status}");
     replicas.gates.committed.release();
     writer.await.expect("no panic").expect("moved");
-    // Once it has reopened its tags nobody has to close them for it.
+    // Once it has reopened its tags, later writes needn't close them.
     held(&second, "run").await;
     let renaming = second.update_location(change("z", "")).await;
     renaming.expect("acknowledged");

@@ -51,7 +51,7 @@ impl Gate {
     pub async fn held(&self) {
         let arrival = tokio::time::timeout(PATIENCE, self.arrived.acquire()).await;
         arrival
-            .expect("nobody came")
+            .expect("no task arrived in time")
             .expect("never closed")
             .forget();
     }
@@ -271,17 +271,17 @@ impl Cache for Uncontrolled {
         tag: &Tag,
         key: &Key,
         version: Version,
-        answer: Bytes,
+        response: Bytes,
     ) -> Result<bool, CacheError> {
         if self.without == Without::VersionCheck {
             return match self.inner.lookup(tag, key).await? {
                 Lookup::Hit { version, .. } | Lookup::Miss(version) => {
-                    self.inner.fill(tag, key, version, answer).await
+                    self.inner.fill(tag, key, version, response).await
                 }
                 Lookup::Closed => Ok(false),
             };
         }
-        self.inner.fill(tag, key, version, answer).await
+        self.inner.fill(tag, key, version, response).await
     }
 
     async fn close(

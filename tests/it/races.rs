@@ -138,7 +138,7 @@ async fn a_write_that_fails_after_close_opens_its_tags_again(pair: Pair) {
     assert_eq!(status, "fwd=bypass; detail=write-in-flight", "control");
 }
 
-/// What a creation touches is closed while it inserts. Answers how the list stands when its caller has
+/// A creation's tags are closed while it inserts. Returns the list's cache status when its caller has
 /// left by then.
 async fn a_caller_leaves_before_the_commit(pair: Pair, without: Without) -> String {
     let (app, gates, client) = gated(pair, without).await;
@@ -232,7 +232,7 @@ async fn a_writer_that_dies_between_close_and_commit_leaves_its_tags_closed(pair
         .expect("no panic");
     assert_eq!(died.expect_err("it died").code(), Code::Internal);
     assert_eq!(list(&client, "run").await, ["old"]);
-    // Nobody can tell whether it is still to commit: the deadline settles it, which the unit tests
+    // The commit may still become visible: the deadline decides, which the unit tests
     // of the engine show.
     assert_eq!(
         status(&client, "run").await,

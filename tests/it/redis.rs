@@ -105,14 +105,14 @@ fn unfilled() -> Key {
     Key::new("ListLocations", None, &u64::MAX)
 }
 
-pub async fn fill(cache: &RedisCache, tag: &Tag, key: &Key, answer: &'static str) {
+pub async fn fill(cache: &RedisCache, tag: &Tag, key: &Key, response: &'static str) {
     let version = open(cache, tag).await;
-    let stored = cache.fill(tag, key, version, answer.into()).await;
-    assert!(stored.expect("Redis answers"), "nothing has changed");
+    let stored = cache.fill(tag, key, version, response.into()).await;
+    assert!(stored.expect("Redis responds"), "nothing has changed");
 }
 
 pub async fn hit(cache: &RedisCache, tag: &Tag, key: &Key) -> Option<(Bytes, Tier)> {
-    match cache.lookup(tag, key).await.expect("Redis answers") {
+    match cache.lookup(tag, key).await.expect("Redis responds") {
         Lookup::Hit { body, tier, .. } => Some((body, tier)),
         Lookup::Miss(_) | Lookup::Closed => None,
     }
@@ -125,9 +125,9 @@ pub async fn write(cache: &RedisCache, tags: &[&Tag]) {
 async fn write_in(epoch: Option<Epoch>, cache: &RedisCache, tags: &[&Tag]) {
     let (tags, write) = (set(tags), WriteId::generate());
     let closed = cache.close(&tags, write, epoch).await;
-    closed.expect("Redis answers");
+    closed.expect("Redis responds");
     let reopened = cache.reopen(&tags, write, epoch).await;
-    reopened.expect("Redis answers");
+    reopened.expect("Redis responds");
 }
 
 /// Polls until the server is told the next epoch's name, and a step succeeds: in `NEXT_EPOCH`.
@@ -166,14 +166,14 @@ async fn replicas_share_entries_and_versions() {
     let writing = WriteId::generate();
     b.close(&set(&[&run]), writing, EPOCH)
         .await
-        .expect("Redis answers");
+        .expect("Redis responds");
     for cache in [&a, &b] {
         assert_eq!(cache.lookup(&run, &key(1)).await, Ok(Lookup::Closed));
         assert_eq!(version(cache, &run).await, None);
     }
     b.reopen(&set(&[&run]), writing, EPOCH)
         .await
-        .expect("Redis answers");
+        .expect("Redis responds");
     assert_eq!(hit(&a, &run, &key(1)).await, None);
     fill(&b, &run, &key(1), "new").await;
     assert_eq!(
@@ -379,26 +379,26 @@ async fn no_lost_key_makes_an_answer_stale() {
                 }
             }
             // Readers that read the database before the commit, and fill only now.
-            for (version, answer) in late_fills {
-                let _ = b.fill(&run, &key, version, answer.into()).await;
+            for (version, response) in late_fills {
+                let _ = b.fill(&run, &key, version, response.into()).await;
             }
             for cache in [&a, &b] {
-                let answer = read_through(cache, &run, &key, database).await;
-                assert_eq!(answer, "new", "lost {lost:04b} at {point}");
+                let response = read_through(cache, &run, &key, database).await;
+                assert_eq!(response, "new", "lost {lost:04b} at {point}");
             }
         }
     }
 }
 
 async fn read_through(cache: &RedisCache, tag: &Tag, key: &Key, database: &'static str) -> Bytes {
-    if let Some((answer, _)) = hit(cache, tag, key).await {
-        return answer;
+    if let Some((response, _)) = hit(cache, tag, key).await {
+        return response;
     }
     if let Some(version) = version(cache, tag).await {
         cache
             .fill(tag, key, version, database.into())
             .await
-            .expect("Redis answers");
+            .expect("Redis responds");
     }
     database.into()
 }
@@ -419,21 +419,21 @@ async fn what_was_acknowledged_is_read_whatever_is_flushed() {
             let mut hits = 0;
             loop {
                 let expected = acknowledged.load(Ordering::SeqCst);
-                let answer = if let Some((answer, _)) = hit(&cache, &run, &key).await {
+                let response = if let Some((response, _)) = hit(&cache, &run, &key).await {
                     hits += 1;
-                    let answer = std::str::from_utf8(&answer).expect("digits");
-                    answer.parse().expect("a number")
+                    let response = std::str::from_utf8(&response).expect("digits");
+                    response.parse().expect("a number")
                 } else {
                     let version = version(&cache, &run).await;
-                    let answer = database.load(Ordering::SeqCst);
+                    let response = database.load(Ordering::SeqCst);
                     if let Some(version) = version {
-                        let bytes = answer.to_string().into();
+                        let bytes = response.to_string().into();
                         let filled = cache.fill(&run, &key, version, bytes).await;
-                        filled.expect("Redis answers");
+                        filled.expect("Redis responds");
                     }
-                    answer
+                    response
                 };
-                assert!(answer >= expected, "read {answer} after {expected}");
+                assert!(response >= expected, "read {response} after {expected}");
                 if expected == WRITES {
                     return hits;
                 }
@@ -466,10 +466,10 @@ async fn what_was_acknowledged_is_read_whatever_is_flushed() {
 async fn without_room_in_the_process_redis_answers() {
     let server = RedisServer::start();
     let cache = connect_with(&server.url(), |config| config.max_local_bytes = 0).await;
-    fill(&cache, &tag("run-1"), &key(1), "answer").await;
+    fill(&cache, &tag("run-1"), &key(1), "entry").await;
     for _ in 0..2 {
         let found = hit(&cache, &tag("run-1"), &key(1)).await;
-        assert_eq!(found, Some(("answer".into(), Tier::Redis)));
+        assert_eq!(found, Some(("entry".into(), Tier::Redis)));
     }
 }
 
@@ -478,9 +478,9 @@ async fn each_step_is_one_round_trip() {
     let server = RedisServer::start();
     let (a, b) = (connect(&server.url()).await, connect(&server.url()).await);
     let run = tag("run-1");
-    fill(&a, &run, &key(1), "answer").await;
+    fill(&a, &run, &key(1), "entry").await;
     write(&a, &[&run]).await;
-    fill(&a, &run, &key(1), "answer").await;
+    fill(&a, &run, &key(1), "entry").await;
 
     let commands = |server: &RedisServer| -> Vec<(String, u64)> {
         ["evalsha", "eval", "get"]
@@ -515,16 +515,16 @@ async fn a_thousand_hits_share_a_version_read() {
     let server = RedisServer::start();
     let cache = connect(&server.url()).await;
     for i in 0..10 {
-        fill(&cache, &tag(&format!("run-{i}")), &key(i), "answer").await;
+        fill(&cache, &tag(&format!("run-{i}")), &key(i), "entry").await;
     }
     server.command(&["CONFIG", "RESETSTAT"]);
-    // One thread, on which all ask before any is answered.
+    // On one thread all calls are sent before the first response.
     let lookups = (0..1_000).map(|i| {
         let cache = &cache;
         async move { hit(cache, &tag(&format!("run-{}", i % 10)), &key(i % 10)).await }
     });
     for found in futures_util::future::join_all(lookups).await {
-        assert_eq!(found, Some(("answer".into(), Tier::Local)));
+        assert_eq!(found, Some(("entry".into(), Tier::Local)));
     }
     let reads = server.calls("mget");
     assert!(reads <= 2, "{reads} version reads");
@@ -535,7 +535,7 @@ async fn every_key_has_a_time_to_live() {
     let server = RedisServer::start();
     let cache = connect(&server.url()).await;
     let (run, other) = (tag("run-1"), tag("run-2"));
-    fill(&cache, &run, &key(1), "answer").await;
+    fill(&cache, &run, &key(1), "entry").await;
     cache
         .close(&set(&[&other]), WriteId::generate(), EPOCH)
         .await
@@ -591,7 +591,7 @@ async fn nothing_is_served_without_a_lease() {
     let cache = connect(&server.url()).await;
     let run = tag("run-1");
     let version = open(&cache, &run).await;
-    fill(&cache, &run, &key(1), "answer").await;
+    fill(&cache, &run, &key(1), "entry").await;
     let refused = async || {
         let lookup = cache.lookup(&run, &key(1)).await.map(|_| ());
         let fill = cache.fill(&run, &key(2), version, "late".into()).await;
@@ -636,7 +636,7 @@ async fn nothing_is_served_without_a_lease() {
         .expect("nothing to do");
     let old = cache.reopen(&tags, writing, EPOCH).await;
     assert!(old.is_err(), "it can't tell whether it was reopened");
-    enter(&cache, 3).await.expect("Redis answers");
+    enter(&cache, 3).await.expect("Redis responds");
     assert_eq!(hit(&cache, &run, &key(1)).await, None, "another name space");
 }
 
@@ -687,7 +687,7 @@ async fn neither_a_promoted_nor_a_demoted_server_serves() {
     let server = a
         .install_scripts(Uuid::from_u128(1))
         .await
-        .expect("Redis answers");
+        .expect("Redis responds");
     know(&promoted, 1, Some(server));
     let found = promoted.lookup(&run, &key(1)).await;
     assert!(found.is_err(), "it missed what came since: {found:?}");
@@ -752,7 +752,7 @@ async fn a_burst_of_writes_waits_for_room() {
     for i in 0..600 {
         let cache = Arc::clone(&cache);
         tasks.spawn(async move {
-            // It waits for room less long, because the database has the answer too.
+            // A read waits less long for permits: it can read the database instead.
             let _ = cache.lookup(&tag("else"), &key(i)).await;
             Ok(())
         });
@@ -761,7 +761,7 @@ async fn a_burst_of_writes_waits_for_room() {
         done.expect("no panic").expect("no write is refused");
     }
     let after = tag("after");
-    fill(&cache, &after, &key(1), "answer").await;
+    fill(&cache, &after, &key(1), "entry").await;
     assert!(hit(&cache, &after, &key(1)).await.is_some());
 }
 
@@ -792,7 +792,7 @@ async fn a_server_that_hangs_in_a_burst_is_used_again() {
         done.expect("no panic");
     }
     recovered(&cache, &tag("after")).await;
-    fill(&cache, &tag("after"), &key(1), "answer").await;
+    fill(&cache, &tag("after"), &key(1), "entry").await;
     assert!(hit(&cache, &tag("after"), &key(1)).await.is_some());
 }
 
@@ -801,7 +801,7 @@ async fn a_server_that_hangs_costs_half_a_second_and_no_more() {
     let server = RedisServer::start();
     let cache = connect(&server.url()).await;
     let run = tag("run-1");
-    fill(&cache, &run, &key(1), "answer").await;
+    fill(&cache, &run, &key(1), "entry").await;
     server.suspend();
     let suspended = Instant::now();
     let failed = cache.lookup(&run, &key(1)).await;
@@ -839,7 +839,7 @@ async fn a_server_that_is_away_at_the_start_is_used_when_it_comes() {
     assert!(cache.lookup(&tag("run-1"), &key(1)).await.is_err());
     server.restart();
     recovered(&cache, &tag("run-1")).await;
-    fill(&cache, &tag("run-1"), &key(1), "answer").await;
+    fill(&cache, &tag("run-1"), &key(1), "entry").await;
 }
 
 #[tokio::test]
@@ -848,7 +848,7 @@ async fn credentials_and_database_come_from_the_url() {
     server.command(&["CONFIG", "SET", "requirepass", "se/cret"]);
     let url = format!("redis://:se%2Fcret@127.0.0.1:{}/3", server.port);
     let cache = connect(&url).await;
-    fill(&cache, &tag("run-1"), &key(1), "answer").await;
+    fill(&cache, &tag("run-1"), &key(1), "entry").await;
     let keys = server.command(&["-a", "se/cret", "--no-auth-warning", "-n", "3", "DBSIZE"]);
     assert_eq!(keys, "3");
 }
@@ -957,21 +957,21 @@ async fn an_index_that_nobody_closes_keeps_few_expired_members() {
     for i in 0..2_000 {
         assert!(
             short
-                .fill(&run, &key(i), version, "answer".into())
+                .fill(&run, &key(i), version, "entry".into())
                 .await
                 .expect("stored")
         );
         if i % 100 == 0 {
             // Keeps index and version alive.
             assert!(
-                long.fill(&run, &key(10_000), version, "answer".into())
+                long.fill(&run, &key(10_000), version, "entry".into())
                     .await
                     .expect("stored")
             );
         }
     }
     assert!(
-        long.fill(&run, &key(10_000), version, "answer".into())
+        long.fill(&run, &key(10_000), version, "entry".into())
             .await
             .expect("stored")
     );
@@ -982,7 +982,7 @@ async fn an_index_that_nobody_closes_keeps_few_expired_members() {
     }
     for i in 0..400 {
         assert!(
-            long.fill(&run, &key(20_000 + i), version, "answer".into())
+            long.fill(&run, &key(20_000 + i), version, "entry".into())
                 .await
                 .expect("stored")
         );
@@ -1061,40 +1061,40 @@ async fn people_can_look_and_invalidate() {
     let (a, b) = (connect(&server.url()).await, connect(&server.url()).await);
     let (run, other) = (tag("run-1"), tag("run-2"));
     for i in 0..3 {
-        fill(&a, &run, &key(i), "answer").await;
+        fill(&a, &run, &key(i), "entry").await;
     }
-    fill(&a, &other, &key(7), "answer").await;
+    fill(&a, &other, &key(7), "entry").await;
 
-    let told = b.explain(&run, &key(1)).await.expect("Redis answers");
+    let told = b.explain(&run, &key(1)).await.expect("Redis responds");
     let held = told.redis.expect("it is stored");
     assert_eq!((held.bytes, Some(held.version)), (6, told.current));
     assert!(held.age < Duration::from_secs(10));
     assert_eq!((told.writers, told.local), (0, None));
-    let told = a.explain(&run, &key(1)).await.expect("Redis answers");
+    let told = a.explain(&run, &key(1)).await.expect("Redis responds");
     assert_eq!(told.local.map(|held| held.version), told.current);
 
-    assert_eq!(b.invalidate(&run).await.expect("Redis answers"), 3);
+    assert_eq!(b.invalidate(&run).await.expect("Redis responds"), 3);
     assert_eq!(hit(&a, &run, &key(1)).await, None);
     assert!(version(&a, &run).await.is_some(), "no write is in flight");
     assert_eq!(
         hit(&a, &other, &key(7)).await,
-        Some(("answer".into(), Tier::Local))
+        Some(("entry".into(), Tier::Local))
     );
 
     let foreign = connect_with(&server.url(), |config| config.prefix = "lo*".to_owned()).await;
-    fill(&foreign, &run, &key(1), "answer").await;
-    assert_eq!(foreign.invalidate_all().await.expect("Redis answers"), 1);
+    fill(&foreign, &run, &key(1), "entry").await;
+    assert_eq!(foreign.invalidate_all().await.expect("Redis responds"), 1);
     assert_eq!(
         hit(&a, &other, &key(7)).await,
-        Some(("answer".into(), Tier::Local))
+        Some(("entry".into(), Tier::Local))
     );
-    assert_eq!(b.invalidate_all().await.expect("Redis answers"), 1);
+    assert_eq!(b.invalidate_all().await.expect("Redis responds"), 1);
     assert_eq!(hit(&a, &other, &key(7)).await, None);
 
     a.close(&set(&[&run]), WriteId::generate(), EPOCH)
         .await
         .expect("closed");
-    let told = a.explain(&run, &key(1)).await.expect("Redis answers");
+    let told = a.explain(&run, &key(1)).await.expect("Redis responds");
     assert_eq!((told.writers, told.current, told.redis), (1, None, None));
     assert_eq!(a.stats().fills, 4);
 }
@@ -1107,7 +1107,7 @@ async fn a_cluster_keeps_each_tag_on_one_slot() {
     let tags: Vec<_> = (0..600).map(|i| tag(&format!("run-{i}"))).collect();
     fill(&a, &hostile, &key(0), "hostile").await;
     for (i, tag) in (1..).zip(&tags) {
-        fill(&a, tag, &key(i), "answer").await;
+        fill(&a, tag, &key(i), "entry").await;
     }
     let mut names = String::new();
     for node in &cluster.nodes {
@@ -1133,7 +1133,7 @@ async fn a_cluster_keeps_each_tag_on_one_slot() {
         async move { hit(a, tag, &key(i)).await }
     });
     for found in futures_util::future::join_all(lookups).await {
-        assert_eq!(found, Some(("answer".into(), Tier::Local)));
+        assert_eq!(found, Some(("entry".into(), Tier::Local)));
     }
     let all: Vec<_> = tags.iter().collect();
     write(&b, &all).await;
@@ -1148,7 +1148,7 @@ async fn a_cluster_keeps_each_tag_on_one_slot() {
         hit(&b, &hostile, &key(0)).await,
         Some(("hostile".into(), Tier::Redis))
     );
-    assert_eq!(b.invalidate_all().await.expect("every node answers"), 1);
+    assert_eq!(b.invalidate_all().await.expect("every node responds"), 1);
     assert_eq!(hit(&a, &hostile, &key(0)).await, None);
 }
 
@@ -1179,10 +1179,10 @@ async fn a_cluster_works_again_after_a_node_hung() {
 async fn a_failover_is_followed() {
     let mut set_of = RedisSentinels::start();
     let cache = connect(&set_of.url()).await;
-    fill(&cache, &tag("run-1"), &key(1), "answer").await;
+    fill(&cache, &tag("run-1"), &key(1), "entry").await;
     set_of.master.kill();
     recovered(&cache, &tag("run-2")).await;
-    fill(&cache, &tag("run-3"), &key(1), "answer").await;
+    fill(&cache, &tag("run-3"), &key(1), "entry").await;
     assert!(set_of.replica.keys("loc:*2:{*,run-3,*}:*").len() == 3);
     assert_eq!(set_of.sentinels.len(), 3);
 }
@@ -1195,7 +1195,7 @@ const TLS_URL: &str = "TEST_TLS_URL";
 async fn tls_is_verified() {
     if let Ok(url) = std::env::var(TLS_URL) {
         let cache = connect(&url).await;
-        fill(&cache, &tag("run-1"), &key(1), "answer").await;
+        fill(&cache, &tag("run-1"), &key(1), "entry").await;
         return;
     }
     let (server, authority) = RedisServer::start_tls();

@@ -61,7 +61,7 @@ struct View {
 }
 
 impl View {
-    /// Reads it, and tells which of the answers were held by the replica itself.
+    /// Reads the view, and returns which of the responses came from the replica's own cache.
     async fn read(client: &Client, id: &str) -> (Self, Vec<bool>) {
         let mut local = Vec::new();
         let mut lists = Vec::new();
@@ -101,7 +101,7 @@ impl View {
                 return view;
             }
         }
-        panic!("what nobody writes is held after a few reads");
+        panic!("a view without writes is cached locally after a few reads");
     }
 }
 
@@ -184,7 +184,7 @@ async fn a_write_leaves_the_lists_that_it_cant_change_in_the_other_replica(pair:
             ..v1::ListLocationsRequest::default()
         },
         v1::ListLocationsRequest {
-            owner_id: "somebody".to_owned(),
+            owner_id: "another".to_owned(),
             ..v1::ListLocationsRequest::default()
         },
     ];
@@ -243,7 +243,7 @@ async fn a_request_id_is_known_to_every_replica(pair: Pair) {
     let retried = b.admin().create_location(request.clone()).await;
     assert_eq!(
         first.expect("created").into_inner(),
-        retried.expect("answered again").into_inner()
+        retried.expect("the first result").into_inner()
     );
     // Both at once: one creates, the other waits for it.
     let request = v1::CreateLocationRequest {
@@ -257,7 +257,7 @@ async fn a_request_id_is_known_to_every_replica(pair: Pair) {
     );
     assert_eq!(
         one.expect("created").into_inner(),
-        other.expect("answered").into_inner()
+        other.expect("created").into_inner()
     );
     for replica in [a.admin(), b.admin()] {
         let list = replica.clone().list_locations(of_run("run")).await;

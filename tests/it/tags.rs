@@ -1,5 +1,5 @@
 //! Tags are complete, and as precise as they are said to be: for random rows, writes and requests,
-//! answered by the real database.
+//! read from the real database.
 
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
@@ -122,8 +122,8 @@ fn queries() -> impl Strategy<Value = ListQuery> {
         )
 }
 
-/// All that a list and a report of a request answer.
-async fn answers(store: &dyn Store, query: &ListQuery) -> String {
+/// All that a list and a report of a request response.
+async fn responses(store: &dyn Store, query: &ListQuery) -> String {
     let list = store.list(query, None).await.expect("listed");
     let reports = ReportQuery {
         predicate: query.predicate.clone(),
@@ -195,14 +195,14 @@ async fn check(
 
     let mut before = Vec::new();
     for query in queries {
-        before.push(answers(store, query).await);
+        before.push(responses(store, query).await);
     }
     let images = apply(store, rows, write).await;
     leftover.extend(rows.iter().chain(&images).cloned());
     let touched = Tag::touched_by(&images.iter().map(Location::image).collect::<Vec<_>>());
     prop_assert!(touched.len() <= 16 + 1);
     for (query, before) in queries.iter().zip(before) {
-        let changed = before != answers(store, query).await;
+        let changed = before != responses(store, query).await;
         let dropped = touched.contains(&Tag::of_predicate(&query.predicate));
         prop_assert!(dropped || !changed, "a stale list: {query:?}");
         counts.changed += usize::from(changed);

@@ -18,7 +18,7 @@
 //!
 //! A server takes the other's data, and loses its names: it was restarted from an older snapshot, or
 //! is a replica that lags behind until it takes the data again. Every step may reach either server:
-//! one was promoted, the other still answers. A server may be flushed.
+//! one was promoted, the other still responds. A server may be flushed.
 //!
 //! **Bounds.** One or two writes, a loader and a reader at a time; epochs 0 to 2 or 3. What
 //! `protocol` has isn't repeated: keys that are lost one by one, deadlines of writers that died.
@@ -61,7 +61,7 @@ enum Protection {
     WaitToAcknowledge,
     /// A suspension isn't ended before it is settled.
     WaitToActivate,
-    /// A server that doesn't go by the epoch's name answers nothing.
+    /// A server without the epoch's name runs no step.
     Identity,
     /// A server that takes other data loses its names.
     NamesEnd,
@@ -92,7 +92,7 @@ struct State {
     writers: [Writer; 2],
     loader: Loader,
     reader: Option<Reader>,
-    /// A reader was answered what lacks a write that it must reflect.
+    /// A reader received a list without a write that it must reflect.
     stale: bool,
 }
 
@@ -180,11 +180,11 @@ impl Coordinator {
         (is_known || !self.has(Protection::Identity)).then_some(&mut tags[place])
     }
 
-    /// Whether a write that began in an epoch can be acknowledged without reopening, because nobody
+    /// Whether a write that began in an epoch can be acknowledged without reopening, because no replica
     /// serves from it any more.
     fn is_left(&self, state: &State, epoch: u8) -> bool {
         let suspended = last_active(epoch) + 1;
-        // Whoever has closed nothing waited before.
+        // A writer that has closed nothing has waited before.
         let is_settled = state.settled
             || !self.has(Protection::WaitToAcknowledge)
             || !self.has(Protection::OneEpoch) && !is_active(epoch);
@@ -371,7 +371,7 @@ impl State {
         renumber(self.versions());
     }
 
-    /// Drops what is kept for epochs that nobody looks up or opens in any more.
+    /// Drops the state of epochs in which no reader looks up any more.
     fn forget_epochs(&mut self) {
         let read = self.reader.map(|reader| reader.epoch);
         let current = last_active(self.epoch);

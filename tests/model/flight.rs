@@ -5,7 +5,7 @@
 //!
 //! **Actions.** A write is committed, and acknowledged. A reader asks, which is where it joins; or
 //! leaves. The flight reads; and lands, whereupon the next one starts if anybody waits for it. It is
-//! dropped if nobody waits for it any more.
+//! dropped when no reader waits for it any more.
 //!
 //! **Bounds.** Three writes, three readers, who ask again any number of times. The cache is left
 //! out: what a flight does besides reading the database is in `protocol`.
@@ -15,7 +15,8 @@ use stateright::{Model, Property};
 use crate::{refute, verify};
 
 /// To a reader, what was acknowledged before it asked.
-const REFLECTS: &str = "an answer reflects what was acknowledged before its reader asked";
+const REFLECTS: &str =
+    "a response reflects every write that was acknowledged before its reader asked";
 
 const WRITES: u8 = 3;
 const READERS: usize = 3;
@@ -33,7 +34,7 @@ struct State {
     acknowledged: u8,
     flight: Flight,
     readers: [Reader; READERS],
-    /// A reader was answered from before a write that was acknowledged when it asked.
+    /// A reader received a list from before a write that was acknowledged when it asked.
     stale: bool,
 }
 
@@ -157,12 +158,15 @@ impl Model for Sharing {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(REFLECTS, |_, state: &State| !state.stale),
-            Property::always("nobody waits for nothing", |_, state: &State| {
-                let mut readers = state.readers.iter();
-                !state.is_abandoned()
-                    && (state.flight != Flight::None
-                        || readers.all(|reader| *reader == Reader::Idle))
-            }),
+            Property::always(
+                "no reader waits without an execution",
+                |_, state: &State| {
+                    let mut readers = state.readers.iter();
+                    !state.is_abandoned()
+                        && (state.flight != Flight::None
+                            || readers.all(|reader| *reader == Reader::Idle))
+                },
+            ),
             Property::sometimes("two share a flight", |_, state: &State| {
                 let aboard = |reader: &&Reader| matches!(reader, Reader::Aboard(_));
                 state.readers.iter().filter(aboard).count() == 2

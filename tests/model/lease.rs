@@ -1,11 +1,11 @@
-//! The timing of a lease: why nobody serves from an epoch any more when the first write begins in
+//! The timing of a lease: why no replica serves from an epoch any more when the first write begins in
 //! the suspension after it. With ticks of a clock; `epoch` has this as one step, `Settle`.
 //!
 //! **State.** The time; when the row was stamped with its suspension, and since when others can read
 //! that; the read of the row that a replica waits for, if any, and until when it may serve; when a
 //! writer learned of the suspension, and whether its write has begun.
 //!
-//! **Actions.** The clock ticks. A replica asks for the row, the database answers, the answer
+//! **Actions.** The clock ticks. A replica asks for the row, the database responds, the response
 //! arrives, each as late as it likes. The suspension is stamped, and commits. The writer learns of
 //! it, waits, and begins.
 //!
@@ -22,7 +22,7 @@ use crate::{refute, verify};
 const LEASE: u8 = 3;
 const END: u8 = 12;
 
-const NOBODY_SERVES: &str = "nobody serves from the epoch before when a write has begun";
+const NOT_SERVED: &str = "no replica serves from the epoch before when a write has begun";
 
 /// What can be taken out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,7 +171,7 @@ impl Model for Timing {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always(NOBODY_SERVES, |_, state: &State| {
+            Property::always(NOT_SERVED, |_, state: &State| {
                 !state.begun || state.until <= state.now
             }),
             Property::sometimes("a lease is renewed", |_, state: &State| state.until > LEASE),
@@ -191,7 +191,7 @@ fn without_an_end_of_the_lease_a_replica_serves_on() {
         &Timing {
             without: Some(Protection::Lease),
         },
-        NOBODY_SERVES,
+        NOT_SERVED,
         10,
     );
 }
@@ -202,7 +202,7 @@ fn without_counting_from_when_it_asked_a_lease_ends_too_late() {
         &Timing {
             without: Some(Protection::FromAsked),
         },
-        NOBODY_SERVES,
+        NOT_SERVED,
         10,
     );
 }
@@ -213,7 +213,7 @@ fn without_the_wait_a_write_begins_within_a_lease() {
         &Timing {
             without: Some(Protection::Wait),
         },
-        NOBODY_SERVES,
+        NOT_SERVED,
         7,
     );
 }
@@ -224,7 +224,7 @@ fn with_a_wait_from_the_stamp_a_lease_is_renewed_before_the_suspension_commits()
         &Timing {
             without: Some(Protection::FromSight),
         },
-        NOBODY_SERVES,
+        NOT_SERVED,
         10,
     );
 }

@@ -2,11 +2,11 @@
 //!
 //! **State.** That of [`protocol`](crate::protocol); the entry in the process, and one that is on its
 //! way there; the check of the tag's version that runs; for each reader whether it waits, for which
-//! check, and what its answer must reflect.
+//! check, and the writes that its result must reflect.
 //!
 //! **Actions.** Those of the protocol. What was filled, or found on the server, is kept in the
 //! process, any time later; it may be evicted. A reader asks when there is an entry, and joins the
-//! next check. The check reads the version, and ends, any time later: its readers are answered from
+//! next check. The check reads the version, and ends, any time later: its readers are served from
 //! the process if the entry there has that version, and go on to the server if not.
 //!
 //! **Bounds.** One or two writes, one loader, two readers who ask again any number of times.
@@ -48,7 +48,7 @@ struct State {
     kept: Option<Entry>,
     check: Check,
     readers: [Reader; 2],
-    /// A reader was answered from the process what lacks a write that it must reflect.
+    /// A reader received a local entry without a write that it must reflect.
     stale: bool,
 }
 
@@ -62,7 +62,7 @@ enum Check {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reader {
     Idle,
-    /// For the check that runs. With what its answer must reflect.
+    /// For the check that runs. With the writes that its result must reflect.
     Aboard(Writes),
     /// For the one after it.
     Waiting(Writes),
@@ -76,7 +76,7 @@ enum Action {
     Evict,
     Ask(usize),
     ReadVersion,
-    Answer,
+    Respond,
 }
 
 impl Local {
@@ -123,7 +123,7 @@ impl Model for Local {
         match state.check {
             Check::None => {}
             Check::Sent => actions.push(Action::ReadVersion),
-            Check::Read(_) => actions.push(Action::Answer),
+            Check::Read(_) => actions.push(Action::Respond),
         }
     }
 
@@ -163,7 +163,7 @@ impl Model for Local {
                 let version = state.shared.check();
                 state.check = Check::Read(version);
             }
-            Action::Answer => {
+            Action::Respond => {
                 let Check::Read(version) = before.check else {
                     return None;
                 };
@@ -201,7 +201,7 @@ impl Model for Local {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(REFLECTS, |_, state: &State| !state.stale),
-            Property::sometimes("the process has the answer", |_, state: &State| {
+            Property::sometimes("the process has the entry", |_, state: &State| {
                 let current = state.kept.map(|entry| entry.version);
                 state.check == Check::Read(current) && current.is_some()
             }),

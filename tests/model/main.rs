@@ -3,10 +3,10 @@
 //! | model | of what | what is found |
 //! | --- | --- | --- |
 //! | [`protocol`] | tags on one cache server, which loses anything at any moment; writers that crash and pause, retries, moves | a hit reflects what was acknowledged; while no note is lost it agrees with the database; a closed tag opens again |
-//! | [`flight`] | readers that share their reads of the database | an answer is from after its reader asked |
+//! | [`flight`] | readers that share their reads of the database | a response is from after its reader asked |
 //! | [`local`] | the cache in the process, over `protocol` | a local hit reflects what was written before its reader asked |
-//! | [`lease`] | how long a replica may serve, and how long a write waits, in ticks of a clock | nobody serves any more when the first write begins |
-//! | [`epoch`] | leaving a cache server and coming back: servers that restart with old data, lag, are promoted, or still answer | a hit reflects what was written before its reader asked; writes and the cache go on |
+//! | [`lease`] | how long a replica may serve, and how long a write waits, in ticks of a clock | no replica serves any more when the first write begins |
+//! | [`epoch`] | leaving a cache server and coming back: servers that restart with old data, lag, are promoted, or still respond | a hit reflects what was written before its reader asked; writes and the cache go on |
 //!
 //! Each begins with its state, actions and bounds. Most runs have no bound on how long they are: what
 //! is the same but for the numbers of versions is one state, so a model is finite although reads,

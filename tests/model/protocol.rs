@@ -32,7 +32,7 @@ const REFLECTS: &str = "a hit reflects every acknowledged write";
 /// As long as no note is lost while its write is in flight. Anyone can read past the cache what is
 /// committed, so this is what makes lists linearizable.
 const AGREES: &str = "a hit agrees with the database";
-/// If nobody goes on but a loader, when all deadlines have passed.
+/// If only loaders go on, when all deadlines have passed.
 const RECOVERS: &str = "a closed tag opens again, and serves";
 
 /// What can be taken out.
@@ -148,7 +148,7 @@ impl Protocol {
         self.without != Some(protection)
     }
 
-    /// Whether every hit would reflect these writes, as far as they change its answer.
+    /// Whether every hit would reflect these writes, as far as they change its list.
     fn hits_reflect(&self, state: &State, writes: Writes) -> bool {
         (0..).zip(&state.tags).all(|(index, tag)| {
             let touching = (0..).zip(&self.writes).map(|(write, Write { tags, .. })| {

@@ -77,7 +77,7 @@ impl Tag {
     }
 }
 
-/// Numbers versions by their first appearance. What differs in the numbers alone is the same state,
+/// Numbers versions by their first appearance. States that differ only in the numbers are the same state,
 /// and so there are finitely many, however often tags are closed and opened.
 pub fn renumber<'a>(versions: impl Iterator<Item = &'a mut Version>) {
     let mut known = Vec::new();
