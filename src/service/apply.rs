@@ -91,15 +91,15 @@ async fn lock(
         .lock(id)
         .await?
         .filter(|location| caller.scope().is_none_or(|owner| *owner == location.owner));
-    let error = match &location {
-        None => Error::NotFound(vec![id]),
+    let (error, image) = match location {
+        None => (Error::NotFound(vec![id]), None),
         Some(location) if etag.is_some_and(|etag| *etag != location.etag) => {
-            Error::EtagMismatch(id)
+            (Error::EtagMismatch(id), Some(location.image()))
         }
-        Some(_) => return Ok(location.expect("the arm before takes none")),
+        Some(location) => return Ok(location),
     };
     let mut images = transaction.take_previous_images(&[id]).await?;
-    images.extend(location.map(|location| location.image()));
+    images.extend(image);
     Err(Rejected { error, images })
 }
 

@@ -1,7 +1,7 @@
 //! The row `cache_epoch` of a `PostgreSQL` database: the state of the cache that replicas share.
 //!
 //! The commit of a write checks the row under a shared lock, which it holds until the commit is
-//! visible (`check_write` in the migrations); the epoch changes under the exclusive lock. So a write is
+//! visible (`check_commit` in the migrations); the epoch changes under the exclusive lock. So a write is
 //! either visible to everything in the next epoch, or refused. The lock is an advisory one, because
 //! a lock on the row would make every commit write to the same row.
 //!
