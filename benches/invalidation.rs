@@ -40,7 +40,7 @@ use location_service::{
         OwnerId, Predicate, Principal, ProductionRunId, RegionCode, ReportQuery, Text,
     },
     proto::location::v1,
-    service::{CacheMode, CachedResponse, Creation, Service, Source, Write},
+    service::{CacheMode, CachedResponse, Concurrency, Creation, Service, Source, Write},
     store::{Migrate, postgres},
 };
 use prost::Message as _;
@@ -635,8 +635,9 @@ async fn connect(
 }
 
 async fn service(database: &str, cache: Arc<RedisCache>) -> Outcome<Service> {
+    const CONNECTIONS: u32 = 8;
     let options = postgres::Options {
-        max_connections: 8,
+        max_connections: CONNECTIONS,
         migrate: Migrate::Auto,
     };
     let store = postgres::open(database, options).await?;
@@ -645,7 +646,16 @@ async fn service(database: &str, cache: Arc<RedisCache>) -> Outcome<Service> {
         Arc::clone(&cache),
     )
     .await?;
-    Ok(Service::new(store, cache, Some(Arc::new(epochs))).await?)
+    let connections = CONNECTIONS as usize;
+    let concurrency = Concurrency::shared(connections);
+    Ok(Service::new(
+        store,
+        cache,
+        Some(Arc::new(epochs)),
+        concurrency,
+        Some(connections),
+    )
+    .await?)
 }
 
 fn principal(subject: &str, admin: bool) -> Outcome<Principal> {

@@ -12,7 +12,7 @@ use crate::{
     coordination::Coordinator,
     error::Error,
     server::Server,
-    service::Service,
+    service::{Concurrency, Service},
     store::{self, OpenError, Store, postgres, sqlite},
 };
 
@@ -135,10 +135,21 @@ impl App {
             cache,
             epochs,
         } = engines;
+        let concurrency = match &config.database.url {
+            DatabaseUrl::Sqlite(_) => {
+                Concurrency::apart(sqlite::READERS as usize, sqlite::WRITERS as usize)
+            }
+            DatabaseUrl::Postgres(_) => {
+                Concurrency::shared(config.database.max_connections as usize)
+            }
+        };
+        let max_calls = config.server.max_calls_per_caller;
         Ok(Self(Server {
-            service: Service::new(Arc::clone(&store), cache, epochs).await?,
+            service: Service::new(Arc::clone(&store), cache, epochs, concurrency, max_calls)
+                .await?,
             store,
             authenticator: Arc::new(authenticator),
+            max_connections: config.server.max_connections,
             shared_cache: config.redis.is_some(),
             shutdown_grace: config.server.shutdown_grace,
         }))

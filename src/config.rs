@@ -44,6 +44,12 @@ pub struct ServeConfig {
 pub struct ServerConfig {
     /// The address to listen on. Port 0 picks a free port.
     pub listen: SocketAddr,
+    /// The most connections that are open at once, 1 or more; `None` derives it from the limit of
+    /// file descriptors.
+    pub max_connections: Option<usize>,
+    /// The most reads, and likewise writes, of one caller that use the database at once, 1 or more;
+    /// `None` is a quarter of all.
+    pub max_calls_per_caller: Option<usize>,
     /// How long calls in flight may take to finish after the service was asked to stop, up to
     /// [`MAX_SHUTDOWN_GRACE_SECS`].
     pub shutdown_grace: Duration,

@@ -50,6 +50,28 @@ pub enum Error {
         value: usize,
     },
 
+    /// As many streams as possible are open.
+    #[error("too many watches are open, the limit is {0}: close some, or retry later")]
+    TooManyWatches(usize),
+
+    /// A list with `query` read too many rows.
+    #[error(
+        "the list with this query was not read within {0:?}: narrow it, with production_run_id or \
+         owner_id for example"
+    )]
+    QueryTooSlow(std::time::Duration),
+
+    /// The caller has too many calls under way.
+    #[error(
+        "you have too many calls under way, the limit is {value} {limit}: send fewer at once, and retry later"
+    )]
+    CallerLimit {
+        /// The name of the limit.
+        limit: &'static str,
+        /// The value of the limit.
+        value: usize,
+    },
+
     /// No locations that the caller may see have these ids.
     #[error("location {} was not found{}", .0[0], and_more(.0.len()))]
     NotFound(Vec<LocationId>),

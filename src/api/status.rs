@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::AsciiMetadataValue};
 use tonic_types::{
     BadRequest, ErrorDetail, ErrorInfo, FieldViolation, ResourceInfo, RetryInfo, StatusExt as _,
 };
@@ -18,6 +18,9 @@ const LOCATION: &str = "location.v1.Location";
 
 /// The delay in `RetryInfo`.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The trailer that tells a client when to retry (gRFC A6).
+const PUSHBACK: &str = "grpc-retry-pushback-ms";
 
 /// Maximum size of the text in a status's details. Clients accept 8 KiB of trailers, where the
 /// details are encoded as base64.
@@ -48,9 +51,20 @@ impl From<Error> for Status {
                 info.metadata.insert("limit".to_owned(), limit.to_string());
                 info.metadata.insert("value".to_owned(), size.to_string());
             }
-            Error::Overloaded { limit, value } => {
+            Error::Overloaded { limit, value } | Error::CallerLimit { limit, value } => {
                 info.metadata
                     .insert("limit".to_owned(), (*limit).to_owned());
+                info.metadata.insert("value".to_owned(), value.to_string());
+            }
+            Error::QueryTooSlow(limit) => {
+                let name = "milliseconds of a list with query";
+                info.metadata.insert("limit".to_owned(), name.to_owned());
+                let value = limit.as_millis().to_string();
+                info.metadata.insert("value".to_owned(), value);
+            }
+            Error::TooManyWatches(value) => {
+                info.metadata
+                    .insert("limit".to_owned(), "watches".to_owned());
                 info.metadata.insert("value".to_owned(), value.to_string());
             }
             Error::NotFound(ids) => {
@@ -84,7 +98,24 @@ impl From<Error> for Status {
             details.push(RetryInfo::new(Some(RETRY_AFTER)).into());
         }
         details.insert(0, info.into());
-        Status::with_error_details_vec(code, error.to_string(), details)
+        let mut status = Status::with_error_details_vec(code, error.to_string(), details);
+        if let Some(pushback) = pushback(&error) {
+            status.metadata_mut().insert(PUSHBACK, pushback);
+        }
+        status
+    }
+}
+
+/// Returns the milliseconds after which a client should retry a refused call; a negative number tells
+/// it not to.
+fn pushback(error: &Error) -> Option<AsciiMetadataValue> {
+    match error {
+        Error::Overloaded { .. }
+        | Error::CallerLimit { .. }
+        | Error::TooManyWatches(_)
+        | Error::QueryTooSlow(_) => u32::try_from(RETRY_AFTER.as_millis()).ok().map(Into::into),
+        Error::MessageTooLarge { .. } => Some(AsciiMetadataValue::from_static("-1")),
+        _ => None,
     }
 }
 
@@ -96,7 +127,11 @@ fn classify(error: &Error) -> (Code, &'static str) {
         }
         Error::MessageTooLarge { .. } => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
         Error::MessageTimeout(_) => (Code::DeadlineExceeded, "MESSAGE_TIMEOUT"),
-        Error::Overloaded { .. } => (Code::ResourceExhausted, "OVERLOADED"),
+        Error::Overloaded { .. } | Error::QueryTooSlow(_) => {
+            (Code::ResourceExhausted, "OVERLOADED")
+        }
+        Error::TooManyWatches(_) => (Code::ResourceExhausted, "TOO_MANY_WATCHES"),
+        Error::CallerLimit { .. } => (Code::ResourceExhausted, "CALLER_LIMIT"),
         Error::NotFound(_) => (Code::NotFound, "LOCATION_NOT_FOUND"),
         Error::AlreadyExists { .. } => (Code::AlreadyExists, "LOCATION_EXISTS"),
         Error::RequestIdReused(_) => (Code::AlreadyExists, "REQUEST_ID_REUSED"),
@@ -125,7 +160,10 @@ fn log(error: &Error, code: Code, reason: &str) {
     // A limit is logged when it is first reached.
     let is_refusal = matches!(
         error,
-        Error::Overloaded { .. } | Error::MessageTooLarge { .. }
+        Error::Overloaded { .. }
+            | Error::CallerLimit { .. }
+            | Error::TooManyWatches(_)
+            | Error::MessageTooLarge { .. }
     );
     let (text, cause) = (OneLine(error), OneLine(&cause));
     match code {

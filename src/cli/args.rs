@@ -15,7 +15,10 @@ use tracing_subscriber::EnvFilter;
 
 use super::{
     error::ConfigError,
-    values::{claim, database_url, existing_file, log_filter, redis_url, seconds, socket_address},
+    values::{
+        claim, database_url, existing_file, log_filter, positive, redis_url, seconds,
+        socket_address,
+    },
 };
 
 pub const SERVE_EXAMPLES: &str = "\
@@ -53,6 +56,22 @@ pub struct ServeArgs {
     #[arg(default_value = "127.0.0.1:50051", value_parser = socket_address)]
     #[arg(help_heading = "Server")]
     listen: SocketAddr,
+
+    /// Maximum number of open connections; half of them for one address [default: 8192, or 96 fewer
+    /// than the hard limit of file descriptors]
+    #[arg(long, value_name = "NUMBER", env = "LOCATION_SERVICE_MAX_CONNECTIONS")]
+    #[arg(value_parser = positive, help_heading = "Server")]
+    max_connections: Option<usize>,
+
+    /// Maximum number of reads of one caller that use the database at once, and likewise of writes;
+    /// further ones wait for their turn [default: a quarter of all]
+    #[arg(
+        long,
+        value_name = "NUMBER",
+        env = "LOCATION_SERVICE_MAX_CALLS_PER_CALLER"
+    )]
+    #[arg(value_parser = positive, help_heading = "Server")]
+    max_calls_per_caller: Option<usize>,
 
     /// Time for calls in flight to finish after SIGTERM or SIGINT
     #[arg(
@@ -220,6 +239,8 @@ impl ServeArgs {
         Ok(ServeConfig {
             server: ServerConfig {
                 listen: self.listen,
+                max_connections: self.max_connections,
+                max_calls_per_caller: self.max_calls_per_caller,
                 shutdown_grace: self.shutdown_grace_secs,
             },
             database: DatabaseConfig {

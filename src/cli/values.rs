@@ -19,6 +19,14 @@ pub fn seconds(range: RangeInclusive<u64>) -> impl TypedValueParser<Value = Dura
     value_parser!(u64).range(range).map(Duration::from_secs)
 }
 
+/// Parses a number of 1 or more.
+pub fn positive(text: &str) -> Result<usize, String> {
+    text.parse()
+        .ok()
+        .filter(|number| *number > 0)
+        .ok_or_else(|| "must be a whole number of 1 or more".to_owned())
+}
+
 /// Parses an IP address with a port.
 pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {

@@ -37,11 +37,9 @@ use crate::{
     error::{Error, Result},
 };
 
-/// API calls that run at once. Further ones wait, until their deadlines.
-const MAX_CALLS: usize = 1_024;
-
-/// API calls that wait for a place.
-const MAX_WAITING_CALLS: usize = 4_096;
+/// API calls in progress, of all callers. Above the limits of the calls that use the database, so that
+/// cached hits never wait behind those.
+const MAX_CALLS: usize = 10_240;
 
 /// The memory of all API requests that don't arrive in one piece, until their calls end, in KiB.
 const MAX_REQUEST_KIB: usize = 128 << 10;
@@ -186,15 +184,22 @@ impl Limit {
                 let permits = Arc::clone(&self.permits);
                 permits.try_acquire_many_owned(count).ok()
             })
-            .ok_or_else(|| {
-                if !self.reached.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(limit = self.name, max = self.max, "a limit was reached");
-                }
-                Error::Overloaded {
-                    limit: self.name,
-                    value: self.max,
-                }
-            })
+            .ok_or_else(|| self.refusal())
+    }
+
+    /// Takes a permit at once, or refuses the call.
+    fn take_one(&self) -> Result<SemaphorePermit<'_>> {
+        self.permits.try_acquire().map_err(|_| self.refusal())
+    }
+
+    fn refusal(&self) -> Error {
+        if !self.reached.swap(true, Ordering::Relaxed) {
+            tracing::warn!(limit = self.name, max = self.max, "a limit was reached");
+        }
+        Error::Overloaded {
+            limit: self.name,
+            value: self.max,
+        }
     }
 
     /// Waits for a permit.
@@ -206,7 +211,6 @@ impl Limit {
 struct Limits {
     authenticator: Arc<Authenticator>,
     calls: Limit,
-    waiting_calls: Limit,
     request_kib: Limit,
     checks: Limit,
     watches: Limit,
@@ -219,7 +223,6 @@ impl Limits {
         Self {
             authenticator,
             calls: Limit::new("calls", MAX_CALLS),
-            waiting_calls: Limit::new("waiting calls", MAX_WAITING_CALLS),
             request_kib: Limit::new("KiB of requests", MAX_REQUEST_KIB),
             checks: Limit::new("health checks", MAX_CHECKS),
             watches: Limit::new("health watches", MAX_WATCHES),
@@ -253,7 +256,7 @@ impl Limits {
                 let caller = self.authenticator.authenticate(&head.headers)?;
                 let Message { frame, memory } =
                     receive(body, MAX_REQUEST_BYTES, &self.request_kib).await?;
-                let place = self.place().await?;
+                let place = self.calls.take_one()?;
                 let response = run(head, Incoming::Call { caller, frame }).await;
                 drop((place, memory));
                 response
@@ -261,7 +264,8 @@ impl Limits {
             Kind::HealthCheck | Kind::HealthWatch => {
                 let message = receive(body, MAX_NAME_BYTES, &self.health_request_kib).await?;
                 if kind == Kind::HealthWatch {
-                    guard.permit = Some(self.watches.take(1)?);
+                    let permit = self.watches.take(1);
+                    guard.permit = Some(permit.map_err(|_| Error::TooManyWatches(MAX_WATCHES))?);
                 }
                 let _place = self.checks.wait().await?;
                 run(head, Incoming::Other(full(message.frame))).await
@@ -274,15 +278,6 @@ impl Limits {
             Kind::Unknown => run(head, Incoming::Other(body)).await,
         };
         Ok(response.map(|response| response.map(|body| Guarded::new(body, guard))))
-    }
-
-    /// Waits for a place among the API calls that run.
-    async fn place(&self) -> Result<SemaphorePermit<'_>> {
-        if let Ok(place) = self.calls.permits.try_acquire() {
-            return Ok(place);
-        }
-        let _waiting = self.waiting_calls.take(1)?;
-        self.calls.wait().await
     }
 }
 

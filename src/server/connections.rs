@@ -76,14 +76,17 @@ pub struct Activity {
 }
 
 impl Connections {
-    /// Raises the limit of file descriptors, and derives the limit of connections from it.
-    pub fn new() -> Arc<Self> {
-        let descriptors = raise_descriptor_limit();
-        Self::with_max(
-            descriptors
-                .saturating_sub(RESERVED_DESCRIPTORS)
-                .clamp(1, MAX_CONNECTIONS),
-        )
+    /// Raises the limit of file descriptors. It bounds the number of connections too, and determines
+    /// it if `max` is `None`.
+    pub fn new(max: Option<usize>) -> Arc<Self> {
+        let possible = raise_descriptor_limit().saturating_sub(RESERVED_DESCRIPTORS);
+        if let Some(max) = max.filter(|max| *max > possible) {
+            tracing::warn!(
+                connections.max = possible,
+                "the limit of file descriptors allows fewer than {max} connections",
+            );
+        }
+        Self::with_max(max.unwrap_or(MAX_CONNECTIONS).min(possible).max(1))
     }
 
     fn with_max(max: usize) -> Arc<Self> {

@@ -70,6 +70,8 @@ pub struct Server {
     pub store: Arc<dyn Store>,
     /// Identifies callers.
     pub authenticator: Arc<Authenticator>,
+    /// Maximum number of open connections; `None` derives it from the limit of file descriptors.
+    pub max_connections: Option<usize>,
     /// Whether the cache has a tier in Redis.
     pub shared_cache: bool,
     /// The time for calls in flight to finish after a shutdown began.
@@ -101,7 +103,7 @@ impl Server {
         let watch_health = spawn(health::watch(health.clone(), Arc::clone(&self.store)));
         let _purge = spawn(purge_loop(Arc::clone(&self.store)));
 
-        let connections = Connections::new();
+        let connections = Connections::new(self.max_connections);
         let _sweep = spawn(Arc::clone(&connections).sweep_loop());
         let admission = Admission::new(Arc::clone(&self.authenticator));
         let api = LocationApi::new(self.service.clone());

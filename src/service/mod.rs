@@ -5,6 +5,7 @@
 //! | `read` | lists, gets and reports, from the cache or the database |
 //! | `write` | the protocol around a write: close the tags, commit, reopen them |
 //! | `apply` | the statements of a write within its transaction |
+//! | `shares` | fair shares of the database among callers |
 //! | `admin` | inspecting and invalidating the cache |
 //! | `error` | errors of the layers below → errors of the domain |
 
@@ -12,22 +13,25 @@ mod admin;
 mod apply;
 mod error;
 mod read;
+mod shares;
 mod write;
 
 use std::sync::Arc;
 
 use tokio_util::task::TaskTracker;
 
-use self::read::ReadCounters;
 pub use self::{
     admin::{CacheAdmin, ListExplanation},
     read::{CacheMode, CachedResponse, FwdReason, ReadStats, Source},
+    shares::Concurrency,
     write::{Creation, Write},
 };
+use self::{read::ReadCounters, shares::Shares};
 use crate::{
     cache::{Cache, Key, NextFlight},
     coordination::Coordinator,
     error::Result,
+    model::OwnerId,
     page_token::PageTokens,
     store::Store,
 };
@@ -40,17 +44,23 @@ pub struct Service {
     /// Set if replicas share the cache.
     coordinator: Option<Arc<Coordinator>>,
     page_tokens: PageTokens,
-    flights: Arc<NextFlight<(Key, CacheMode), Result<CachedResponse>>>,
+    /// By caller, so that no caller's read waits for another's turn.
+    flights: Arc<NextFlight<(Key, CacheMode, OwnerId), Result<CachedResponse>>>,
+    shares: Arc<Shares>,
     counters: Arc<ReadCounters>,
     writes: TaskTracker,
 }
 
 impl Service {
-    /// Creates the service; `coordinator` is required if replicas share the cache.
+    /// Creates the service; `coordinator` is required if replicas share the cache. The concurrency is the
+    /// store's; one caller gets at most `max_calls_per_caller` of it at once, for reads and for
+    /// writes; by default a quarter.
     pub async fn new(
         store: Arc<dyn Store>,
         cache: Arc<dyn Cache>,
         coordinator: Option<Arc<Coordinator>>,
+        concurrency: Concurrency,
+        max_calls_per_caller: Option<usize>,
     ) -> Result<Self> {
         let page_tokens = PageTokens::new(store.page_token_key().await?);
         Ok(Self {
@@ -59,6 +69,7 @@ impl Service {
             coordinator,
             page_tokens,
             flights: Arc::default(),
+            shares: Shares::new(concurrency, max_calls_per_caller),
             counters: Arc::default(),
             writes: TaskTracker::new(),
         })

@@ -4,7 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 
-use super::Service;
+use super::{Service, shares::Kind};
 use crate::{
     cache::{Counter, Key, Lookup, Tag, Tier},
     error::{Error, Result},
@@ -146,7 +146,7 @@ impl Service {
         let plan = self.plan_list(caller, &mut query, page_token)?;
         let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
         let PagePlan { request, after, .. } = plan;
-        self.read_through(plan.entry, mode, async move {
+        self.read_through(caller, plan.entry, mode, async move {
             let page = store.list(&query, after.as_ref()).await?;
             let next = page.next.map(|end| page_tokens.encode(&request, &end));
             Frame::encode(&v1::ListLocationsResponse::new(
@@ -181,7 +181,7 @@ impl Service {
         let plan = self.plan(request, &query.predicate, page_token, ())?;
         let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
         let PagePlan { request, after, .. } = plan;
-        self.read_through(plan.entry, mode, async move {
+        self.read_through(caller, plan.entry, mode, async move {
             let page = store.reports(&query, after.as_ref()).await?;
             let next = page.next.map(|end| page_tokens.encode(&request, &end));
             Frame::encode(&v1::ListLocationReportsResponse::new(page.items, next))
@@ -216,7 +216,7 @@ impl Service {
         let request = v1::GetLocationRequest::from(id);
         let entry = Entry::new(&request, caller.scope(), Tag::of_location(id));
         let (store, owner) = (Arc::clone(&self.store), caller.scope().cloned());
-        self.read_through(entry, mode, async move {
+        self.read_through(caller, entry, mode, async move {
             let found = store.get(&[id], owner.as_ref()).await?;
             let location = found
                 .into_iter()
@@ -233,7 +233,13 @@ impl Service {
         caller: &Principal,
         ids: &[LocationId],
     ) -> Result<HashMap<LocationId, Location>> {
-        let found = self.store.get(ids, caller.scope()).await?;
+        let _call = self.shares.call(Kind::Read, &caller.subject)?;
+        let place = self.shares.place(Kind::Read, &caller.subject).await?;
+        let found = self.store.get(ids, caller.scope()).await;
+        drop(place);
+        let found = found.map_err(Error::from);
+        self.shares.record(&found);
+        let found = found?;
         let found: HashMap<_, _> = found
             .into_iter()
             .map(|location| (location.id, location))
@@ -254,17 +260,19 @@ impl Service {
     /// stores it.
     async fn read_through(
         &self,
+        caller: &Principal,
         entry: Entry,
         mode: CacheMode,
         load: impl Future<Output = Result<Frame>> + Send + 'static,
     ) -> Result<CachedResponse> {
-        let response = self.look_up_or_load(entry, mode, load).await;
+        let response = self.look_up_or_load(caller, entry, mode, load).await;
         self.counters.count(&response);
         response
     }
 
     async fn look_up_or_load(
         &self,
+        caller: &Principal,
         Entry { key, tag }: Entry,
         mode: CacheMode,
         load: impl Future<Output = Result<Frame>> + Send + 'static,
@@ -276,6 +284,8 @@ impl Service {
         if let Some(Ok(Lookup::Hit { body, tier, .. })) = first {
             return Ok(hit(body, tier));
         }
+        let _call = self.shares.call(Kind::Read, &caller.subject)?;
+        let (shares, subject) = (Arc::clone(&self.shares), caller.subject.clone());
         let cache = Arc::clone(&self.cache);
         let flight = move |at_once: bool| async move {
             let lookup = match first {
@@ -294,13 +304,17 @@ impl Service {
                 Some(Lookup::Closed) => (None, FwdReason::Closed),
                 None => (None, FwdReason::Unavailable),
             };
+            let place = shares.place(Kind::Read, &subject).await?;
             // Another flight may have filled the cache since the lookup.
             if mode == CacheMode::Default
                 && let Some(frame) = version.and_then(|version| cache.peek_local(&key, version))
             {
                 return Ok(hit(frame, Tier::Local));
             }
-            let frame = load.await?;
+            let loaded = load.await;
+            drop(place);
+            shares.record(&loaded);
+            let frame = loaded?;
             let version = if is_enabled(Failpoint::FillWithoutVersionCheck) {
                 match cache.lookup(&tag, &key).await {
                     Ok(Lookup::Hit { version, .. } | Lookup::Miss(version)) => Some(version),
@@ -330,7 +344,7 @@ impl Service {
         };
         let shared = self
             .flights
-            .join((key, mode), flight)
+            .join((key, mode, caller.subject.clone()), flight)
             .await
             .map_err(Error::internal)?;
         let mut response = shared.value?;

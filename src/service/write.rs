@@ -13,6 +13,7 @@ use uuid::Uuid;
 use super::{
     Service,
     apply::{Applied, Rejected, apply},
+    shares::{Kind, Place},
 };
 use crate::{
     cache::{Cache, CacheError, Tag, WriteId},
@@ -97,7 +98,10 @@ impl Service {
                 .collect(),
             Write::Update { .. } | Write::Delete { .. } => Vec::new(),
         };
-        let writer = Writer {
+        let _call = self.shares.call(Kind::Write, &caller.subject)?;
+        let shares = Arc::clone(&self.shares);
+        let mut writer = Writer {
+            place: None,
             store: Arc::clone(&self.store),
             cache: Arc::clone(&self.cache),
             coordinator: self.coordinator.clone(),
@@ -108,8 +112,18 @@ impl Service {
             cancelled,
             tasks: self.writes.clone(),
         };
+        let run = async move {
+            let place = tokio::select! {
+                place = shares.place(Kind::Write, &writer.caller.subject) => place?,
+                () = writer.cancelled.cancelled() => return Err(Error::Cancelled),
+            };
+            writer.place = Some(place);
+            let written = Arc::new(writer).run().await;
+            shares.record(&written);
+            written
+        };
         self.writes
-            .spawn(Arc::new(writer).run().in_current_span())
+            .spawn(run.in_current_span())
             .await
             .map_err(Error::internal)?
     }
@@ -117,6 +131,8 @@ impl Service {
 
 /// A write in progress.
 struct Writer {
+    /// Its place, until its tags have been reopened after the commit.
+    place: Option<Place>,
     store: Arc<dyn Store>,
     cache: Arc<dyn Cache>,
     coordinator: Option<Arc<Coordinator>>,

@@ -1,6 +1,6 @@
 //! Why a database couldn't be opened, and why an operation on it failed.
 
-use std::{error::Error as StdError, path::PathBuf, sync::Arc};
+use std::{error::Error as StdError, path::PathBuf, sync::Arc, time::Duration};
 
 use crate::{error::Cause, model::LocationId};
 
@@ -32,6 +32,10 @@ pub enum StoreError {
     /// The database can't be reached, or didn't respond in time.
     #[error("the database is unavailable")]
     Unavailable(#[source] Cause),
+
+    /// The statement read too many rows, and was cancelled.
+    #[error("the statement took longer than {0:?}")]
+    TooSlow(Duration),
 
     /// The commit may or may not have taken effect.
     #[error("the outcome of the commit is unknown")]

@@ -32,6 +32,9 @@ pub const WAIT_SECS: u64 = 5;
 /// Time-out of a statement. PostgreSQL enforces it by itself.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Time limit of a list with [`ListQuery::text`], which reads every row that the other filters leave.
+pub const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// Maximum age of a write: PostgreSQL refuses to commit an older one. Waiting for a write whose
 /// outcome is unknown has to take longer, by a wide margin.
 pub const MAX_WRITE: Duration = Duration::from_secs(15);
@@ -54,7 +57,8 @@ pub enum Migrate {
 /// Every method may fail with [`StoreError::Unavailable`]. Dropping a future cancels its query.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Returns the page of the list that follows `after`. Counts with a second statement.
+    /// Returns the page of the list that follows `after`. Counts with a second statement. Fails with
+    /// [`StoreError::TooSlow`] after [`QUERY_TIMEOUT`], if the list has a text to search for.
     async fn list(
         &self,
         query: &ListQuery,

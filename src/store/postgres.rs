@@ -250,6 +250,7 @@ impl Dialect for Postgres {
     /// instead.
     const BEGIN: &'static str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
     const FOR_UPDATE: &'static str = " FOR UPDATE";
+    const POSITION: &'static str = "strpos";
 
     type Interrupt = ();
 

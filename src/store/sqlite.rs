@@ -26,8 +26,11 @@ use crate::model::Epoch;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// Connections that read at the same time.
-const READERS: u32 = 4;
+/// Connections that read at the same time. A quarter of them still lets one caller use two cores.
+pub const READERS: u32 = 8;
+
+/// Connections that write at the same time: SQLite has one write lock.
+pub const WRITERS: u32 = 1;
 
 /// The number of virtual machine instructions between two checks for an interrupt: some
 /// microseconds.
@@ -61,7 +64,7 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         .disable_statement_logging();
     let pool = || SqlitePoolOptions::new().acquire_timeout(wait);
     let write_pool = pool()
-        .max_connections(1)
+        .max_connections(WRITERS)
         .connect_with(options.clone())
         .await
         .map_err(refused)?;
@@ -166,6 +169,7 @@ impl Dialect for Sqlite {
     /// busy time-out.
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
     const FOR_UPDATE: &'static str = "";
+    const POSITION: &'static str = "instr";
 
     const NOW: &'static str = "CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)";
 

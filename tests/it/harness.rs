@@ -192,6 +192,12 @@ impl TestApp {
         CacheServiceClient::with_interceptor(self.channel.clone(), bearer(subject, false))
     }
 
+    /// A client with a caller's token on a new connection.
+    pub async fn user_on_new_connection(&self, subject: &str) -> Client {
+        let channel = connect(&self.url).await;
+        LocationServiceClient::with_interceptor(channel, bearer(subject, false))
+    }
+
     fn client(&self, subject: &str, admin: bool) -> Client {
         LocationServiceClient::with_interceptor(self.channel.clone(), bearer(subject, admin))
     }
@@ -236,6 +242,9 @@ pub fn config(dir: &TempDir) -> ServeConfig {
     ServeConfig {
         server: ServerConfig {
             listen: "127.0.0.1:0".parse().expect("an address"),
+            max_connections: None,
+            // Races of one caller need all of the few connections.
+            max_calls_per_caller: Some(64),
             shutdown_grace: Duration::from_secs(5),
         },
         database: DatabaseConfig {

@@ -315,8 +315,9 @@ async fn health_watches_have_a_limit_of_their_own() {
     assert_eq!(number, 1_024, "{status:?}");
     assert_eq!(status.code(), Code::ResourceExhausted);
     let info = status.get_details_error_info().expect("it has ErrorInfo");
-    assert_eq!(info.reason, "OVERLOADED");
-    assert_eq!(info.metadata["limit"], "health watches");
+    assert_eq!(info.reason, "TOO_MANY_WATCHES");
+    assert_eq!(info.metadata["limit"], "watches");
+    assert_eq!(info.metadata["value"], "1024");
     assert_eq!(check_health(&app).await, ServingStatus::Serving);
     drop(watches);
     app.stop().await;

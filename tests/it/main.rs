@@ -54,6 +54,7 @@ mod redis_proxy;
 mod redis_refusals;
 mod replicas;
 mod robustness;
+mod shares;
 mod startup;
 mod tags;
 mod transfer;

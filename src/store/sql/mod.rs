@@ -27,6 +27,11 @@ pub(super) trait Dialect: Database + HasStatementCache + Bind {
     /// The suffix of a SELECT that locks the rows it returns.
     const FOR_UPDATE: &'static str;
 
+    /// The function that returns the position of a text in another one, or 0. Unlike LIKE, both take
+    /// nearly linear time for names of up to [`DisplayName`](crate::model::DisplayName)'s length: they
+    /// compare text as bytes, and don't go back.
+    const POSITION: &'static str;
+
     /// The SQL expression for the current time of the database, in microseconds since the Unix epoch.
     const NOW: &'static str;
 

@@ -157,25 +157,12 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
             self.push(" AND state = ").value(Value::Int(state as i64));
         }
         if !query.text.is_empty() {
-            self.push(" AND display_name_lower LIKE ")
-                .value(Value::Text(like_pattern(&query.text)))
-                .push(" ESCAPE '\\'");
+            self.push(format_args!(" AND {}(display_name_lower, ", DB::POSITION))
+                .value(query.text.as_str())
+                .push(") > 0");
         }
         self
     }
-}
-
-/// A LIKE pattern that matches any text that contains this one.
-fn like_pattern(text: &str) -> String {
-    let mut pattern = String::from("%");
-    for char in text.chars() {
-        if matches!(char, '%' | '_' | '\\') {
-            pattern.push('\\');
-        }
-        pattern.push(char);
-    }
-    pattern.push('%');
-    pattern
 }
 
 /// The SELECT of a page of locations. It returns one row more than the page's limit, which shows

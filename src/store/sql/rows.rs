@@ -101,7 +101,7 @@ const fn index(name: &str) -> usize {
 }
 
 /// A location as it is stored.
-pub(super) struct LocationRow {
+pub(in crate::store) struct LocationRow {
     pub(super) location: Location,
     /// Approximate size in a response.
     pub(super) bytes: usize,

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use sqlx::{Database, Executor, FromRow, IntoArguments, Pool, QueryBuilder};
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
-    super::{Store, StoreError, StoreResult, Transaction, sqlite::OpenFile},
+    super::{QUERY_TIMEOUT, Store, StoreError, StoreResult, Transaction, sqlite::OpenFile},
     Dialect,
     connection::{ConnectionGuard, TIMEOUT},
     query::{StatementExt as _, Value, get_statement, list_statement, report_statement},
@@ -45,20 +46,14 @@ impl<DB: Dialect> SqlStore<DB> {
     }
 }
 
-#[async_trait]
-impl<DB: Dialect> Store for SqlStore<DB>
+impl<DB: Dialect> SqlStore<DB>
 where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
     DB::Arguments: IntoArguments<DB>,
     LocationRow: for<'r> FromRow<'r, DB::Row>,
-    ReportRow: for<'r> FromRow<'r, DB::Row>,
-    RecordRow: for<'r> FromRow<'r, DB::Row>,
-    ImageRow: for<'r> FromRow<'r, DB::Row>,
-    (Uuid,): for<'r> FromRow<'r, DB::Row>,
     (i64,): for<'r> FromRow<'r, DB::Row>,
-    (Vec<u8>,): for<'r> FromRow<'r, DB::Row>,
 {
-    async fn list(
+    async fn read_list(
         &self,
         query: &ListQuery,
         after: Option<&Cursor>,
@@ -91,6 +86,34 @@ where
             id: last.id,
         });
         Ok(Page { items, next, total })
+    }
+}
+
+#[async_trait]
+impl<DB: Dialect> Store for SqlStore<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+    LocationRow: for<'r> FromRow<'r, DB::Row>,
+    ReportRow: for<'r> FromRow<'r, DB::Row>,
+    RecordRow: for<'r> FromRow<'r, DB::Row>,
+    ImageRow: for<'r> FromRow<'r, DB::Row>,
+    (Uuid,): for<'r> FromRow<'r, DB::Row>,
+    (i64,): for<'r> FromRow<'r, DB::Row>,
+    (Vec<u8>,): for<'r> FromRow<'r, DB::Row>,
+{
+    async fn list(
+        &self,
+        query: &ListQuery,
+        after: Option<&Cursor>,
+    ) -> StoreResult<Page<Location, Cursor>> {
+        if query.text.is_empty() {
+            self.read_list(query, after).await
+        } else {
+            timeout(QUERY_TIMEOUT, self.read_list(query, after))
+                .await
+                .unwrap_or(Err(StoreError::TooSlow(QUERY_TIMEOUT)))
+        }
     }
 
     async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> StoreResult<Vec<Location>> {
