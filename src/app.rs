@@ -137,7 +137,7 @@ impl App {
         } = engines;
         let concurrency = match &config.database.url {
             DatabaseUrl::Sqlite(_) => {
-                Concurrency::apart(sqlite::READERS as usize, sqlite::WRITERS as usize)
+                Concurrency::apart(sqlite::READERS as usize, sqlite::WRITES as usize)
             }
             DatabaseUrl::Postgres(_) => {
                 Concurrency::shared(config.database.max_connections as usize)

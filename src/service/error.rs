@@ -11,6 +11,7 @@ impl From<StoreError> for Error {
             StoreError::Conflict(cause) => Self::Conflict(cause),
             StoreError::Full(cause) => Self::StorageFull(cause),
             StoreError::Unavailable(cause) => Self::DatabaseUnavailable(cause),
+            StoreError::Overloaded { limit, value } => Self::Overloaded { limit, value },
             StoreError::TooSlow(limit) => Self::QueryTooSlow(limit),
             StoreError::OutcomeUnknown(cause) => Self::OutcomeUnknown(cause),
             StoreError::Corrupt(_) | StoreError::Unexpected(_) => Self::Internal(Arc::new(error)),

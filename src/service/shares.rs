@@ -90,10 +90,10 @@ impl Concurrency {
         }
     }
 
-    /// Reads and writes that share connections. A quarter of them is kept free of reads, and a quarter
+    /// Reads and writes that share connections. An eighth of them is kept free of reads, and an eighth
     /// of writes.
     pub fn shared(connections: usize) -> Self {
-        let most = (connections - connections / 4).min((connections - 1).max(1));
+        let most = connections.saturating_sub((connections / 8).max(1)).max(1);
         Self {
             reads: most,
             writes: most,
@@ -170,10 +170,10 @@ impl State {
 }
 
 impl Lane {
-    fn new(max: usize, max_of_caller: usize) -> Self {
+    fn new(max: usize, max_of_caller: Option<usize>) -> Self {
         Self {
             max,
-            max_of_caller: max_of_caller.clamp(1, max),
+            max_of_caller: max_of_caller.unwrap_or(max.div_ceil(4)).clamp(1, max),
             running: 0,
             calls: 0,
             callers: HashMap::new(),
@@ -221,7 +221,6 @@ impl Shares {
     /// Shares of a database's concurrency. A caller gets at most `max_of_caller` places for reads, and
     /// as many for writes; by default a quarter of all.
     pub(super) fn new(concurrency: Concurrency, max_of_caller: Option<usize>) -> Arc<Self> {
-        let max_of_caller = max_of_caller.unwrap_or(concurrency.total / 4);
         Arc::new(Self {
             state: Mutex::new(State {
                 running: 0,
@@ -489,7 +488,7 @@ mod tests {
             assert!(reads >= 1 && reads == writes && total == connections);
             assert!(reads < connections || connections == 1, "{connections}");
         }
-        assert_eq!(Concurrency::shared(16).reads, 12);
+        assert_eq!(Concurrency::shared(16).reads, 14);
     }
 
     #[tokio::test]

@@ -33,6 +33,15 @@ pub enum StoreError {
     #[error("the database is unavailable")]
     Unavailable(#[source] Cause),
 
+    /// A limit of the database is reached, and the call has waited in vain.
+    #[error("the limit of {value} {limit} is reached")]
+    Overloaded {
+        /// The name of the limit.
+        limit: &'static str,
+        /// The value of the limit.
+        value: usize,
+    },
+
     /// The statement read too many rows, and was cancelled.
     #[error("the statement took longer than {0:?}")]
     TooSlow(Duration),

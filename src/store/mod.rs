@@ -7,6 +7,7 @@ pub mod postgres;
 mod schema;
 mod sql;
 pub mod sqlite;
+mod wal;
 
 pub use self::{
     epoch::{EpochRow, EpochTable},

@@ -102,6 +102,7 @@ impl Database {
             write_pool: shared,
             ping_pool: self.pool(1),
             file: None,
+            wal: None,
         }))
     }
 

@@ -21,6 +21,7 @@ use sqlx::{
 use super::{
     Migrate, OpenError, Store, StoreError, StoreResult, WAIT_SECS, schema,
     sql::{Dialect, SqlStore},
+    wal::Wal,
 };
 use crate::model::Epoch;
 
@@ -30,7 +31,11 @@ static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 pub const READERS: u32 = 8;
 
 /// Connections that write at the same time: SQLite has one write lock.
-pub const WRITERS: u32 = 1;
+const WRITERS: u32 = 1;
+
+/// Writes that are in progress at the same time: one in a transaction, and one that has committed and
+/// reopens its tags, or waits for the connection.
+pub const WRITES: u32 = 2;
 
 /// The number of virtual machine instructions between two checks for an interrupt: some
 /// microseconds.
@@ -57,6 +62,8 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     let options = SqliteConnectOptions::new()
         .filename(path)
         .journal_mode(SqliteJournalMode::Wal)
+        // The log isn't longer afterwards than SQLite lets it become without readers.
+        .pragma("journal_size_limit", "4194304")
         // Acknowledged writes survive a loss of power.
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(wait)
@@ -78,11 +85,13 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         .connect_with(options.clone())
         .await
         .map_err(refused)?;
+    let wal = Wal::new(path, write_pool.clone());
     Ok(Arc::new(SqlStore {
         read_pool,
         write_pool,
         ping_pool: pool().max_connections(1).connect_lazy_with(options),
         file: Some(file),
+        wal: Some(wal),
     }))
 }
 
@@ -206,7 +215,12 @@ impl Dialect for Sqlite {
                 StoreError::Unavailable(Arc::new(error))
             }
             _ => match error {
-                sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed | sqlx::Error::Io(_) => {
+                // A file takes no time to open.
+                sqlx::Error::PoolTimedOut => StoreError::Overloaded {
+                    limit: "writes at once",
+                    value: WRITERS as usize,
+                },
+                sqlx::Error::PoolClosed | sqlx::Error::Io(_) => {
                     StoreError::Unavailable(Arc::new(error))
                 }
                 sqlx::Error::Decode(_) | sqlx::Error::ColumnDecode { .. } => {

@@ -3,6 +3,11 @@
 use std::{
     collections::BTreeSet,
     fs, iter,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -12,7 +17,8 @@ use h2::{
     client::{ResponseFuture, SendRequest},
 };
 use http::Method;
-use location_service::proto::location::v1;
+use location_service::{config::DatabaseUrl, proto::location::v1};
+use sqlx::{ConnectOptions as _, Connection as _, Executor as _, sqlite::SqliteConnectOptions};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -415,4 +421,109 @@ async fn a_client_that_takes_no_response_is_disconnected() {
     let list = admin.list_locations(harness::of_run("run")).await;
     assert_eq!(list.expect("listed").get_ref().locations.len(), 1);
     app.stop().await;
+}
+
+/// A batch of a thousand locations, of some MiB.
+fn batch() -> v1::BatchCreateLocationsRequest {
+    let location = v1::Location {
+        description: "x".repeat(2_000),
+        ..storage("long", "run")
+    };
+    v1::BatchCreateLocationsRequest {
+        requests: vec![harness::create(location); 1_000],
+    }
+}
+
+/// The size of the write-ahead log of a database in MiB.
+fn log_mib(database: &Path) -> u64 {
+    let mut path = database.as_os_str().to_owned();
+    path.push("-wal");
+    fs::metadata(path).map_or(0, |metadata| metadata.len()) >> 20
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_write_ahead_log_is_bounded_while_reads_overlap() {
+    let app = TestApp::spawn().await;
+    let DatabaseUrl::Sqlite(database) = &app.config.database.url else {
+        panic!("the database is SQLite");
+    };
+    let readers: Vec<_> = (0..8)
+        .map(|_| {
+            let mut client = app.admin();
+            tokio::spawn(async move {
+                loop {
+                    let mut request = tonic::Request::new(v1::ListLocationsRequest {
+                        query: "nothing".to_owned(),
+                        ..v1::ListLocationsRequest::default()
+                    });
+                    let no_cache = "no-cache".parse().expect("ASCII");
+                    request.metadata_mut().insert("cache-control", no_cache);
+                    client.list_locations(request).await.expect("listed");
+                }
+            })
+        })
+        .collect();
+    let longest = Arc::new(AtomicU64::new(0));
+    let sampler = tokio::spawn({
+        let (longest, database) = (Arc::clone(&longest), database.clone());
+        async move {
+            loop {
+                longest.fetch_max(log_mib(&database), Ordering::Relaxed);
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+    });
+    for _ in 0..12 {
+        let created = app.admin().batch_create_locations(batch()).await;
+        created.expect("created");
+    }
+    let longest = longest.load(Ordering::Relaxed);
+    assert!(longest < 32, "{longest} MiB");
+    harness::eventually("the log is truncated", || async { log_mib(database) <= 6 }).await;
+    sampler.abort();
+    for reader in readers {
+        assert!(!reader.is_finished(), "a list has failed");
+        reader.abort();
+    }
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_process_that_reads_for_long_is_logged_once() {
+    const WARNING: &str = "another process has been reading the database for long";
+    let home = Home::new();
+    let process = home.start().await;
+    let mut admin = process.admin().await;
+    admin
+        .create_location(harness::create(storage("a", "")))
+        .await
+        .expect("created");
+    let options = SqliteConnectOptions::new()
+        .filename(&home.database)
+        .read_only(true);
+    let mut reader = options.connect().await.expect("a connection");
+    let begin = "BEGIN; SELECT count(*) FROM locations";
+    reader
+        .execute(sqlx::raw_sql(begin))
+        .await
+        .expect("it reads");
+    for _ in 0..6 {
+        admin
+            .batch_create_locations(batch())
+            .await
+            .expect("created");
+    }
+    harness::eventually("a warning", || async { home.log().contains(WARNING) }).await;
+    // Writes go on.
+    admin
+        .create_location(harness::create(storage("b", "")))
+        .await
+        .expect("created");
+    assert!(log_mib(&home.database) > 6);
+    reader.close().await.expect("closed");
+    harness::eventually("the log is truncated", || async {
+        log_mib(&home.database) <= 6
+    })
+    .await;
+    assert_eq!(home.log().matches(WARNING).count(), 1);
 }

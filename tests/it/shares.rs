@@ -136,7 +136,7 @@ async fn a_full_pool_is_not_an_unavailable_database() {
     );
     let (own, other) = tokio::join!(write(ann), write(bob));
     assert_refused(&own, "CALLER_LIMIT", "writes of a caller that run", "1");
-    assert_refused(&other, "OVERLOADED", "writes that run", "1");
+    assert_refused(&other, "OVERLOADED", "writes at once", "1");
     gates.begun.release();
     holder.await.expect("no panic").expect("created");
     app.stop().await;

@@ -10,27 +10,29 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    super::{MAX_PAGE_BYTES, REPLY_MARGIN, STATEMENT_TIMEOUT, StoreError, StoreResult},
+    super::{MAX_PAGE_BYTES, REPLY_MARGIN, STATEMENT_TIMEOUT, StoreError, StoreResult, wal},
     Dialect,
     rows::LocationRow,
 };
 use crate::model::Location;
 
 /// The time-out of most statements.
-pub(super) const TIMEOUT: Option<Duration> = Some(STATEMENT_TIMEOUT);
+pub(in crate::store) const TIMEOUT: Option<Duration> = Some(STATEMENT_TIMEOUT);
 
 /// Longer statements aren't kept prepared: they are batches, each of which is unlikely to recur.
 const MAX_PREPARED_BYTES: usize = 640;
 
 /// A connection from a pool. If it is dropped during a statement or a transaction, the statement is
 /// interrupted, and the connection is closed, which rolls the transaction back.
-pub(super) struct ConnectionGuard<DB: Dialect> {
+pub(in crate::store) struct ConnectionGuard<DB: Dialect> {
     // Dropped before the connection, whose drop waits for the end of its statement.
     _interrupt: DB::Interrupt,
     connection: PoolConnection<DB>,
     /// Whether a statement hasn't ended.
     busy: bool,
     pub(super) in_transaction: bool,
+    /// The use of SQLite's write-ahead log, which ends with the statement.
+    pub(super) wal: Option<wal::Use>,
 }
 
 impl<DB: Dialect> Drop for ConnectionGuard<DB> {
@@ -42,7 +44,7 @@ impl<DB: Dialect> Drop for ConnectionGuard<DB> {
 }
 
 impl<DB: Dialect> ConnectionGuard<DB> {
-    pub(super) async fn acquire(pool: &Pool<DB>) -> StoreResult<Self> {
+    pub(in crate::store) async fn acquire(pool: &Pool<DB>) -> StoreResult<Self> {
         let mut connection = pool.acquire().await.map_err(DB::map_error)?;
         let interrupt = DB::interruptible(&mut connection)
             .await
@@ -52,6 +54,7 @@ impl<DB: Dialect> ConnectionGuard<DB> {
             connection,
             busy: false,
             in_transaction: false,
+            wal: None,
         })
     }
 }
@@ -62,7 +65,10 @@ where
     DB::Arguments: IntoArguments<DB>,
 {
     /// Runs a statement, and returns its rows.
-    pub(super) async fn rows<T>(&mut self, statement: &mut QueryBuilder<DB>) -> StoreResult<Vec<T>>
+    pub(in crate::store) async fn rows<T>(
+        &mut self,
+        statement: &mut QueryBuilder<DB>,
+    ) -> StoreResult<Vec<T>>
     where
         T: for<'r> FromRow<'r, DB::Row> + Send + Unpin,
     {
@@ -135,7 +141,7 @@ where
     }
 
     /// Runs statements without values, in one message. The outer error is a time-out.
-    pub(super) async fn command(
+    pub(in crate::store) async fn command(
         &mut self,
         sql: String,
         time_limit: Option<Duration>,

@@ -8,7 +8,11 @@ mod transaction;
 
 #[cfg(test)]
 pub(super) use self::query::{list_statement, report_statement};
-pub(super) use self::{query::Bind, store::SqlStore};
+pub(super) use self::{
+    connection::{ConnectionGuard, TIMEOUT},
+    query::Bind,
+    store::SqlStore,
+};
 
 use std::time::Duration;
 

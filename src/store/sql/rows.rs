@@ -214,7 +214,7 @@ impl<'de> Visitor<'de> for StoredLabels {
 
 /// A report as the database computes it.
 #[derive(FromRow)]
-pub(super) struct ReportRow {
+pub(in crate::store) struct ReportRow {
     r#type: i64,
     production_run_id: String,
     locations: i64,

@@ -1,6 +1,6 @@
 //! [`Store`] over a pool of connections.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{Database, Executor, FromRow, IntoArguments, Pool, QueryBuilder};
@@ -8,7 +8,9 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
-    super::{QUERY_TIMEOUT, Store, StoreError, StoreResult, Transaction, sqlite::OpenFile},
+    super::{
+        QUERY_TIMEOUT, Store, StoreError, StoreResult, Transaction, sqlite::OpenFile, wal::Wal,
+    },
     Dialect,
     connection::{ConnectionGuard, TIMEOUT},
     query::{StatementExt as _, Value, get_statement, list_statement, report_statement},
@@ -29,16 +31,46 @@ pub(in crate::store) struct SqlStore<DB: Database> {
     pub(in crate::store) ping_pool: Pool<DB>,
     /// SQLite's file.
     pub(in crate::store) file: Option<OpenFile>,
+    /// SQLite's write-ahead log.
+    pub(in crate::store) wal: Option<Arc<Wal>>,
 }
 
 impl<DB: Dialect> SqlStore<DB> {
     async fn reader(&self) -> StoreResult<ConnectionGuard<DB>> {
-        ConnectionGuard::acquire(&self.read_pool).await
+        let wal = match &self.wal {
+            Some(wal) => Some(wal.read().await),
+            None => None,
+        };
+        let mut reader = ConnectionGuard::acquire(&self.read_pool).await?;
+        reader.wal = wal;
+        Ok(reader)
     }
 
     async fn writer(&self) -> StoreResult<ConnectionGuard<DB>> {
         self.check_file()?;
-        ConnectionGuard::acquire(&self.write_pool).await
+        let wal = match &self.wal {
+            Some(wal) => Some(wal.write().await?),
+            None => None,
+        };
+        let mut writer = ConnectionGuard::acquire(&self.write_pool).await?;
+        writer.wal = wal;
+        Ok(writer)
+    }
+
+    /// Reads, and begins again when long reads have to stop.
+    async fn read<T, F>(&self, read: impl Fn() -> F) -> StoreResult<T>
+    where
+        F: Future<Output = StoreResult<T>>,
+    {
+        let Some(wal) = &self.wal else {
+            return read().await;
+        };
+        loop {
+            tokio::select! {
+                result = read() => return result,
+                () = wal.interrupted() => {}
+            }
+        }
     }
 
     fn check_file(&self) -> StoreResult<()> {
@@ -51,6 +83,7 @@ where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
     DB::Arguments: IntoArguments<DB>,
     LocationRow: for<'r> FromRow<'r, DB::Row>,
+    ReportRow: for<'r> FromRow<'r, DB::Row>,
     (i64,): for<'r> FromRow<'r, DB::Row>,
 {
     async fn read_list(
@@ -87,45 +120,8 @@ where
         });
         Ok(Page { items, next, total })
     }
-}
 
-#[async_trait]
-impl<DB: Dialect> Store for SqlStore<DB>
-where
-    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
-    DB::Arguments: IntoArguments<DB>,
-    LocationRow: for<'r> FromRow<'r, DB::Row>,
-    ReportRow: for<'r> FromRow<'r, DB::Row>,
-    RecordRow: for<'r> FromRow<'r, DB::Row>,
-    ImageRow: for<'r> FromRow<'r, DB::Row>,
-    (Uuid,): for<'r> FromRow<'r, DB::Row>,
-    (i64,): for<'r> FromRow<'r, DB::Row>,
-    (Vec<u8>,): for<'r> FromRow<'r, DB::Row>,
-{
-    async fn list(
-        &self,
-        query: &ListQuery,
-        after: Option<&Cursor>,
-    ) -> StoreResult<Page<Location, Cursor>> {
-        if query.text.is_empty() {
-            self.read_list(query, after).await
-        } else {
-            timeout(QUERY_TIMEOUT, self.read_list(query, after))
-                .await
-                .unwrap_or(Err(StoreError::TooSlow(QUERY_TIMEOUT)))
-        }
-    }
-
-    async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> StoreResult<Vec<Location>> {
-        let mut reader = self.reader().await?;
-        let rows: Vec<LocationRow> = match reader.rows(&mut get_statement(ids, owner)).await {
-            Err(StoreError::Conflict(_)) => reader.rows(&mut get_statement(ids, owner)).await?,
-            rows => rows?,
-        };
-        Ok(rows.into_iter().map(|row| row.location).collect())
-    }
-
-    async fn reports(
+    async fn read_reports(
         &self,
         query: &ReportQuery,
         after: Option<&ReportCursor>,
@@ -153,6 +149,51 @@ where
             next,
             total: None,
         })
+    }
+}
+
+#[async_trait]
+impl<DB: Dialect> Store for SqlStore<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+    LocationRow: for<'r> FromRow<'r, DB::Row>,
+    ReportRow: for<'r> FromRow<'r, DB::Row>,
+    RecordRow: for<'r> FromRow<'r, DB::Row>,
+    ImageRow: for<'r> FromRow<'r, DB::Row>,
+    (Uuid,): for<'r> FromRow<'r, DB::Row>,
+    (i64,): for<'r> FromRow<'r, DB::Row>,
+    (Vec<u8>,): for<'r> FromRow<'r, DB::Row>,
+{
+    async fn list(
+        &self,
+        query: &ListQuery,
+        after: Option<&Cursor>,
+    ) -> StoreResult<Page<Location, Cursor>> {
+        if query.text.is_empty() {
+            self.read(|| self.read_list(query, after)).await
+        } else {
+            timeout(QUERY_TIMEOUT, self.read(|| self.read_list(query, after)))
+                .await
+                .unwrap_or(Err(StoreError::TooSlow(QUERY_TIMEOUT)))
+        }
+    }
+
+    async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> StoreResult<Vec<Location>> {
+        let mut reader = self.reader().await?;
+        let rows: Vec<LocationRow> = match reader.rows(&mut get_statement(ids, owner)).await {
+            Err(StoreError::Conflict(_)) => reader.rows(&mut get_statement(ids, owner)).await?,
+            rows => rows?,
+        };
+        Ok(rows.into_iter().map(|row| row.location).collect())
+    }
+
+    async fn reports(
+        &self,
+        query: &ReportQuery,
+        after: Option<&ReportCursor>,
+    ) -> StoreResult<Page<Report, ReportCursor>> {
+        self.read(|| self.read_reports(query, after)).await
     }
 
     async fn begin(&self) -> StoreResult<Box<dyn Transaction>> {
