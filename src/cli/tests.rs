@@ -169,6 +169,8 @@ fn values_by_flag(files: &Files) -> BTreeMap<&'static str, String> {
     let database = files.0.path().join("x.db");
     [
         ("listen", "127.0.0.1:1".to_owned()),
+        ("max-connections", "4".to_owned()),
+        ("max-calls-per-caller", "5".to_owned()),
         ("shutdown-grace-secs", "0".to_owned()),
         ("database-url", format!("sqlite:{}", database.display())),
         ("database-max-connections", "3".to_owned()),
@@ -229,6 +231,8 @@ fn settings_of_the_file_reach_the_service() {
     let config = config.map_err(|error| error.to_string()).ok().unwrap();
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:1");
     assert_eq!(config.server.shutdown_grace, Duration::ZERO);
+    assert_eq!(config.server.max_connections, Some(4));
+    assert_eq!(config.server.max_calls_per_caller, Some(5));
     assert!(config.database.url == DatabaseUrl::Sqlite(files.0.path().join("x.db")));
     assert_eq!(config.database.max_connections, 3);
     assert_eq!(config.database.migrate, Migrate::Never);
