@@ -342,14 +342,14 @@ impl Service {
             };
             Ok(CachedResponse { frame, source })
         };
-        let shared = self
+        let joined = self
             .flights
             .join((key, mode, caller.subject.clone()), flight)
             .await
             .map_err(Error::internal)?;
-        let mut response = shared.value?;
+        let mut response = joined.value?;
         if let Source::Database { collapsed, .. } = &mut response.source {
-            *collapsed = shared.collapsed;
+            *collapsed = joined.collapsed;
         }
         Ok(response)
     }
