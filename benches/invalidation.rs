@@ -32,7 +32,7 @@ use std::{
 use clap::Parser as _;
 use futures_util::{StreamExt as _, future::join_all, stream};
 use location_service::{
-    cache::{Cache, RedisCache, RedisConfig, Tag, WriteId},
+    cache::{Cache, RedisCache, RedisConfig, Tag, TlsFiles, WriteId},
     coordination::Coordinator,
     model::{
         Address, AddressText, CacheEpoch, Capacity, Coordinates, Details, DisplayName, Epoch,
@@ -626,6 +626,7 @@ async fn connect(
     max_local_bytes: u64,
 ) -> Outcome<Arc<RedisCache>> {
     let config = RedisConfig {
+        tls: TlsFiles::default(),
         url: server.url(),
         prefix: PREFIX.to_owned(),
         max_local_bytes,
@@ -642,7 +643,7 @@ async fn service(database: &str, cache: Arc<RedisCache>) -> Outcome<Service> {
     };
     let store = postgres::open(database, options).await?;
     let epochs = Coordinator::follow(
-        postgres::Database::new(database)?.epochs(),
+        postgres::Database::new(database)?.epochs(0),
         Arc::clone(&cache),
     )
     .await?;

@@ -7,9 +7,9 @@ use tokio::net::TcpListener;
 
 use crate::{
     auth::{Authenticator, KeyError},
-    cache::{self, Cache, MemoryCache, RedisCache, RedisConfig, RedisConfigError},
+    cache::{self, Cache, CacheError, MemoryCache, RedisCache, RedisConfig, RedisConfigError},
     config::{CacheConfig, DatabaseUrl, ServeConfig},
-    coordination::Coordinator,
+    coordination::{Coordinator, FollowError},
     error::Error,
     server::Server,
     service::{Concurrency, Service},
@@ -57,6 +57,18 @@ pub enum StartError {
     /// The Redis settings can't be used.
     #[error(transparent)]
     Redis(#[from] RedisConfigError),
+    /// Running replicas share the cache with other settings.
+    #[error(transparent)]
+    OtherSettings(CacheError),
+}
+
+impl From<FollowError> for StartError {
+    fn from(error: FollowError) -> Self {
+        match error {
+            FollowError::Database(error) => Self::Read(error.into()),
+            FollowError::OtherSettings(error) => Self::OtherSettings(error),
+        }
+    }
 }
 
 /// The engines of a service.
@@ -98,6 +110,7 @@ impl App {
                 };
                 let redis = RedisConfig {
                     url: redis.url.clone(),
+                    tls: redis.tls.clone(),
                     prefix: redis.key_prefix.clone(),
                     max_local_bytes: max_bytes,
                     ttl,
@@ -107,9 +120,8 @@ impl App {
                 let database = postgres::Database::new(url)?;
                 let cache = Arc::new(RedisCache::connect(&redis).await?);
                 let store = database.open(options).await?;
-                let epochs = Coordinator::follow(database.epochs(), Arc::clone(&cache))
-                    .await
-                    .map_err(Error::from)?;
+                let epochs = database.epochs(cache.settings());
+                let epochs = Coordinator::follow(epochs, Arc::clone(&cache)).await?;
                 Ok(Engines {
                     store,
                     cache,

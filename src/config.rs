@@ -11,7 +11,7 @@ use std::{
 
 use tracing_subscriber::EnvFilter;
 
-use crate::store::Migrate;
+use crate::{cache::TlsFiles, store::Migrate};
 
 /// The longest [`ServerConfig::shutdown_grace`], in seconds.
 pub const MAX_SHUTDOWN_GRACE_SECS: u64 = 3_600;
@@ -80,6 +80,8 @@ pub enum DatabaseUrl {
 pub struct RedisConfig {
     /// The URL of a Redis server, of its sentinels or of a Redis Cluster.
     pub url: String,
+    /// Files for a URL with TLS.
+    pub tls: TlsFiles,
     /// The prefix of every key, so that several services can share a server.
     pub key_prefix: String,
 }

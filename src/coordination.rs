@@ -19,6 +19,9 @@
 //!   the guard's lock until then, so each poll lists the commits in progress: while one has been for
 //!   more than `MAX_COMMIT`, no replica has a lease. A replica counts from its last poll that
 //!   didn't list the commit.
+//! - **Settings.** Replicas that name keys differently would not invalidate each other's entries. The
+//!   connections of each hold an advisory lock for its settings, so a replica that starts sees those
+//!   that run with others, and refuses to.
 //! - **The database.** A database that was restored, replaced, cloned or promoted has a row that it
 //!   didn't write itself. The poll that finds this begins a new epoch, before its replica trusts a
 //!   connection to that database ([`EpochTable::read`]).
@@ -49,7 +52,7 @@ use uuid::Uuid;
 use crate::{
     cache::{CacheError, LEASE, RedisCache, WRITE_DEADLINE},
     model::{CacheEpoch, Epoch},
-    store::{EpochRow, EpochTable, MAX_WRITE, StoreResult},
+    store::{EpochRow, EpochTable, MAX_WRITE, StoreError, StoreResult},
 };
 
 /// The time between two polls of the row, and between two checks of the server. A lease spans
@@ -93,6 +96,28 @@ struct Poll {
     leases_expired: Instant,
     /// The commits in progress, each with the time of the last poll without it, if any.
     commits: HashMap<String, Option<Instant>>,
+    /// Whether replicas with other settings are running.
+    other_settings: bool,
+}
+
+/// A replica can't take part in the coordination.
+#[derive(Debug, thiserror::Error)]
+pub enum FollowError {
+    /// The row can't be read.
+    #[error(transparent)]
+    Database(#[from] StoreError),
+    /// Running replicas use the cache with other settings.
+    #[error(transparent)]
+    OtherSettings(CacheError),
+}
+
+/// What [`Shared::reconcile`] remembers.
+#[derive(Debug, Default)]
+struct Checks {
+    /// The number of checks in a row that have failed.
+    failures: u32,
+    /// Whether the last change of the row has failed.
+    change_failed: bool,
 }
 
 impl Poll {
@@ -101,6 +126,7 @@ impl Poll {
         let EpochRow {
             epoch: row,
             commits,
+            other_settings,
         } = row;
         let commits = commits.into_iter().map(|commit| {
             let since = last.and_then(|last| match last.commits.get(&commit) {
@@ -118,6 +144,7 @@ impl Poll {
         };
         Self {
             commits: commits.collect(),
+            other_settings,
             row,
             sent,
             leases_expired,
@@ -146,11 +173,15 @@ impl Poll {
 }
 
 impl Coordinator {
-    /// Starts to poll the row and to check the server, after one poll and one check.
-    pub async fn follow(table: EpochTable, cache: Arc<RedisCache>) -> StoreResult<Self> {
+    /// Starts to poll the row and to check the server, after one poll and one check. Fails while replicas
+    /// with other settings are running.
+    pub async fn follow(table: EpochTable, cache: Arc<RedisCache>) -> Result<Self, FollowError> {
         let sent = Instant::now();
         let poll = Poll::new(table.read().await?, sent, None);
         poll.renew_lease(&cache);
+        if poll.other_settings {
+            return Err(FollowError::OtherSettings(cache.settings_differ()));
+        }
         let shared = Arc::new(Shared {
             table,
             cache,
@@ -159,8 +190,11 @@ impl Coordinator {
         });
         // Start one failure short of the limit: a problem seen at startup may have existed while no
         // replica was running.
-        let mut failures = MAX_FAILURES - 1;
-        shared.reconcile(&mut failures).await;
+        let mut checks = Checks {
+            failures: MAX_FAILURES - 1,
+            ..Checks::default()
+        };
+        shared.reconcile(&mut checks).await;
         let mut tasks = JoinSet::new();
         tasks.spawn(poll_loop(Arc::clone(&shared)));
         tasks.spawn(reconcile_loop(Arc::clone(&shared)));
@@ -234,25 +268,26 @@ impl Shared {
 
     /// Checks the server. Suspends the cache when the server can't be used or has failed
     /// [`MAX_FAILURES`] checks, and activates it when the server is healthy.
-    async fn reconcile(&self, failures: &mut u32) {
+    async fn reconcile(&self, checks: &mut Checks) {
         let Poll {
             row,
             leases_expired,
+            other_settings,
             ..
         } = self.last_poll.lock().clone();
         let checked = self.cache.check().await;
-        *failures = match &checked {
+        checks.failures = match &checked {
             Ok(()) => 0,
             Err(error) if error.is_certain() => MAX_FAILURES,
-            Err(_) => *failures + 1,
+            Err(_) => checks.failures + 1,
         };
-        if *failures == 0 || *failures >= MAX_FAILURES {
+        if checks.failures == 0 || checks.failures >= MAX_FAILURES {
             self.log(checked.as_ref().err());
         }
         let changed: Result<(), Box<dyn Error + Send + Sync>> = match (row.server, checked) {
-            (Some(_), Err(_)) if *failures < MAX_FAILURES => Ok(()),
+            (Some(_), Err(_)) if checks.failures < MAX_FAILURES => Ok(()),
             // Other replicas use the cache, and this one doesn't write.
-            (Some(_), Err(CacheError::SettingsDiffer(_))) => Ok(()),
+            (Some(_), Err(CacheError::SettingsDiffer(_))) if other_settings => Ok(()),
             (Some(_), Err(_)) => self.suspend(row.epoch).await.map_err(Into::into),
             (None, Err(_)) => self.table.report_away().await.map_err(Into::into),
             (None, Ok(())) if row.may_activate && leases_expired <= Instant::now() => {
@@ -260,9 +295,14 @@ impl Shared {
             }
             (_, Ok(())) => Ok(()),
         };
-        if let Err(error) = changed {
-            tracing::warn!(%error, "can't change the cache's epoch");
+        // The database may be unavailable for long.
+        match &changed {
+            Err(error) if !checks.change_failed => {
+                tracing::warn!(%error, "can't change the cache's epoch");
+            }
+            _ => {}
         }
+        checks.change_failed = changed.is_err();
     }
 
     /// Logs the state of the cache server when it has changed. A server that is out of reach may fail
@@ -303,10 +343,10 @@ async fn poll_loop(shared: Arc<Shared>) {
 
 async fn reconcile_loop(shared: Arc<Shared>) {
     let mut ticks = ticks();
-    let mut failures = 0;
+    let mut checks = Checks::default();
     loop {
         ticks.tick().await;
-        shared.reconcile(&mut failures).await;
+        shared.reconcile(&mut checks).await;
     }
 }
 

@@ -82,7 +82,7 @@ pub use self::{
     flight::{NextFlight, Panicked, Shared},
     key::Key,
     memory::MemoryCache,
-    redis::{RedisCache, RedisConfig, RedisConfigError},
+    redis::{ClientCertificate, RedisCache, RedisConfig, RedisConfigError, TlsFiles},
     stats::Stats,
     tag::Tag,
 };

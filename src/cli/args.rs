@@ -4,6 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, value_parser};
 use location_service::{
+    cache::{ClientCertificate, TlsFiles},
     config::{
         AuthConfig, CacheConfig, DatabaseConfig, DatabaseUrl, KeyFile, LogConfig, LogFormat,
         MAX_CACHE_TTL_SECS, MAX_DATABASE_CONNECTIONS, MAX_SHUTDOWN_GRACE_SECS, RedisConfig,
@@ -127,6 +128,25 @@ pub struct ServeArgs {
     #[arg(default_value = "location-service:", help_heading = "Cache")]
     redis_key_prefix: String,
 
+    /// Certificate authorities in PEM for a Redis URL with TLS [default: those of the system]
+    #[arg(long, value_name = "FILE", env = "LOCATION_SERVICE_REDIS_TLS_CA_FILE")]
+    #[arg(value_parser = existing_file, help_heading = "Cache")]
+    redis_tls_ca_file: Option<PathBuf>,
+
+    /// Client certificate in PEM for a Redis that requires one, with the intermediate ones
+    #[arg(
+        long,
+        value_name = "FILE",
+        env = "LOCATION_SERVICE_REDIS_TLS_CERT_FILE"
+    )]
+    #[arg(value_parser = existing_file, help_heading = "Cache")]
+    redis_tls_cert_file: Option<PathBuf>,
+
+    /// Private key in PEM of the client certificate
+    #[arg(long, value_name = "FILE", env = "LOCATION_SERVICE_REDIS_TLS_KEY_FILE")]
+    #[arg(value_parser = existing_file, help_heading = "Cache")]
+    redis_tls_key_file: Option<PathBuf>,
+
     /// How long an unread entry stays in the cache. It bounds memory use only: lists are never
     /// stale, whatever its value
     #[arg(long, value_name = "SECS", env = "LOCATION_SERVICE_CACHE_TTL")]
@@ -235,6 +255,28 @@ impl ServeArgs {
         if keys.is_none() && !self.listen.ip().is_loopback() {
             return Err(ConfigError::Exposed(self.listen));
         }
+        let tls = TlsFiles {
+            authorities: self.redis_tls_ca_file,
+            client: match (self.redis_tls_cert_file, self.redis_tls_key_file) {
+                (None, None) => None,
+                (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
+                (Some(_), None) => {
+                    return Err(ConfigError::Without(
+                        "redis-tls-cert-file",
+                        "redis-tls-key-file",
+                    ));
+                }
+                (None, Some(_)) => {
+                    return Err(ConfigError::Without(
+                        "redis-tls-key-file",
+                        "redis-tls-cert-file",
+                    ));
+                }
+            },
+        };
+        if self.redis_url.is_none() && tls != TlsFiles::default() {
+            return Err(ConfigError::Without("redis-tls-...-file", "redis-url"));
+        }
         let key_prefix = self.redis_key_prefix;
         Ok(ServeConfig {
             server: ServerConfig {
@@ -251,7 +293,11 @@ impl ServeArgs {
                     Migrate::Never => store::Migrate::Never,
                 },
             },
-            redis: self.redis_url.map(|url| RedisConfig { url, key_prefix }),
+            redis: self.redis_url.map(|url| RedisConfig {
+                url,
+                tls,
+                key_prefix,
+            }),
             cache: CacheConfig {
                 ttl: self.cache_ttl,
                 max_bytes: self.cache_max_bytes,

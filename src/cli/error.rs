@@ -76,6 +76,8 @@ pub enum ConfigError {
     },
     #[error("{0} and {1} are both set, but only one key file is used: remove one of them")]
     TwoKeyFiles(&'static str, &'static str),
+    #[error("{0} is set without {1}: set both or neither")]
+    Without(&'static str, &'static str),
     /// Every client that reaches the service would be an admin.
     #[error(
         "without a key every caller is an admin, so the service listens on loopback only, \
@@ -93,6 +95,7 @@ impl Error {
             | Self::Start(
                 StartError::Key(_)
                 | StartError::Redis(_)
+                | StartError::OtherSettings(_)
                 | StartError::Database(OpenError::Url(_))
                 | StartError::PostgresWithoutRedis
                 | StartError::RedisWithoutPostgres,

@@ -13,7 +13,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use sqlx::{AssertSqlSafe, FromRow, PgPool};
+use sqlx::{AssertSqlSafe, FromRow, PgConnection, PgPool};
 use tokio::time::timeout;
 use uuid::Uuid;
 
@@ -45,11 +45,39 @@ const REPORT_EVERY: &str = "500 ms";
 /// Whether the row was written by the database that it is in.
 const GENUINE: &str = "identity = database_identity() AND xmin = written_by::xid";
 
+/// The first key of the advisory locks that the replicas' connections to this table hold, shared:
+/// `locs` in ASCII. The second key is a digest of the settings that replicas must share, so the locks
+/// show which settings are in use.
+const SETTINGS_LOCK: u32 = 0x6c6f_6373;
+
 /// The row.
 #[derive(Debug, Clone)]
 pub struct EpochTable {
     pool: PgPool,
     trusted: Arc<TrustedServer>,
+    settings: SettingsKey,
+}
+
+/// The second key of the advisory lock of a replica's settings.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SettingsKey(u32);
+
+impl SettingsKey {
+    /// The key of settings with this digest.
+    pub(super) fn new(digest: u64) -> Self {
+        Self((digest >> 32) as u32)
+    }
+
+    /// Makes a connection hold the lock.
+    pub(super) async fn lock(self, connection: &mut PgConnection) -> sqlx::Result<()> {
+        sqlx::query("SELECT pg_advisory_lock_shared($1, $2)")
+            .persistent(false)
+            .bind(SETTINGS_LOCK.cast_signed())
+            .bind(self.0.cast_signed())
+            .execute(connection)
+            .await
+            .map(drop)
+    }
 }
 
 /// The row as it was read.
@@ -59,6 +87,8 @@ pub struct EpochRow {
     pub epoch: CacheEpoch,
     /// The transactions that hold the shared lock: the commits that aren't visible yet.
     pub commits: Vec<String>,
+    /// Whether replicas with other settings are running.
+    pub other_settings: bool,
 }
 
 #[derive(FromRow)]
@@ -68,14 +98,19 @@ struct Row {
     replication_ids: Option<String>,
     may_activate: bool,
     commits: Vec<String>,
+    other_settings: bool,
     identity: Option<String>,
     genuine: Option<bool>,
 }
 
 impl EpochTable {
     /// The row in the pool's database. One connection polls, another one changes the row.
-    pub(super) fn new(pool: PgPool, trusted: Arc<TrustedServer>) -> Self {
-        Self { pool, trusted }
+    pub(super) fn new(pool: PgPool, trusted: Arc<TrustedServer>, settings: SettingsKey) -> Self {
+        Self {
+            pool,
+            trusted,
+            settings,
+        }
     }
 
     /// Reads the row. Begins a new epoch first if the row was written by another database. From then on
@@ -106,28 +141,38 @@ impl EpochTable {
                 may_activate: row.may_activate,
             },
             commits: row.commits,
+            other_settings: row.other_settings,
         })
     }
 
     async fn select(&self) -> StoreResult<Row> {
         // A clock that was set back may not prolong a suspension.
         let sql = format!(
-            "SELECT epoch, incarnation, replication_ids, incarnation IS NULL
+            "WITH locks AS (
+                 SELECT * FROM pg_locks
+                 WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted
+                     AND database = (SELECT oid FROM pg_database
+                         WHERE datname = current_database())
+             )
+             SELECT epoch, incarnation, replication_ids, incarnation IS NULL
                     AND clock_timestamp() NOT BETWEEN changed_at AND changed_at + pause
                     AND clock_timestamp()
                         NOT BETWEEN away_at AND away_at + interval '{REACHABLE_FOR}'
                     AS may_activate,
                 ARRAY(
-                    SELECT virtualtransaction FROM pg_locks
-                    WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted
-                        AND database = (SELECT oid FROM pg_database
-                            WHERE datname = current_database())
-                        AND classid = {} AND objid = {} AND objsubid = 1
+                    SELECT virtualtransaction FROM locks
+                    WHERE classid = {} AND objid = {} AND objsubid = 1
                 ) AS commits,
-                database_identity() AS identity, {GENUINE} AS genuine
-             FROM cache_epoch",
+                EXISTS (
+                    SELECT FROM locks
+                    WHERE classid = {SETTINGS_LOCK} AND objid <> {} AND objsubid = 2
+                ) AS other_settings,
+                this.identity,
+                cache_epoch.identity = this.identity AND cache_epoch.xmin = written_by::xid AS genuine
+             FROM cache_epoch, (SELECT database_identity() AS identity) AS this",
             LOCK >> 32,
             LOCK & 0xffff_ffff,
+            self.settings.0,
         );
         let mut connection = self.pool.acquire().await.map_err(StoreError::unavailable)?;
         let row = sqlx::query_as(AssertSqlSafe(sql)).fetch_one(&mut *connection);

@@ -26,7 +26,8 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    EpochTable, MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, Store, StoreError, epoch,
+    EpochTable, MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, Store, StoreError,
+    epoch::{self, SettingsKey},
     identity::{TrustedServer, identify},
     schema,
     sql::{Dialect, SqlStore},
@@ -107,17 +108,21 @@ impl Database {
     }
 
     /// Opens the cache's epoch in a database that has this release's schema, over connections of its
-    /// own, so that it never waits for calls.
-    pub fn epochs(&self) -> EpochTable {
+    /// own, so that it never waits for calls. `settings` is a digest of those that replicas must share.
+    pub fn epochs(&self, settings: u64) -> EpochTable {
+        let settings = SettingsKey::new(settings);
         // They may lead to a server that isn't trusted yet: reading the row decides.
         let pool = PgPoolOptions::new()
             .max_connections(EPOCH_CONNECTIONS)
             .acquire_timeout(ACQUIRE_TIMEOUT)
-            .after_connect(|connection, _| {
-                Box::pin(async move { identify(connection).await.map(drop) })
+            .after_connect(move |connection, _| {
+                Box::pin(async move {
+                    identify(connection).await?;
+                    settings.lock(connection).await
+                })
             })
             .connect_lazy_with(bounded(self.connect.clone()));
-        EpochTable::new(pool, Arc::clone(&self.trusted))
+        EpochTable::new(pool, Arc::clone(&self.trusted), settings)
     }
 
     /// A pool of connections to the trusted server.

@@ -1,7 +1,10 @@
 //! Faults of the database that must not make a list stale: late commits, other servers behind the
 //! same address, restored rows, errors that reveal a write, and settings.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use location_service::{
     model::{CacheServer, Epoch, Location, LocationId},
@@ -18,7 +21,10 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
-use servers::postgres::{Postgres, connect, execute, number};
+use servers::{
+    postgres::{Postgres, connect, execute, number},
+    redis::RedisServer,
+};
 
 use crate::gates::{GatedStore, Gates};
 use crate::harness::{
@@ -119,7 +125,7 @@ async fn a_commit_that_waits_for_a_standby_is_in_progress() {
     let url = server.database().await;
     let database = Database::new(&url).unwrap();
     let store = database.open(AUTO).await.unwrap();
-    let table = database.epochs();
+    let table = database.epochs(0);
     let epoch = table.read().await.unwrap().epoch.epoch;
     let admin = server.url("postgres");
     for sql in [
@@ -208,7 +214,7 @@ async fn a_restored_row_begins_a_new_epoch() {
     let url = Postgres::shared().database().await;
     let database = Database::new(&url).unwrap();
     let store = database.open(AUTO).await.unwrap();
-    let table = database.epochs();
+    let table = database.epochs(0);
     let first = table.read().await.unwrap().epoch.epoch;
     table.activate(first, &some_server()).await.unwrap();
     let active = table.read().await.unwrap().epoch;
@@ -242,7 +248,7 @@ async fn a_copy_of_a_database_begins_a_new_epoch() {
     let url = server.database().await;
     let database = Database::new(&url).unwrap();
     let store = database.open(AUTO).await.unwrap();
-    let table = database.epochs();
+    let table = database.epochs(0);
     let first = table.read().await.unwrap().epoch.epoch;
     table.activate(first, &some_server()).await.unwrap();
     let active = table.read().await.unwrap().epoch;
@@ -260,7 +266,7 @@ async fn a_copy_of_a_database_begins_a_new_epoch() {
     )
     .await;
     let copy = Database::new(&server.url(&format!("{name}_copy"))).unwrap();
-    let copied = copy.epochs().read().await.unwrap().epoch;
+    let copied = copy.epochs(0).read().await.unwrap().epoch;
     assert_eq!(copied.server, None);
     assert_ne!(copied.epoch, active.epoch);
 }
@@ -271,7 +277,7 @@ async fn a_standby_is_not_trusted_and_its_promotion_begins_a_new_epoch() {
     let url = primary.database().await;
     let database = Database::new(&url).unwrap();
     let store = database.open(AUTO).await.unwrap();
-    let table = database.epochs();
+    let table = database.epochs(0);
     let first = table.read().await.unwrap().epoch.epoch;
     table.activate(first, &some_server()).await.unwrap();
     let active = table.read().await.unwrap().epoch;
@@ -293,7 +299,7 @@ async fn a_standby_is_not_trusted_and_its_promotion_begins_a_new_epoch() {
     assert!(unavailable(behind.ping().await.err()));
     let read = behind.get(&[LocationId::generate()], None).await;
     assert!(unavailable(read.err()));
-    assert!(unavailable(replica.epochs().read().await.err()));
+    assert!(unavailable(replica.epochs(0).read().await.err()));
 
     // The standby replaces the primary behind its address.
     primary.stop();
@@ -322,12 +328,67 @@ async fn a_standby_is_not_trusted_and_its_promotion_begins_a_new_epoch() {
     commit_empty(&*store, promoted.epoch).await.unwrap();
 }
 
+/// Neither the system identifier nor the timeline changes.
+#[tokio::test]
+async fn a_disks_snapshot_that_is_brought_back_begins_a_new_epoch() {
+    let database = Postgres::start();
+    let redis = RedisServer::start();
+    for restarts in [false, true] {
+        let url = database.database().await;
+        let app = TestApp::spawn_at(url.clone(), redis.url()).await;
+        let mut client = app.admin();
+        assert!(cached(&mut client, "run").await.is_empty());
+        database.stop();
+        database.save_snapshot("snapshot");
+        database.start_again();
+        eventually("the service uses the database again", || {
+            let mut client = client.clone();
+            async move {
+                client
+                    .create_location(create(storage("lost", "run")))
+                    .await
+                    .is_ok()
+            }
+        })
+        .await;
+        assert!(!cached(&mut client, "run").await.is_empty());
+        database.stop();
+        let running = if restarts {
+            app.stop().await;
+            None
+        } else {
+            Some(app)
+        };
+        database.restore_snapshot("snapshot");
+        database.start_again();
+        let app = match running {
+            Some(app) => app,
+            None => TestApp::spawn_at(url, redis.url()).await,
+        };
+        let mut client = app.admin();
+        eventually("the list is that of the restored database", || {
+            let mut client = client.clone();
+            async move {
+                let Ok(list) = client.list_locations(of_run("run")).await else {
+                    return false;
+                };
+                names(&list).is_empty() && cache_status(&list).starts_with("location-service; hit")
+            }
+        })
+        .await;
+        let created = client.create_location(create(storage("new", "run")));
+        created.await.expect("created");
+        assert_eq!(listed(&mut client, "run").await, ["new"]);
+        app.stop().await;
+    }
+}
+
 #[tokio::test]
 async fn a_clock_that_was_set_back_does_not_prolong_a_suspension() {
     let url = Postgres::shared().database().await;
     let database = Database::new(&url).unwrap();
     database.open(AUTO).await.unwrap();
-    let table = database.epochs();
+    let table = database.epochs(0);
     execute(
         &url,
         "UPDATE cache_epoch SET changed_at = clock_timestamp() + interval '1 h',
@@ -439,9 +500,9 @@ async fn settings_of_the_database_do_not_break_statements() {
     app.stop().await;
 }
 
-fn redis() -> &'static servers::redis::RedisServer {
-    static REDIS: std::sync::OnceLock<servers::redis::RedisServer> = std::sync::OnceLock::new();
-    REDIS.get_or_init(servers::redis::RedisServer::start)
+fn redis() -> &'static RedisServer {
+    static REDIS: OnceLock<RedisServer> = OnceLock::new();
+    REDIS.get_or_init(RedisServer::start)
 }
 
 #[tokio::test]

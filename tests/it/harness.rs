@@ -295,6 +295,7 @@ pub fn shared_config(
     config.database.url = DatabaseUrl::Postgres(database);
     config.redis = Some(RedisConfig {
         url: redis_url,
+        tls: location_service::cache::TlsFiles::default(),
         key_prefix,
     });
     config

@@ -906,7 +906,7 @@ async fn write_in(store: &dyn Store, epoch: Epoch) -> StoreResult<()> {
 async fn epochs_follow_each_other() {
     let url = Postgres::shared().database().await;
     let store = open(&url).await;
-    let table = postgres::Database::new(&url).unwrap().epochs();
+    let table = postgres::Database::new(&url).unwrap().epochs(0);
     let fresh = table.read().await.unwrap().epoch;
     assert_eq!((fresh.epoch, fresh.server), (Epoch(0), None));
     assert!(fresh.may_activate, "the cache was never active");
@@ -943,7 +943,7 @@ async fn epochs_follow_each_other() {
 async fn a_suspension_lasts_while_a_replica_is_without_contact() {
     let url = Postgres::shared().database().await;
     open(&url).await;
-    let table = postgres::Database::new(&url).unwrap().epochs();
+    let table = postgres::Database::new(&url).unwrap().epochs(0);
     let allowed = async || table.read().await.unwrap().epoch.may_activate;
     table.activate(Epoch(0), &some_server()).await.unwrap();
     execute(
@@ -971,7 +971,7 @@ async fn a_suspension_lasts_while_a_replica_is_without_contact() {
 async fn a_commit_sees_an_epoch_that_began_while_it_waited() {
     let url = Postgres::shared().database().await;
     let store = open(&url).await;
-    let table = postgres::Database::new(&url).unwrap().epochs();
+    let table = postgres::Database::new(&url).unwrap().epochs(0);
     table.activate(Epoch(0), &some_server()).await.unwrap();
     let hold = "CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS $$
          BEGIN PERFORM pg_sleep(0.5); RETURN NEW; END $$;

@@ -14,8 +14,8 @@ use std::{
 use bytes::Bytes;
 use location_service::{
     cache::{
-        Cache as _, CacheError, Key, LEASE, Lookup, RedisCache, RedisConfig, Tag, Tier, Version,
-        WriteId,
+        Cache as _, CacheError, ClientCertificate, Key, LEASE, Lookup, RedisCache, RedisConfig,
+        Tag, Tier, TlsFiles, Version, WriteId,
     },
     model::{CacheEpoch, CacheServer, Epoch, Predicate, ProductionRunId},
 };
@@ -34,21 +34,26 @@ const BASE: &str = "loc:00000000000000000000000000000001:";
 
 const TTL: Duration = Duration::from_mins(5);
 
+fn config(url: &str) -> RedisConfig {
+    RedisConfig {
+        url: url.to_owned(),
+        tls: TlsFiles::default(),
+        prefix: "loc:".to_owned(),
+        max_local_bytes: 8 << 20,
+        ttl: TTL,
+    }
+}
+
 async fn connect(url: &str) -> RedisCache {
     connect_with(url, |_| {}).await
 }
 
 /// The engine, in `EPOCH`.
 pub async fn connect_with(url: &str, change: impl FnOnce(&mut RedisConfig)) -> RedisCache {
-    let mut config = RedisConfig {
-        url: url.to_owned(),
-        prefix: "loc:".to_owned(),
-        max_local_bytes: 8 << 20,
-        ttl: TTL,
-    };
+    let mut config = config(url);
     change(&mut config);
     let cache = RedisCache::connect(&config).await.expect("a good URL");
-    // A server that is away is told when it comes.
+    // A server that is away has no scripts yet.
     let _ = enter(&cache, 1).await;
     cache
 }
@@ -56,13 +61,12 @@ pub async fn connect_with(url: &str, change: impl FnOnce(&mut RedisConfig)) -> R
 /// Begins to use the cache in an epoch, which has this number and the server's name in it.
 pub async fn enter(cache: &RedisCache, number: i64) -> Result<(), CacheError> {
     let name = Uuid::from_u128(number.unsigned_abs().into());
-    let introduced = cache.install_scripts(name).await;
-    // A server that is away is told when it comes.
-    know(cache, number, introduced.as_ref().ok().cloned());
-    introduced.map(|_| ())
+    let installed = cache.install_scripts(name).await;
+    know(cache, number, installed.as_ref().ok().cloned());
+    installed.map(|_| ())
 }
 
-/// Tells what the database says, for as long as a test takes.
+/// Renews the lease for as long as a test takes.
 pub fn know(cache: &RedisCache, number: i64, server: Option<CacheServer>) {
     let row = CacheEpoch {
         epoch: Epoch(number),
@@ -678,6 +682,7 @@ async fn neither_a_promoted_nor_a_demoted_server_serves() {
     new.command(&["REPLICAOF", "NO", "ONE"]);
     let promoted = RedisCache::connect(&RedisConfig {
         url: new.url(),
+        tls: TlsFiles::default(),
         prefix: "loc:".to_owned(),
         max_local_bytes: 0,
         ttl: TTL,
@@ -1215,4 +1220,55 @@ async fn tls_is_verified() {
     let wary = child().output().expect("it starts");
     assert!(!wary.status.success(), "{wary:?}");
     assert_eq!(server.keys("*").len(), 0);
+}
+
+/// With files of the authorities and of a client certificate, for a server that requires one.
+#[tokio::test]
+async fn a_client_certificate_is_presented() {
+    let (server, authorities) = RedisServer::start_tls();
+    assert_eq!(
+        server.command(&["CONFIG", "SET", "tls-auth-clients", "yes"]),
+        "OK"
+    );
+    let url = format!("rediss://localhost:{}", server.tls_port);
+    let anonymous = TlsFiles {
+        authorities: Some(authorities.clone()),
+        client: None,
+    };
+    let known = TlsFiles {
+        client: Some(ClientCertificate {
+            certificate: server.file("tls.crt"),
+            key: server.file("tls.key"),
+        }),
+        ..anonymous.clone()
+    };
+    for (tls, is_accepted) in [(anonymous.clone(), false), (known, true)] {
+        let cache = connect_with(&url, |config| config.tls = tls).await;
+        know(&cache, 0, None);
+        assert_eq!(cache.check().await.is_ok(), is_accepted);
+    }
+
+    let refused = async |url: &str, tls: TlsFiles| {
+        let mut config = config(url);
+        config.tls = tls;
+        let refused = RedisCache::connect(&config).await.map(drop);
+        refused.expect_err("it is refused").to_string()
+    };
+    let error = refused(&server.url(), anonymous.clone()).await;
+    assert!(error.contains("give a rediss://"), "{error}");
+    let with_key = |key: &str| TlsFiles {
+        client: Some(ClientCertificate {
+            certificate: server.file("tls.crt"),
+            key: server.file(key),
+        }),
+        ..anonymous.clone()
+    };
+    for (key, problem) in [
+        ("ca.key", "ca.key for Redis can't be used"),
+        ("tls.crt", "it has no private key in PEM"),
+        ("missing", "No such file"),
+    ] {
+        let error = refused(&url, with_key(key)).await;
+        assert!(error.contains(problem), "{key}: {error}");
+    }
 }

@@ -194,3 +194,31 @@ async fn a_replica_with_other_settings_neither_serves_nor_closes() {
     }
     eventually("the other goes on", async || a.check().await.is_ok()).await;
 }
+
+#[tokio::test]
+async fn scripts_of_past_epochs_are_removed() {
+    let server = RedisServer::start();
+    let cache = connect_with(&server.url(), |_| {}).await;
+    let scripts = || {
+        let memory = server.command(&["INFO", "memory"]);
+        let (_, rest) = memory
+            .split_once("number_of_cached_scripts:")
+            .expect("a number");
+        rest.lines()
+            .next()
+            .and_then(|number| number.trim().parse().ok())
+    };
+    let before: u32 = scripts().expect("a number");
+    for epoch in 2..150 {
+        enter(&cache, epoch).await.expect("Redis replies");
+    }
+    let after: u32 = scripts().expect("a number");
+    assert!(
+        before < after && after < 620,
+        "{before} scripts, then {after}"
+    );
+    cache
+        .check()
+        .await
+        .expect("those of the last epoch are there");
+}

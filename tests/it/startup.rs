@@ -7,7 +7,10 @@ use servers::{
     redis::RedisServer,
 };
 
-use crate::process::{Home, Refusal, isolated};
+use crate::{
+    harness::{cache_status, create, eventually, of_run, storage},
+    process::{Home, Refusal, isolated},
+};
 
 /// A URL that only the Redis client finds invalid.
 const BAD_REDIS_URL: &str = "redis://127.0.0.1:port";
@@ -95,4 +98,45 @@ async fn invalid_settings_leave_no_table_in_postgres() {
     command.args(["--redis-url", &redis]);
     home.run(command).await.expect("it starts");
     assert_ne!(number(&database, TABLES).await, 0);
+}
+
+/// Replicas that name keys differently would not invalidate each other's entries.
+#[tokio::test]
+async fn a_replica_whose_settings_differ_from_those_of_others_is_refused() {
+    let home = Home::new();
+    let server = RedisServer::start();
+    let redis = server.url();
+    let other_redis = format!("{redis}/3");
+    let database = Postgres::shared().database().await;
+    let with = |redis: &str, prefix: &str| {
+        let mut command = serve(&database);
+        command.args(["--redis-url", redis, "--redis-key-prefix", prefix]);
+        command
+    };
+    let first = home.run(with(&redis, "a:")).await.expect("it starts");
+    for (redis, prefix) in [(&redis, "b:"), (&other_redis, "a:")] {
+        let refusal = refusal(&home, with(redis, prefix)).await;
+        let reason = "other replicas use the cache with other settings than this one";
+        assert!(refusal.stderr.contains(reason), "{}", refusal.stderr);
+    }
+    let second = home.run(with(&redis, "a:")).await.expect("it starts");
+    for replica in [first, second] {
+        replica.terminate();
+        replica.wait().await;
+    }
+    // When all replicas have stopped, the settings may change.
+    let changed = home.run(with(&redis, "b:")).await.expect("it starts");
+    let mut client = changed.admin().await;
+    eventually("it writes and caches", || {
+        let mut client = client.clone();
+        async move {
+            let list = client.list_locations(of_run("run")).await.expect("listed");
+            cache_status(&list).starts_with("location-service; hit")
+        }
+    })
+    .await;
+    client
+        .create_location(create(storage("a", "run")))
+        .await
+        .expect("created");
 }

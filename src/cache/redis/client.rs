@@ -104,6 +104,12 @@ impl RedisClient {
         counters: Arc<Counters>,
     ) -> Result<Self, RedisConfigError> {
         let mut client = parse_url(&config.url)?;
+        if !config.tls.is_empty() {
+            if client.tls.is_none() {
+                return Err(RedisConfigError::TlsFilesWithoutTls);
+            }
+            client.tls = Some(config.tls.load()?);
+        }
         // A server that can't be reached at the start is retried like one that is lost later.
         client.fail_fast = false;
         let client = Builder::from_config(client)
@@ -395,6 +401,13 @@ impl Master {
         let _: Value = self
             .command("SCRIPT", vec!["LOAD".into(), lua.into()])
             .await?;
+        Ok(())
+    }
+
+    /// Removes all scripts.
+    pub(super) async fn remove_scripts(&self) -> Result<(), CacheError> {
+        let arguments = vec!["FLUSH".into(), "ASYNC".into()];
+        let _: Value = self.command("SCRIPT", arguments).await?;
         Ok(())
     }
 

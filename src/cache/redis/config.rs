@@ -1,8 +1,10 @@
 //! How to reach Redis.
 
-use std::{fmt, time::Duration};
+use std::{fmt, path::PathBuf, time::Duration};
 
 use fred::prelude::Config;
+
+use super::tls::TlsFiles;
 
 const SCHEMES: [&str; 6] = [
     "redis",
@@ -20,6 +22,8 @@ pub struct RedisConfig {
     /// `redis-sentinel://host:port?sentinelServiceName=NAME`, or `redis-cluster://host:port`, where
     /// `node=host:port` in the query adds a node.
     pub url: String,
+    /// Files for TLS. Must be empty for a URL without TLS.
+    pub tls: TlsFiles,
     /// The prefix of every key, so that several services can share a server. No braces.
     pub prefix: String,
     /// Maximum size of the entries in the process.
@@ -40,6 +44,20 @@ pub enum RedisConfigError {
     /// The prefix has a brace, which would move keys to other slots of a Cluster.
     #[error("the Redis key prefix {0:?} has a brace: choose one without")]
     Prefix(String),
+    /// There are files for TLS, and the URL is without.
+    #[error(
+        "there are TLS files for Redis, but its URL connects without TLS: give a rediss://, \
+         rediss-sentinel:// or rediss-cluster:// URL"
+    )]
+    TlsFilesWithoutTls,
+    /// A file for TLS can't be used.
+    #[error("the TLS file {} for Redis can't be used: {problem}", path.display())]
+    TlsFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
+    },
 }
 
 /// Changes whenever the names or the meaning of keys change.
@@ -64,10 +82,12 @@ impl SharedSettings {
         })
     }
 
-    /// The settings as 16 hexadecimal digits.
-    pub(super) fn fingerprint(&self) -> String {
+    /// A digest of the settings.
+    pub(super) fn fingerprint(&self) -> u64 {
         let digest = blake3::hash(self.to_string().as_bytes());
-        digest.to_hex()[..16].to_owned()
+        digest.as_bytes()[..8]
+            .iter()
+            .fold(0, |bits, byte| bits << 8 | u64::from(*byte))
     }
 }
 
@@ -107,6 +127,7 @@ mod tests {
         let fingerprint = |url: &str, prefix: &str| {
             let config = RedisConfig {
                 url: url.to_owned(),
+                tls: TlsFiles::default(),
                 prefix: prefix.to_owned(),
                 max_local_bytes: 0,
                 ttl: Duration::from_secs(1),
@@ -124,6 +145,7 @@ mod tests {
     fn a_prefix_with_a_brace_is_refused() {
         let config = RedisConfig {
             url: "redis://localhost".to_owned(),
+            tls: TlsFiles::default(),
             prefix: "a{b".to_owned(),
             max_local_bytes: 0,
             ttl: Duration::from_secs(1),

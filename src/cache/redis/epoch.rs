@@ -123,7 +123,7 @@ impl ActiveEpoch {
     fn new(settings: &SharedSettings, server: &CacheServer) -> Result<Self, CacheError> {
         let Some(replication_ids) = server
             .histories
-            .strip_prefix(&settings.fingerprint())
+            .strip_prefix(&format!("{:016x}", settings.fingerprint()))
             .and_then(|rest| rest.strip_prefix(','))
         else {
             return Err(CacheError::SettingsDiffer(settings.to_string()));
@@ -147,7 +147,7 @@ impl ActiveEpoch {
 pub(super) fn record(name: Uuid, settings: &SharedSettings, replication_ids: &str) -> CacheServer {
     CacheServer {
         name,
-        histories: format!("{},{replication_ids}", settings.fingerprint()),
+        histories: format!("{:016x},{replication_ids}", settings.fingerprint()),
     }
 }
 
@@ -155,8 +155,7 @@ pub(super) fn record(name: Uuid, settings: &SharedSettings, replication_ids: &st
 /// processes. Redis keeps scripts in memory only, and doesn't replicate them, so a process that wasn't
 /// told the name doesn't know them: one that was restarted, or promoted. It refuses every step.
 ///
-/// Redis has no command that removes one script, so those of past epochs stay until its process ends:
-/// about 8 KB for each activation.
+/// Redis has no command that removes one script. When many have gathered, an activation removes all.
 #[derive(Debug)]
 pub(super) struct Scripts {
     pub(super) lookup: Script,

@@ -18,6 +18,11 @@ use crate::{cache::CacheError, model::CacheServer};
 /// The oldest major version of Redis whose scripts can declare that they may run without free memory.
 const OLDEST_MAJOR: u32 = 7;
 
+/// The number of scripts on a server from which on an activation removes all of them: those of some
+/// hundred past epochs, about 1 MB. Other users of the server load theirs again, as they must after
+/// its restart; another database's replicas begin a new epoch.
+const MAX_SCRIPTS: u64 = 600;
+
 /// The time to live of a probe's keys, which the probe deletes.
 const PROBE_TTL_MS: i64 = 10_000;
 
@@ -78,6 +83,13 @@ pub(super) async fn install_scripts(
     client.sync_topology().await?;
     let scripts = Scripts::new(name);
     for master in client.masters() {
+        let memory = master.info("memory").await?;
+        let loaded = memory.field("number_of_cached_scripts");
+        if loaded.is_some_and(|number| number.parse().is_ok_and(|number: u64| number > MAX_SCRIPTS))
+        {
+            // Best effort: without the right to do it they take memory.
+            let _ = master.remove_scripts().await;
+        }
         let loads = scripts.all().map(|script| master.load(script));
         try_join_all(loads).await?;
     }

@@ -58,6 +58,7 @@ mod keys;
 mod masters;
 mod reclaim;
 mod steps;
+mod tls;
 
 use std::{
     collections::BTreeSet,
@@ -70,7 +71,6 @@ use bytes::Bytes;
 use tokio::{sync::mpsc, task::JoinSet};
 use uuid::Uuid;
 
-pub use self::config::{RedisConfig, RedisConfigError};
 use self::{
     batch::{BatchedRead, ReadQueue},
     client::RedisClient,
@@ -78,6 +78,10 @@ use self::{
     entry::StoredEntry,
     epoch::{EpochState, Lease},
     steps::{DetachedIndex, Steps, TAGS_PER_ROUND_TRIP},
+};
+pub use self::{
+    config::{RedisConfig, RedisConfigError},
+    tls::{ClientCertificate, TlsFiles},
 };
 use super::{
     Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WriteId,
@@ -143,6 +147,16 @@ impl RedisCache {
     /// [`LEASE`](super::LEASE) after the last.
     pub fn renew_lease(&self, row: &CacheEpoch, asked: Instant) {
         self.lease.renew(row, asked);
+    }
+
+    /// A digest of the settings that all replicas on one database must share.
+    pub fn settings(&self) -> u64 {
+        self.settings.fingerprint()
+    }
+
+    /// The error of a replica whose settings differ from those of the others.
+    pub fn settings_differ(&self) -> CacheError {
+        CacheError::SettingsDiffer(self.settings.to_string())
     }
 
     /// Checks every master: in an active epoch that it has the epoch's scripts and data, and in a

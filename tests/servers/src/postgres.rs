@@ -158,6 +158,21 @@ impl Postgres {
             .args(["--wait", "start"]));
     }
 
+    /// Copies the data folder, as a disk's snapshot does, to `name` beside it.
+    pub fn save_snapshot(&self, name: &str) {
+        run(Command::new("cp")
+            .arg("--archive")
+            .arg(self.dir.join("data"))
+            .arg(self.dir.join(name)));
+    }
+
+    /// Replaces the data folder of a stopped server by a copy.
+    pub fn restore_snapshot(&self, name: &str) {
+        let data = self.dir.join("data");
+        fs::remove_dir_all(&data).expect("the folder can be removed");
+        fs::rename(self.dir.join(name), data).expect("the folder can be renamed");
+    }
+
     /// Stops it and closes its connections.
     pub fn stop(&self) {
         run(self.pg_ctl().args(["--wait", "--mode=fast", "stop"]));
