@@ -101,7 +101,7 @@ const MODULES: &[Module] = &[
     Module {
         name: "cache",
         modules: &["failpoints", "model", "proto"],
-        crates: &["blake3", "fred", "percent_encoding", "prost", "quick_cache", "rand"],
+        crates: &["blake3", "fred", "percent_encoding", "prost", "quick_cache", "rand", "rustls", "rustls_native_certs"],
     },
     Module {
         name: "store",
