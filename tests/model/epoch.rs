@@ -1,31 +1,29 @@
-//! Coordinator: how replicas leave a cache server that is away or isn't what it was, and come back.
+//! Epochs: how replicas suspend the cache when its server fails or is replaced, and activate it again.
 //!
-//! **State.** The database: the epoch's row, and which writes are committed; which are acknowledged.
-//! Two cache servers, each with the names that it goes by, and a tag for each active epoch. The
-//! epochs that some replica holds a lease on, which is all that matters of any number of replicas.
-//! Where each writer, a loader and a
-//! reader are.
+//! **State.** The epoch's row; the writes that are committed, and those that are acknowledged. Two cache
+//! servers, each with the names that it was given, and a tag for each active epoch. The epochs on
+//! which some replica has a lease, so that the number of replicas doesn't matter. The steps of
+//! the writers, of a loader and of a reader.
 //!
-//! An even epoch is active, an odd one suspended. A server goes by the name of an epoch if it holds
-//! the scripts that were loaded for it.
+//! Even epochs are active, odd ones suspended. A server has the name of an epoch if it holds the scripts
+//! that were loaded for it.
 //!
-//! **Actions.** A writer begins with the row as it is, closes, commits, reopens, acknowledges; or
-//! begins again, or waits for a suspension instead of reopening. A loader opens, reads the database
-//! and fills. A reader asks a replica that holds a lease, and looks up any time later. Anybody may
-//! suspend at any moment: for a lost server, a step that timed out, or no reason. A suspension
-//! settles, that is, comes to be a lease old, whereupon no lease from before it is left; [`lease`]
-//! is why. It is activated on either server.
+//! **Actions.** A writer begins in the current epoch, closes, commits, reopens and acknowledges. It may
+//! begin again, or wait for the suspension instead of reopening. A loader opens, reads the database and
+//! fills. A reader asks a replica that has a lease, and looks up any time later. The cache is
+//! suspended at any moment, for a lost server, a step that timed out, or no reason. A suspension
+//! settles when it is one lease old, so that no lease on an earlier epoch is left: see [`lease`]. The
+//! cache is activated on either server.
 //!
-//! A server takes the other's data, and loses its names: it was restarted from an older snapshot, or
-//! is a replica that lags behind until it takes the data again. Every step may reach either server:
-//! one was promoted, the other still responds. A server may be flushed.
+//! A server takes the other's data and loses its names: it was restarted from an older snapshot, or
+//! is a replica, which lags until it takes the data again. Every step may reach either server,
+//! as when one was promoted and the other still responds. A server may be flushed.
 //!
-//! **Bounds.** One or two writes, a loader and a reader at a time; epochs 0 to 2 or 3. What
-//! `protocol` has isn't repeated: keys that are lost one by one, deadlines of writers that died.
+//! **Bounds.** One or two writes, a loader and a reader at a time; epochs 0 to 2 or 3. Not repeated from
+//! `protocol`: single keys that are lost, and the deadlines of writers that crashed.
 //!
 //! **Assumed.** Locks of the database are exact, and clocks run at one speed. A server that was
-//! demoted isn't promoted again before anyone has noticed, who then raised the epoch; the last test
-//! shows what it would serve.
+//! demoted isn't promoted again before a check has found it; the last test shows what it would serve.
 //!
 //! [`lease`]: crate::lease
 
@@ -37,12 +35,13 @@ use crate::{
     verify,
 };
 
-/// To a reader: what was acknowledged before it asked, or if no note is lost, committed.
+/// What was acknowledged before its reader asked; if no record of a write in flight is lost, what was
+/// committed.
 const REFLECTS: &str = "a hit reflects what was written before its reader asked";
-/// Writes without the server, and reads when it is back.
+/// Writes go on without the server, and hits when it is back.
 const RECOVERS: &str = "every write can be acknowledged, and the cache serve it";
 
-/// What can be taken out.
+/// A part of the protocol that a model can be without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protection {
     /// Keys carry the epoch.
@@ -55,11 +54,11 @@ enum Protection {
     Lease,
     /// A write closes its tags in the epoch that it began in.
     OneEpoch,
-    /// A write doesn't begin in a suspension that isn't settled.
+    /// A write begins in a suspension only when it is settled.
     WaitToBegin,
-    /// A write that couldn't reopen isn't acknowledged before the suspension is settled.
+    /// A write that couldn't reopen is acknowledged only when the suspension is settled.
     WaitToAcknowledge,
-    /// A suspension isn't ended before it is settled.
+    /// A suspension ends only when it is settled.
     WaitToActivate,
     /// A server without the epoch's name runs no step.
     Identity,
@@ -131,7 +130,7 @@ struct Reader {
     must: Writes,
 }
 
-/// Numbers say the writer, and the server that the step reaches.
+/// Numbers are the writer, and the server that executes the step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     Begin(usize),
@@ -168,7 +167,7 @@ impl Coordinator {
         self.without != Some(protection)
     }
 
-    /// The tag that a step of an epoch finds on a server, or `None` if it is refused.
+    /// The tag of a step in an epoch on a server, or `None` if the server refuses the step.
     fn reach<'a>(&self, state: &'a mut State, server: usize, epoch: u8) -> Option<&'a mut Tag> {
         let Server { names, tags } = &mut state.servers[server];
         let is_known = *names & (1 << epoch) != 0;
@@ -191,7 +190,7 @@ impl Coordinator {
         state.epoch > suspended || state.epoch == suspended && is_settled
     }
 
-    /// What becomes of a state, with versions not numbered yet. `None` if nothing does.
+    /// The next state, before its versions are numbered. `None` if the action is impossible.
     fn step(&self, before: &State, action: Action) -> Option<State> {
         let mut state = before.clone();
         match action {
@@ -328,9 +327,9 @@ impl Coordinator {
         Some(())
     }
 
-    /// Whether everything can go on from a state: without the servers, and then with one of them.
+    /// Whether writes can go on from a state without the servers, and hits then with one of them.
     fn recovers(&self, state: &State) -> bool {
-        // A reader doesn't matter to it, and a loader goes on by itself.
+        // Neither a reader nor a loader stops the others.
         if state.reader.is_some() || state.loader != Loader::Idle {
             return true;
         }
@@ -356,7 +355,7 @@ impl Coordinator {
 }
 
 impl State {
-    /// Makes states one that differ in nothing that matters from here on.
+    /// Merges states that differ in nothing that can still be observed.
     fn simplify(&mut self) {
         for tag in self.servers.iter_mut().flat_map(|server| &mut server.tags) {
             tag.forget_dead_entry();
@@ -391,7 +390,7 @@ impl State {
         }
     }
 
-    /// Where it has sets of writes.
+    /// The sets of writes in the state.
     fn sets(&mut self) -> impl Iterator<Item = &mut Writes> {
         let tags = self.servers.iter_mut().flat_map(|server| &mut server.tags);
         let tags = tags.flat_map(|Tag { writers, entry, .. }| {
@@ -407,7 +406,7 @@ impl State {
         database.into_iter().chain(tags).chain(held).chain(must)
     }
 
-    /// Where it names versions.
+    /// The versions in the state.
     fn versions(&mut self) -> impl Iterator<Item = &mut Version> {
         let tags = self.servers.iter_mut().flat_map(|server| &mut server.tags);
         let held = match &mut self.loader {
@@ -537,14 +536,14 @@ fn two_writes_if_anything_may_be_lost() {
 }
 
 #[test]
-fn two_writes_if_no_note_is_lost() {
+fn two_writes_if_no_record_is_lost() {
     verify(&epochs(2, false), 172_176);
 }
 
-/// To wait between the commit and the acknowledgement instead would keep the promise too, if not
-/// lists linearizable.
+/// A wait between the commit and the acknowledgement would do too, except that lists wouldn't be
+/// linearizable.
 #[test]
-fn without_the_wait_to_begin_what_was_acknowledged_is_seen_but_not_what_was_committed() {
+fn without_the_wait_to_begin_acknowledged_writes_are_seen_and_committed_ones_are_missed() {
     let mut model = without(Protection::WaitToBegin);
     verify(&model, 41_437);
     model.loses_notes = false;
@@ -552,7 +551,7 @@ fn without_the_wait_to_begin_what_was_acknowledged_is_seen_but_not_what_was_comm
 }
 
 #[test]
-fn without_the_wait_to_acknowledge_a_lost_note_is_seen() {
+fn without_the_wait_to_acknowledge_a_lost_record_is_seen() {
     refute(&without(Protection::WaitToAcknowledge), REFLECTS, 11);
 }
 
@@ -588,12 +587,12 @@ fn without_an_end_of_the_lease_a_replica_serves_from_before_the_suspension() {
 }
 
 #[test]
-fn without_the_identity_of_servers_one_that_missed_a_close_is_believed() {
+fn without_the_names_of_servers_one_that_missed_a_close_is_used() {
     refute(&without(Protection::Identity), REFLECTS, 9);
 }
 
-/// What stays open.
+/// Not guaranteed.
 #[test]
-fn a_server_that_is_demoted_and_promoted_again_unnoticed_is_believed() {
+fn a_server_that_is_demoted_and_promoted_again_unnoticed_is_used() {
     refute(&without(Protection::NamesEnd), REFLECTS, 11);
 }

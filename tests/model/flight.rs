@@ -1,20 +1,19 @@
 //! `NextFlight`: readers of one key on one replica that share their reads of the database.
 //!
-//! **State.** The database, as how many writes are committed, and acknowledged; the flight that
-//! runs; for each reader whether it waits, for which flight, and what was acknowledged when it asked.
+//! **State.** The numbers of writes that are committed and that are acknowledged; the running
+//! flight; for each reader which flight it waits for, if any, and what was acknowledged when it asked.
 //!
-//! **Actions.** A write is committed, and acknowledged. A reader asks, which is where it joins; or
-//! leaves. The flight reads; and lands, whereupon the next one starts if anybody waits for it. It is
+//! **Actions.** A write is committed, and acknowledged. A reader asks, and so joins a flight; or
+//! leaves. The flight reads, and then ends, and the next one starts if readers wait for it. It is
 //! dropped when no reader waits for it any more.
 //!
-//! **Bounds.** Three writes, three readers, who ask again any number of times. The cache is left
-//! out: what a flight does besides reading the database is in `protocol`.
+//! **Bounds.** Three writes; three readers, which ask any number of times. The cache is in `protocol`.
 
 use stateright::{Model, Property};
 
 use crate::{refute, verify};
 
-/// To a reader, what was acknowledged before it asked.
+/// A response reflects the writes that were acknowledged before its reader asked.
 const REFLECTS: &str =
     "a response reflects every write that was acknowledged before its reader asked";
 
@@ -24,7 +23,7 @@ const READERS: usize = 3;
 /// The model.
 #[derive(Debug, Clone)]
 struct Sharing {
-    /// Whether a reader joins the next flight, or ordinary single-flight: the one that runs.
+    /// Whether a reader joins the next flight; if not, the running one, as in ordinary single-flight.
     next: bool,
 }
 
@@ -48,9 +47,9 @@ enum Flight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reader {
     Idle,
-    /// For the flight that runs. With what was acknowledged when it asked.
+    /// For the running flight, with what was acknowledged when it asked.
     Aboard(u8),
-    /// For the one after it.
+    /// For the next flight.
     Waiting(u8),
 }
 
@@ -181,6 +180,6 @@ fn three_readers_and_three_writes() {
 }
 
 #[test]
-fn with_ordinary_single_flight_a_reader_is_answered_from_before_it_asked() {
+fn with_ordinary_single_flight_a_response_is_older_than_its_request() {
     refute(&Sharing { next: false }, REFLECTS, 6);
 }

@@ -1,16 +1,16 @@
-//! The timing of a lease: why no replica serves from an epoch any more when the first write begins in
-//! the suspension after it. With ticks of a clock; `epoch` has this as one step, `Settle`.
+//! The timing of a lease: when the first write begins in a suspension, no replica serves from the epoch
+//! before it. Time passes in ticks of a clock; `epoch` has this as one step, `Settle`.
 //!
-//! **State.** The time; when the row was stamped with its suspension, and since when others can read
-//! that; the read of the row that a replica waits for, if any, and until when it may serve; when a
-//! writer learned of the suspension, and whether its write has begun.
+//! **State.** The time; the time stamp of the suspension, and whether it is committed; the poll that a
+//! replica waits for, if any, and the end of its lease; when a writer read the suspension, and
+//! whether its write has begun.
 //!
-//! **Actions.** The clock ticks. A replica asks for the row, the database responds, the response
-//! arrives, each as late as it likes. The suspension is stamped, and commits. The writer learns of
-//! it, waits, and begins.
+//! **Actions.** The clock ticks. A replica sends a poll, the database reads the row, the reply arrives,
+//! each after any delay. The suspension is stamped, and commits. The writer reads it, waits, and
+//! begins.
 //!
-//! A stamp is older than what it stamps: others can read the suspension only after its transaction
-//! has had its locks, and committed. So the wait counts from when the writer has learned of it.
+//! A transaction commits later than its time stamp, and other replicas can read the suspension only
+//! then. So the wait counts from when the writer has read it.
 //!
 //! **Bounds.** A lease of three ticks, twelve ticks in all, one replica that serves and one that
 //! writes. Their clocks run at one speed.
@@ -24,16 +24,16 @@ const END: u8 = 12;
 
 const NOT_SERVED: &str = "no replica serves from the epoch before when a write has begun";
 
-/// What can be taken out.
+/// A part of the protocol that a model can be without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protection {
-    /// A replica serves for no longer than a lease after its last read of the row.
+    /// A replica serves for a lease at most after its last poll.
     Lease,
-    /// The lease counts from when the read was sent.
+    /// The lease counts from when the poll was sent.
     FromAsked,
     /// A write waits for a lease before it begins.
     Wait,
-    /// The wait counts from when the writer has learned of the suspension, not from its stamp.
+    /// The wait counts from when the writer read the suspension, not from its time stamp.
     FromSight,
 }
 
@@ -49,9 +49,9 @@ struct State {
     stamped: Option<u8>,
     suspended: bool,
     renewal: Renewal,
-    /// Until when the replica may serve.
+    /// The end of the lease.
     until: u8,
-    /// From when the writer waits.
+    /// The beginning of the wait.
     waits_from: Option<u8>,
     begun: bool,
 }
@@ -186,7 +186,7 @@ fn a_lease_of_three_ticks() {
 }
 
 #[test]
-fn without_an_end_of_the_lease_a_replica_serves_on() {
+fn without_an_end_of_the_lease_a_replica_goes_on_serving() {
     refute(
         &Timing {
             without: Some(Protection::Lease),
@@ -197,7 +197,7 @@ fn without_an_end_of_the_lease_a_replica_serves_on() {
 }
 
 #[test]
-fn without_counting_from_when_it_asked_a_lease_ends_too_late() {
+fn a_lease_that_counts_from_the_reply_ends_too_late() {
     refute(
         &Timing {
             without: Some(Protection::FromAsked),
@@ -219,7 +219,7 @@ fn without_the_wait_a_write_begins_within_a_lease() {
 }
 
 #[test]
-fn with_a_wait_from_the_stamp_a_lease_is_renewed_before_the_suspension_commits() {
+fn with_a_wait_from_the_time_stamp_a_lease_is_renewed_before_the_suspension_commits() {
     refute(
         &Timing {
             without: Some(Protection::FromSight),

@@ -1,15 +1,15 @@
 //! The local cache (L1) of one replica, over the tag protocol.
 //!
-//! **State.** That of [`protocol`](crate::protocol); the entry in the process, and one that is on its
-//! way there; the check of the tag's version that runs; for each reader whether it waits, for which
-//! check, and the writes that its result must reflect.
+//! **State.** That of [`protocol`](crate::protocol); the entry in the process, and one that will be
+//! inserted; the running check of the tag's version; for each reader which check it waits for, if
+//! any, and the writes that its result must reflect.
 //!
-//! **Actions.** Those of the protocol. What was filled, or found on the server, is kept in the
-//! process, any time later; it may be evicted. A reader asks when there is an entry, and joins the
-//! next check. The check reads the version, and ends, any time later: its readers are served from
-//! the process if the entry there has that version, and go on to the server if not.
+//! **Actions.** Those of the protocol. An entry that was filled, or found on the server, is inserted
+//! any time later, and may be evicted. A reader asks while there is an entry, and joins the next
+//! check. The check reads the version, and ends any time later: its readers are served from the process
+//! if the entry there has that version, and otherwise ask the server.
 //!
-//! **Bounds.** One or two writes, one loader, two readers who ask again any number of times.
+//! **Bounds.** One or two writes, one loader; two readers, which ask any number of times.
 
 use stateright::{Model, Property};
 
@@ -20,15 +20,16 @@ use crate::{
     verify,
 };
 
-/// To a reader: what was acknowledged before it asked, or if no note is lost, committed.
+/// What was acknowledged before its reader asked; if no record of a write in flight is lost, what was
+/// committed.
 const REFLECTS: &str = "a local hit reflects what was written before its reader asked";
 
-/// What can be taken out.
+/// A part of the protocol that a model can be without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Protection {
     /// A local entry is served only under the tag's version.
     Validation,
-    /// A reader joins the next check, not the one that runs.
+    /// A reader joins the next check, not the running one.
     NextCheck,
 }
 
@@ -62,9 +63,9 @@ enum Check {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reader {
     Idle,
-    /// For the check that runs. With the writes that its result must reflect.
+    /// For the running check, with the writes that its result must reflect.
     Aboard(Writes),
-    /// For the one after it.
+    /// For the next check.
     Waiting(Writes),
 }
 
@@ -132,7 +133,7 @@ impl Model for Local {
         match action {
             Action::Shared(action) => {
                 state.shared = self.protocol.step(&before.shared, action)?;
-                // What the loader filled is kept.
+                // The entry that the loader filled is inserted.
                 if let protocol::Action::Fill(_) = action
                     && state.shared.tags[0].entry != before.shared.tags[0].entry
                 {
@@ -223,7 +224,7 @@ fn a_write_and_two_readers_if_anything_may_be_lost() {
 }
 
 #[test]
-fn a_write_and_two_readers_if_no_note_is_lost() {
+fn a_write_and_two_readers_if_no_record_is_lost() {
     verify(&local(1, 2, false, None), 56_283);
 }
 
@@ -242,7 +243,7 @@ fn without_validation_a_replica_serves_what_another_has_changed() {
 }
 
 #[test]
-fn with_a_check_that_began_earlier_a_reader_is_answered_from_before_it_asked() {
+fn with_a_running_check_a_response_is_older_than_its_request() {
     refute(
         &local(1, 2, true, Some(Protection::NextCheck)),
         REFLECTS,

@@ -1,30 +1,32 @@
 //! The consistency protocol as models, whose every state stateright visits.
 //!
-//! | model | of what | what is found |
+//! | model | contents | main property |
 //! | --- | --- | --- |
-//! | [`protocol`] | tags on one cache server, which loses anything at any moment; writers that crash and pause, retries, moves | a hit reflects what was acknowledged; while no note is lost it agrees with the database; a closed tag opens again |
-//! | [`flight`] | readers that share their reads of the database | a response is from after its reader asked |
+//! | [`protocol`] | tags on one cache server, which loses anything at any moment; writers that crash and pause, retries, moves | a hit reflects what was acknowledged; while no record of a write in flight is lost it agrees with the database; a closed tag opens again |
+//! | [`flight`] | readers that share their reads of the database | a response is no older than its request |
 //! | [`local`] | the cache in the process, over `protocol` | a local hit reflects what was written before its reader asked |
-//! | [`lease`] | how long a replica may serve, and how long a write waits, in ticks of a clock | no replica serves any more when the first write begins |
-//! | [`epoch`] | leaving a cache server and coming back: servers that restart with old data, lag, are promoted, or still respond | a hit reflects what was written before its reader asked; writes and the cache go on |
+//! | [`lease`] | how long a replica may serve and a write waits, in ticks of a clock | no replica serves from an epoch when the first write after it begins |
+//! | [`epoch`] | cache servers that restart with old data, lag, are promoted, or still respond | a hit reflects what was written before its reader asked; writes and hits go on |
+//! | [`database`] | commits that become visible late, an older copy, a standby, two primaries | a hit reflects exactly what its replica's database has |
 //!
-//! Each begins with its state, actions and bounds. Most runs have no bound on how long they are: what
-//! is the same but for the numbers of versions is one state, so a model is finite although reads,
-//! fills and faults go on without end.
+//! Each begins with its state, actions and bounds. Most runs are unbounded in length: states that differ
+//! only in the numbers of versions are merged, so a model is finite although reads, fills and faults
+//! go on without end.
 //!
-//! Each has tests of two kinds. `verify` visits every state within the bounds, finds every property
-//! kept, and finds as many states as it says: a model that changes by accident, or comes to nothing,
-//! fails. `refute` takes one protection out, and finds the shortest run that breaks a property, of as
-//! many steps as it says: a protection that isn't needed, or a property that can't be broken, fails.
-//! The runs are printed:
+//! There are two kinds of tests. `verify` visits every state within the bounds, requires that every
+//! property holds, and compares the number of states, so that a model that is changed by accident
+//! fails. `refute` removes one protection, and requires a shortest run of a given length that breaks
+//! a property, so that a protection that isn't needed, or a property that can't be broken, fails.
+//! To print the runs:
 //!
 //! ```sh
 //! cargo test --test model -- --nocapture --test-threads 1
 //! ```
 //!
-//! All in all 1.6 million states are visited, in half a minute on two cores. They are told apart by
-//! a hash of 64 bits: that two of a million have the same has a chance of one in 30 million.
+//! The 1.6 million states take half a minute on two cores. They are identified by hashes of 64 bits,
+//! of which two of a million are equal with a probability of one in 30 million.
 
+mod database;
 mod epoch;
 mod flight;
 mod lease;
@@ -62,7 +64,7 @@ impl<M> Searched for M where
 {
 }
 
-/// Finds every property kept in every state, of which there are so many.
+/// Checks every property in every state, and the number of states.
 #[track_caller]
 fn verify(model: &impl Searched, states: usize) {
     let checker = model.clone().checker().spawn_bfs().join();
@@ -71,12 +73,12 @@ fn verify(model: &impl Searched, states: usize) {
     assert_eq!(checker.unique_state_count(), states, "states of {model:?}");
 }
 
-/// Finds a property broken after so many steps, and not after fewer.
+/// Checks that the shortest run that breaks a property has this number of steps.
 #[track_caller]
 fn refute<M: Searched>(model: &M, property: &'static str, steps: usize) {
-    // The search reports the last of the counterexamples that it comes across, hence depth by depth.
+    // A search reports the last counterexample that it finds, so search depth by depth.
     let shortest = (steps..MAX_STEPS).find_map(|steps| {
-        // Depths count states, from one, and the last isn't looked at.
+        // Depths count states from one, and exclude the last.
         let checker = model.clone().checker().target_max_depth(steps + 1);
         checker.spawn_bfs().join().discovery(property)
     });

@@ -1,20 +1,20 @@
 //! The tag protocol on one cache server, which may lose anything.
 //!
 //! **State.** The tags on the server; the database, as the set of committed writes; which writes
-//! were acknowledged, and which are past their deadline; where each writer and each loader is.
+//! were acknowledged, and which are past their deadline; the step of each writer and of each loader.
 //!
-//! **Actions.** A writer begins, closes, commits, reopens and acknowledges; or undoes its write, or
-//! crashes, anywhere. The `close` of an abandoned writer is executed later or never. A loader looks up
-//! its key, which opens the tag, reads the database, and fills; or leaves instead of any of these: its
-//! lookup was a hit, or its caller has gone. A `no-cache` read is a loader whose lookup may be a hit:
-//! it fills under the hit's version. A loader that finds its tag closed reads the database only, which
-//! changes no state. Between any two steps, any number of other steps happen: that is a pause. A
-//! deadline passes at any moment after its note was made; there is no other clock. The server loses a
-//! version, an entry, or all notes of a tag; in a flush one after the other.
+//! **Actions.** A writer begins, closes, commits, reopens and acknowledges. It may undo its write or
+//! crash before any of these; the `close` of a writer that has ended is then executed later or never. A
+//! loader looks up its key, which opens the tag, reads the database, and fills. It may end before any of
+//! these, because its lookup was a hit or its caller has left. A `no-cache` read is a loader that fills
+//! under the version of a hit. A loader whose tag is closed only reads the database, which changes no
+//! state. Any number of other steps may come between two steps, so pauses need no action. A deadline
+//! passes at any moment after its record was made; there is no other clock. The server loses a
+//! version, an entry, or all records of writes in flight of a tag; a flush loses one after the other.
 //!
-//! **Readers** have no state here. In every state a lookup's result is compared with the writes that
-//! are acknowledged by then, which include those acknowledged when its reader arrived. A miss is read
-//! from the database, which is current. `flight` and `local` have readers that wait.
+//! **Readers** have no state. In every state the result of a lookup is compared with all writes that are
+//! acknowledged, which include those acknowledged before the reader asked. A miss is read from the
+//! database, which is current. `flight` and `local` have readers that wait.
 //!
 //! **Bounds.** Two writes and two loaders, or three writes and a loader; one tag or two, each with
 //! one key. Any number of reads, fills, losses, and openings of a tag.
@@ -27,30 +27,30 @@ use crate::{
     verify,
 };
 
-/// Always, whatever the server loses.
+/// Holds whatever the server loses.
 const REFLECTS: &str = "a hit reflects every acknowledged write";
-/// As long as no note is lost while its write is in flight. Anyone can read past the cache what is
-/// committed, so this is what makes lists linearizable.
+/// Holds if no record of a write in flight is lost. A `no-cache` read sees what is committed, so this
+/// property makes lists linearizable.
 const AGREES: &str = "a hit agrees with the database";
-/// If only loaders go on, when all deadlines have passed.
+/// Holds for loaders that go on after all deadlines have passed.
 const RECOVERS: &str = "a closed tag opens again, and serves";
 
-/// What can be taken out.
+/// A part of the protocol that a model can be without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Protection {
     /// `fill` compares the version from before the read with the tag's.
     VersionCheck,
     /// `close` comes before the commit.
     Close,
-    /// `close` notes the write as in flight.
+    /// `close` records the write as in flight.
     Note,
-    /// A note has a deadline.
+    /// A record of a write in flight has a deadline.
     NoteDeadline,
     /// The database refuses a write that is past its deadline.
     WriteDeadline,
     /// `reopen` comes before the acknowledgement.
     Reopen,
-    /// A write closes what the write before it on its row has touched.
+    /// A write also closes the tags of the write before it on its row.
     FormerTags,
     /// A fresh version is drawn for one execution of one script. Without it a lookup that opens its
     /// tag is executed again, any time later, with the same fresh version: as by two scripts of one
@@ -58,12 +58,12 @@ pub enum Protection {
     DrawnOnce,
 }
 
-/// What a write is.
+/// A write.
 #[derive(Debug, Clone, Copy)]
 pub struct Write {
     /// The tags of its own images: the bit `1 << i` for tag `i`. A retry has none of its own.
     pub tags: u8,
-    /// The write on the same row that it comes after, and acknowledges with itself.
+    /// The write before it on the same row, which its acknowledgement includes.
     pub after: Option<usize>,
 }
 
@@ -72,11 +72,11 @@ pub struct Write {
 pub struct Protocol {
     /// At most three.
     pub writes: Vec<Write>,
-    /// The tag of each loader's key, or `None` if there is one loader less.
+    /// The tag of each loader's key; `None` for no loader.
     pub loaders: [Option<usize>; 2],
-    /// Whether the server may lose notes.
+    /// Whether the server may lose records of writes in flight.
     pub loses_notes: bool,
-    /// The protection that is taken out.
+    /// The missing protection.
     pub without: Option<Protection>,
 }
 
@@ -99,16 +99,16 @@ pub struct State {
 enum Writer {
     Idle,
     Began(Touched),
-    /// Given up or dead, with its `close` on the way.
+    /// Ended, with its `close` not executed yet.
     Left(Touched),
     Closed(Touched),
     Committed(Touched),
     Reopened(Touched),
-    /// Acknowledged, undone or dead.
+    /// Acknowledged, undone or crashed.
     Over,
 }
 
-/// What a write touches with those that it comes after.
+/// The tags of a write and of those before it on its row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Touched {
     tags: u8,
@@ -122,7 +122,7 @@ enum Loader {
     Read(Entry),
 }
 
-/// Steps of the writer, the loader or the tag that the number says.
+/// Numbers are the writer, the loader or the tag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
     Begin(usize),
@@ -161,8 +161,8 @@ impl Protocol {
         })
     }
 
-    /// What a write that begins now closes, and what it acknowledges. Of the writes before it, it
-    /// closes what the last has touched: that one did the same, before its commit.
+    /// The tags that a write closes which begins now, and the writes that it acknowledges. Of the writes
+    /// before it, it closes the tags of the last one, which did the same before its commit.
     fn touched(&self, state: &State, write: usize) -> Touched {
         let Write {
             mut tags,
@@ -182,7 +182,7 @@ impl Protocol {
         Touched { tags, writes }
     }
 
-    /// What becomes of a state, with versions not numbered yet. `None` if nothing does.
+    /// The next state, before its versions are numbered. `None` if the action is impossible or changes nothing.
     pub fn step(&self, before: &State, action: Action) -> Option<State> {
         let mut state = before.clone();
         match action {
@@ -296,7 +296,7 @@ impl Protocol {
     fn recovers(&self, state: &State) -> bool {
         let mut state = state.clone();
         let deadlines = (0..MAX_WRITES).map(Action::PassDeadline);
-        // The first round ends what the loaders are at.
+        // The first round ends the steps that the loaders have begun.
         let loads = [0, 1, 0, 1].map(|i| [Action::Lookup(i), Action::Read(i), Action::Fill(i)]);
         for action in deadlines.chain(loads.into_iter().flatten()) {
             state = self.step(&state, action).unwrap_or(state);
@@ -329,7 +329,7 @@ impl State {
         tags.filter_map(move |(i, tag)| (touched.tags & 1 << i != 0).then_some(tag))
     }
 
-    /// Where it names versions.
+    /// The versions in the state.
     pub fn versions(&mut self) -> impl Iterator<Item = &mut Version> {
         let held = self.loaders.iter_mut().filter_map(|loader| match loader {
             Loader::Idle => None,
@@ -448,7 +448,7 @@ pub fn on_one_tag(
     }
 }
 
-/// Writes on one row, each after the one before it, and a loader of the first tag.
+/// Successive writes on one row, and a loader of the first tag.
 fn on_one_row(tags: &[u8], without: Option<Protection>) -> Protocol {
     let mut writes = Vec::new();
     for &tags in tags {
@@ -469,7 +469,7 @@ fn two_writes_and_two_loaders_if_anything_may_be_lost() {
 }
 
 #[test]
-fn two_writes_and_two_loaders_if_no_note_is_lost() {
+fn two_writes_and_two_loaders_if_no_record_is_lost() {
     verify(&on_one_tag(2, 2, false, None), 23_013);
 }
 
@@ -479,7 +479,7 @@ fn three_writes_if_anything_may_be_lost() {
 }
 
 #[test]
-fn three_writes_if_no_note_is_lost() {
+fn three_writes_if_no_record_is_lost() {
     verify(&on_one_tag(3, 1, false, None), 61_495);
 }
 
@@ -506,12 +506,12 @@ fn without_close_before_the_commit_a_write_appears_and_disappears() {
 }
 
 #[test]
-fn without_the_note_a_reader_opens_the_tag_before_the_commit() {
+fn without_the_record_of_the_write_a_reader_opens_the_tag_before_the_commit() {
     refute(&on_one_tag(1, 2, false, Some(Protection::Note)), AGREES, 6);
 }
 
 #[test]
-fn without_the_deadline_of_the_note_a_dead_writer_closes_its_tags_for_good() {
+fn without_the_deadline_of_the_record_a_dead_writer_closes_its_tags_for_good() {
     refute(
         &on_one_tag(1, 2, false, Some(Protection::NoteDeadline)),
         RECOVERS,
@@ -529,7 +529,7 @@ fn without_the_deadline_of_the_write_it_commits_after_its_tags_were_opened() {
 }
 
 #[test]
-fn without_reopen_before_the_acknowledgement_a_lost_note_is_seen() {
+fn without_reopen_before_the_acknowledgement_a_lost_record_is_seen() {
     refute(
         &on_one_tag(1, 2, true, Some(Protection::Reopen)),
         REFLECTS,

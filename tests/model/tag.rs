@@ -20,20 +20,20 @@ pub struct Entry {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Tag {
     pub version: Option<Version>,
-    /// The notes of writes in flight.
+    /// The records of writes in flight.
     pub writers: Writes,
     pub entry: Option<Entry>,
 }
 
 impl Tag {
-    /// The entry, if it is current. The other half of a lookup is [`open`](Self::open).
+    /// The entry, if it is current. A lookup also does [`open`](Self::open).
     pub fn lookup(&self) -> Option<Writes> {
         let entry = self.entry?;
         (self.version == Some(entry.version)).then_some(entry.list)
     }
 
-    /// What a lookup does to a tag: sets the fresh version if there is none, unless a write is in
-    /// flight that isn't past its deadline. Returns the tag's version.
+    /// Sets the fresh version if there is none and no write is in flight, other than overdue ones. Returns
+    /// the tag's version.
     pub fn open(&mut self, fresh: Version, overdue: Writes) -> Option<Version> {
         if self.version.is_none() {
             self.writers &= !overdue;
@@ -51,7 +51,7 @@ impl Tag {
         }
     }
 
-    /// Leaves the entry: the index that leads to it may have been lost.
+    /// Keeps the entry, because the index that leads to it may have been lost.
     pub fn close(&mut self, write: usize) {
         self.writers |= 1 << write;
         self.version = None;
@@ -62,23 +62,22 @@ impl Tag {
         self.version = None;
     }
 
-    /// Drops an entry that can't be served any more, so that states that differ in nothing else are
-    /// one.
+    /// Drops an entry that can't be served any more, which merges states that differ in nothing else.
     pub fn forget_dead_entry(&mut self) {
         if self.lookup().is_none() {
             self.entry = None;
         }
     }
 
-    /// Where it names versions.
+    /// The versions in the tag.
     pub fn versions(&mut self) -> impl Iterator<Item = &mut Version> {
         let entry = self.entry.as_mut().map(|entry| &mut entry.version);
         self.version.iter_mut().chain(entry)
     }
 }
 
-/// Numbers versions by their first appearance. States that differ only in the numbers are the same state,
-/// and so there are finitely many, however often tags are closed and opened.
+/// Numbers versions by their first appearance. This merges states that differ only in the numbers, so
+/// there are finitely many, however often tags are closed and opened.
 pub fn renumber<'a>(versions: impl Iterator<Item = &'a mut Version>) {
     let mut known = Vec::new();
     for version in versions {
