@@ -23,7 +23,7 @@
 //! cargo test --test model -- --nocapture --test-threads 1
 //! ```
 //!
-//! The 1.6 million states take half a minute on two cores. They are identified by hashes of 64 bits,
+//! The 1.8 million states take half a minute on two cores. They are identified by hashes of 64 bits,
 //! of which two of a million are equal with a probability of one in 30 million.
 
 mod database;
