@@ -11,7 +11,9 @@ use std::{
 
 use tracing_subscriber::EnvFilter;
 
-use crate::{cache::TlsFiles, store::Migrate};
+use crate::store::Migrate;
+
+pub use crate::cache::{ClientCertificate, TlsFiles};
 
 /// The longest [`ServerConfig::shutdown_grace`], in seconds.
 pub const MAX_SHUTDOWN_GRACE_SECS: u64 = 3_600;

@@ -4,11 +4,10 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, ValueEnum, value_parser};
 use location_service::{
-    cache::{ClientCertificate, TlsFiles},
     config::{
-        AuthConfig, CacheConfig, DatabaseConfig, DatabaseUrl, KeyFile, LogConfig, LogFormat,
-        MAX_CACHE_TTL_SECS, MAX_DATABASE_CONNECTIONS, MAX_SHUTDOWN_GRACE_SECS, RedisConfig,
-        ServeConfig, ServerConfig,
+        AuthConfig, CacheConfig, ClientCertificate, DatabaseConfig, DatabaseUrl, KeyFile,
+        LogConfig, LogFormat, MAX_CACHE_TTL_SECS, MAX_DATABASE_CONNECTIONS,
+        MAX_SHUTDOWN_GRACE_SECS, RedisConfig, ServeConfig, ServerConfig, TlsFiles,
     },
     store,
 };

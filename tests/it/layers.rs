@@ -51,7 +51,7 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "config",
-        modules: &["store"],
+        modules: &["cache", "store"],
         crates: &["tracing_subscriber"],
     },
     Module {
