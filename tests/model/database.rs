@@ -174,7 +174,7 @@ impl Databases {
     }
 
     /// Whether a row passes for one that its server wrote itself.
-    fn is_own(&self, server: &Server) -> bool {
+    fn is_own(&self, server: Server) -> bool {
         match server.row {
             Row::Own => true,
             Row::Restored => !self.has(Protection::RestoredRow),
@@ -182,7 +182,7 @@ impl Databases {
         }
     }
 
-    fn is_polled(&self, server: &Server) -> bool {
+    fn is_polled(&self, server: Server) -> bool {
         !server.in_recovery || !self.has(Protection::NoStandby)
     }
 
@@ -225,8 +225,8 @@ impl Databases {
 
     fn poll(&self, state: &mut State, action: Action) -> Option<()> {
         match action {
-            Action::Poll(s) if self.is_polled(&state.servers[s]) => {
-                if !self.is_own(&state.servers[s]) {
+            Action::Poll(s) if self.is_polled(state.servers[s]) => {
+                if !self.is_own(state.servers[s]) {
                     return self.begin_name(state, s);
                 }
                 if let Writer::Late(server, _) | Writer::GivenUp(server) = state.writer
@@ -242,7 +242,7 @@ impl Databases {
                 state.leases[s] &= 1 << state.servers[s].name;
             }
             Action::BeginName(s)
-                if !state.servers[s].in_recovery && self.is_own(&state.servers[s]) =>
+                if !state.servers[s].in_recovery && self.is_own(state.servers[s]) =>
             {
                 return self.begin_name(state, s);
             }
@@ -254,7 +254,7 @@ impl Databases {
     fn write(&self, state: &mut State, action: Action) -> Option<()> {
         state.writer = match (action, state.writer) {
             (Action::Begin(s), Writer::Idle) => {
-                let server = &state.servers[s];
+                let server = state.servers[s];
                 let begins = !server.in_recovery && self.is_own(server) && server.settled;
                 begins.then_some(Writer::Began(s, server.name))?
             }
@@ -263,7 +263,7 @@ impl Databases {
                 Writer::Closed(s, name)
             }
             (Action::SendCommit, Writer::Closed(s, name)) => {
-                let server = &state.servers[s];
+                let server = state.servers[s];
                 if server.name == name && self.is_own(server) {
                     Writer::Committing(s, name)
                 } else {
@@ -304,7 +304,7 @@ impl Databases {
                 Loader::Opened(s, name, version)
             }
             (Action::Read(from), Loader::Opened(s, name, version)) => {
-                let server = &state.servers[from];
+                let server = state.servers[from];
                 let is_trusted = from == s && self.is_polled(server) && self.is_own(server);
                 if !is_trusted && self.has(Protection::TrustedServer) {
                     return None;

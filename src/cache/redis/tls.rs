@@ -41,18 +41,15 @@ impl TlsFiles {
 
     pub(super) fn load(&self) -> Result<TlsConfig, RedisConfigError> {
         let mut roots = RootCertStore::empty();
-        match &self.authorities {
-            Some(path) => {
-                for authority in certificates(path)? {
-                    roots
-                        .add(authority)
-                        .map_err(|error| unusable(path, &error))?;
-                }
+        if let Some(path) = &self.authorities {
+            for authority in certificates(path)? {
+                roots
+                    .add(authority)
+                    .map_err(|error| unusable(path, &error))?;
             }
-            None => {
-                let found = rustls_native_certs::load_native_certs();
-                roots.add_parsable_certificates(found.certs);
-            }
+        } else {
+            let found = rustls_native_certs::load_native_certs();
+            roots.add_parsable_certificates(found.certs);
         }
         let config = ClientConfig::builder().with_root_certificates(roots);
         let config = match &self.client {
