@@ -107,7 +107,9 @@ impl TestApp {
         dir: Arc<TempDir>,
         wrap: impl FnOnce(Arc<dyn Store>, Arc<dyn Cache>) -> (Arc<dyn Store>, Arc<dyn Cache>),
     ) -> Self {
-        let mut engines = App::open(&config).await.expect("the engines open");
+        let mut engines = Box::pin(App::open(&config))
+            .await
+            .expect("the engines open");
         (engines.store, engines.cache) = wrap(engines.store, engines.cache);
         let app = App::assemble(&config, engines).await;
         Self::serve(app.expect("the service starts"), config, dir).await
