@@ -1,13 +1,10 @@
-//! Failpoints: protections of the cache that a test build can leave out, one at a time, so that the
+//! Failpoints: protections of the cache that a debug build can leave out, one at a time, so that the
 //! checker can show that it detects the loss. A check that has never failed proves nothing.
 //!
-//! Only debug builds with the feature `failpoints` have them: there `LOCATION_SERVICE_FAILPOINT` names
-//! one. In any other build [`is_enabled`] is a constant, and nothing of this is left.
+//! In a debug build `LOCATION_SERVICE_FAILPOINT` names one. In a release build [`is_enabled`] is a
+//! constant, and nothing of this is left.
 
-#[cfg(all(feature = "failpoints", not(debug_assertions)))]
-compile_error!(
-    "the feature `failpoints` breaks the cache on purpose: only debug builds can have it"
-);
+use std::sync::OnceLock;
 
 /// A protection to leave out, named after the effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,23 +34,15 @@ impl Failpoint {
 }
 
 /// Whether this process runs without a protection.
-#[cfg(not(feature = "failpoints"))]
 #[inline]
-pub const fn is_enabled(_: Failpoint) -> bool {
-    false
-}
-
-/// Whether this process runs without a protection.
-#[cfg(feature = "failpoints")]
 pub fn is_enabled(failpoint: Failpoint) -> bool {
-    enabled() == Some(failpoint)
+    cfg!(debug_assertions) && enabled() == Some(failpoint)
 }
 
 /// Reads the environment once, and logs the failpoint. Panics if it names none: one that has no effect
 /// would make its protection look needless.
-#[cfg(feature = "failpoints")]
 fn enabled() -> Option<Failpoint> {
-    static ENABLED: std::sync::OnceLock<Option<Failpoint>> = std::sync::OnceLock::new();
+    static ENABLED: OnceLock<Option<Failpoint>> = OnceLock::new();
     *ENABLED.get_or_init(|| {
         let name = std::env::var("LOCATION_SERVICE_FAILPOINT").ok()?;
         let Some((_, failpoint)) = Failpoint::ALL.iter().find(|(known, _)| *known == name) else {

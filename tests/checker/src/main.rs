@@ -39,12 +39,16 @@ const FULL_PROTECTION_SECS: u64 = 20;
 /// Runs replicas of location-service under faults, and checks that no response is stale
 #[derive(Debug, Clone, Parser)]
 #[command(after_help = EXAMPLES)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 struct Args {
     /// Engines of the replicas
     #[arg(long, value_enum, default_value = "single")]
     topology: Topology,
 
-    /// Number of replicas of the service (embedded: always one)
+    /// Number of replicas of the service for each database (embedded: always one)
     #[arg(long, value_name = "N", default_value_t = 3)]
     #[arg(value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=6))]
     replicas: usize,
@@ -61,7 +65,7 @@ struct Args {
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
 
-    /// Duration in seconds
+    /// Maximum duration in seconds
     #[arg(long, value_name = "N", default_value_t = 60)]
     seconds: u64,
 
@@ -81,6 +85,15 @@ struct Args {
     /// Read few different lists, so that races are frequent
     #[arg(long)]
     focus: bool,
+
+    /// Let the link of one replica to Redis carry only 14 KB every 40 ms, so that the scripts of one round
+    /// trip arrive apart
+    #[arg(long, conflicts_with = "replica")]
+    narrow: bool,
+
+    /// End the run once each kind of fault has come this many times
+    #[arg(long, value_name = "N", conflicts_with = "replica")]
+    rounds: Option<u64>,
 
     /// Maximum pause of a client between two calls, in milliseconds
     #[arg(long, value_name = "MS", default_value_t = 10)]
@@ -111,7 +124,6 @@ struct Args {
 
     /// Disable a protection, or `all` of them one after another, and fail unless a violation is
     /// detected; by default with the faults that show it soonest. Needs a debug build of the service
-    /// with the feature `failpoints`
     #[arg(long, value_name = "NAME", value_parser = control_names(), conflicts_with_all = ["replica", "judge"])]
     control: Option<String>,
 
@@ -130,8 +142,9 @@ Hours, with the figures as JSON:
   cargo run --release -p checker -- --topology cluster --seconds 14400 --json
 
 Faults:
-  kill-replica stop-replica kill-postgres stop-postgres slow-postgres slow-redis kill-redis
-  split-redis restore-redis stop-redis flush evict refuse-writes failover cut-replica cut-redis
+  kill-replica stop-replica kill-postgres stop-postgres slow-postgres restore-dump promote
+  lead-to-standby standby-away slow-redis split-redis narrow-redis kill-redis restore-redis stop-redis
+  flush evict refuse-writes move-slots failover cut-replica cut-redis
 
 Equal seeds repeat the same calls and faults in the same order; their times vary.
 

@@ -9,10 +9,7 @@ use std::{
     collections::{HashMap, HashSet},
     fs, io,
     net::SocketAddr,
-    sync::{
-        Arc, Mutex, OnceLock, PoisonError,
-        atomic::{AtomicU16, Ordering},
-    },
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     time::Duration,
 };
 
@@ -32,6 +29,12 @@ const BUFFER_BYTES: usize = 64 << 10;
 
 /// Maximum number of reads of the socket table to find a connection in it.
 const TABLE_READS: usize = 100;
+
+/// The bytes that a narrow link carries at once.
+pub const NARROW_BYTES: usize = 14 << 10;
+
+/// The time between the bytes that a narrow link carries.
+pub const NARROW_INTERVAL: Duration = Duration::from_millis(40);
 
 /// The process that opens a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -62,6 +65,8 @@ pub struct Conditions {
     pub cut: HashSet<Link>,
     /// Links whose messages are delayed: responses of the database, and requests to Redis.
     pub delayed: HashMap<Link, Delay>,
+    /// Links that carry at most [`NARROW_BYTES`] every [`NARROW_INTERVAL`], in each direction.
+    pub narrow: HashSet<Link>,
 }
 
 /// A direction of traffic between a process and a server.
@@ -103,13 +108,18 @@ pub struct Network {
 pub struct Route {
     /// The port to connect to.
     pub port: u16,
-    target: Arc<AtomicU16>,
+    target: watch::Sender<u16>,
 }
 
 impl Route {
-    /// Sets the port that connections are forwarded to.
+    /// Sets the port that connections are forwarded to. Ends those to another port, as a failover's
+    /// proxy does.
     pub fn lead_to(&self, port: u16) {
-        self.target.store(port, Ordering::Relaxed);
+        self.target.send_if_modified(|target| {
+            let changed = *target != port;
+            *target = port;
+            changed
+        });
     }
 }
 
@@ -142,16 +152,17 @@ impl Network {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let route = Route {
             port: listener.local_addr()?.port(),
-            target: Arc::default(),
+            target: watch::Sender::default(),
         };
-        let target = Arc::clone(&route.target);
+        let target = route.target.clone();
         let processes = Arc::clone(&self.processes);
         let conditions = self.conditions.clone();
         self.listeners.spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((from, peer)) = listener.accept().await {
                 while connections.try_join_next().is_some() {}
-                let port = target.load(Ordering::Relaxed);
+                let mut target = target.subscribe();
+                let port = *target.borrow_and_update();
                 let connection = Connection {
                     peer,
                     destination,
@@ -161,7 +172,10 @@ impl Network {
                 let conditions = conditions.subscribe();
                 connections.spawn(async move {
                     if let Ok(to) = TcpStream::connect(("127.0.0.1", port)).await {
-                        forward(from, to, connection, conditions).await;
+                        tokio::select! {
+                            () = forward(from, to, connection, conditions) => {}
+                            _ = target.changed() => {}
+                        }
                     }
                 });
             }
@@ -176,6 +190,13 @@ impl Conditions {
             && connection
                 .link()
                 .is_some_and(|link| self.cut.contains(&link))
+    }
+
+    fn is_narrow(&self, connection: &Connection) -> bool {
+        !self.narrow.is_empty()
+            && connection
+                .link()
+                .is_some_and(|link| self.narrow.contains(&link))
     }
 
     fn delay(&self, connection: &Connection, direction: Direction) -> Option<Delay> {
@@ -246,14 +267,26 @@ async fn carry(
 ) {
     let mut buffer = vec![0; BUFFER_BYTES];
     while let Ok(count @ 1..) = from.read(&mut buffer).await {
-        let Ok(delay) = conditions
+        let Ok((delay, is_narrow)) = conditions
             .wait_for(|conditions| !conditions.is_cut(connection))
             .await
-            .map(|conditions| conditions.delay(connection, direction))
+            .map(|conditions| {
+                let delay = conditions.delay(connection, direction);
+                (delay, conditions.is_narrow(connection))
+            })
         else {
             return;
         };
         let read = &buffer[..count];
+        if is_narrow {
+            for part in read.chunks(NARROW_BYTES) {
+                if to.write_all(part).await.is_err() {
+                    return;
+                }
+                sleep(NARROW_INTERVAL).await;
+            }
+            continue;
+        }
         let delay = delay.filter(|delay| rand::random_ratio(1, delay.one_in));
         let on_time = match delay {
             None => count,
@@ -357,6 +390,51 @@ mod tests {
         assert!(echoes(&mut known).await);
         cut(Source::Replica(1), Destination::Redis(1));
         assert!(echoes(&mut known).await);
+    }
+
+    #[tokio::test]
+    async fn a_redirected_route_ends_its_connections() {
+        let mut network = Network::new();
+        let route = network
+            .route(Destination::Postgres)
+            .await
+            .expect("a free port");
+        let connect = || TcpStream::connect(("127.0.0.1", route.port));
+        let first = echo_server().await;
+        route.lead_to(first);
+        let mut old = connect().await.expect("open");
+        assert!(echoes(&mut old).await);
+        route.lead_to(first);
+        assert!(echoes(&mut old).await);
+        route.lead_to(echo_server().await);
+        let ended = tokio::time::timeout(Duration::from_secs(5), old.read(&mut [0])).await;
+        assert!(matches!(ended, Ok(Ok(0) | Err(_))), "{ended:?}");
+        let mut new = connect().await.expect("open");
+        assert!(echoes(&mut new).await);
+    }
+
+    #[tokio::test]
+    async fn a_narrow_link_carries_bytes_in_intervals() {
+        let mut network = Network::new();
+        let route = network
+            .route(Destination::Redis(0))
+            .await
+            .expect("a free port");
+        route.lead_to(echo_server().await);
+        network.register(Source::Replica(0), &std::process::id().to_string());
+        network.change(|conditions| {
+            let link = (Source::Replica(0), Destination::Redis(0));
+            conditions.narrow.insert(link);
+        });
+        let mut stream = TcpStream::connect(("127.0.0.1", route.port))
+            .await
+            .expect("open");
+        let started = tokio::time::Instant::now();
+        let sent = vec![b'x'; 4 * NARROW_BYTES];
+        stream.write_all(&sent).await.expect("open");
+        let mut received = vec![0; sent.len()];
+        stream.read_exact(&mut received).await.expect("open");
+        assert!(started.elapsed() >= 3 * NARROW_INTERVAL);
     }
 
     #[tokio::test]

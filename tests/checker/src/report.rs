@@ -29,6 +29,8 @@ pub struct Figures {
     /// Calls by the value of `cache-status`.
     cache: BTreeMap<String, u64>,
     reads_failed: u64,
+    /// Reads while the database lost writes, or of a replica that reached an old primary.
+    not_judged: u64,
     errors: BTreeMap<String, u64>,
     /// The time of the last acknowledgement of a write.
     last_acknowledged: Micros,
@@ -104,13 +106,15 @@ struct Current {
 }
 
 impl Figures {
-    /// Counts the next event.
-    pub fn observe(&mut self, event: &Event) {
+    /// Counts the next event, which was judged unless it is a read of which nothing is known.
+    pub fn observe(&mut self, event: &Event, judged: bool) {
         match event {
             Event::Write(write) => self.until = self.until.max(write.at),
             Event::Written(written) => self.written(written),
-            Event::Read(read) => self.read(read),
+            Event::Read(read) if judged => self.read(read),
+            Event::Read(_) => self.not_judged += 1,
             Event::Fault(fault) => self.fault(fault),
+            Event::Loss(_) | Event::Apart(_) | Event::Databases(_) => {}
         }
     }
 
@@ -275,6 +279,7 @@ impl Figures {
                 "calls_by_cache_status": self.cache,
                 "hits": self.hits(),
                 "failed": self.reads_failed,
+                "not_judged": self.not_judged,
                 "latency": self.read_latency.json(),
             },
             "errors": self.errors,
@@ -329,8 +334,8 @@ impl fmt::Display for Figures {
         );
         let _ = writeln!(
             text,
-            "reads: {judged} judged, {} failed; {}",
-            self.reads_failed, self.read_latency
+            "reads: {judged} judged, {} failed, {} not judged; {}",
+            self.reads_failed, self.not_judged, self.read_latency
         );
         for (method, count) in &self.judged {
             let _ = writeln!(text, "  {count:>10}  {method}");

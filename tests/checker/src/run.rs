@@ -10,7 +10,12 @@ use std::{
 };
 
 use clap::ValueEnum as _;
-use tokio::{runtime::Runtime, sync::mpsc, task::JoinSet};
+use tokio::{
+    runtime::Runtime,
+    sync::mpsc,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -18,7 +23,7 @@ use crate::{
     deployment::{Deployment, SECRET, Topology},
     faults::{self, Plan},
     history::{self, Event, Micros, Recorder, Writer},
-    judge::{Anomaly, Judge},
+    judge::{Anomaly, Finding, Judge},
     report::Figures,
     workload::{Fleet, Settings, Worker},
 };
@@ -31,6 +36,9 @@ const PROGRESS: Micros = 10_000_000;
 
 /// The duration from which a run also has faults that exceed the maximum duration of a write.
 const LONG_RUN_SECS: u64 = 300;
+
+/// Maximum time for the first calls of a run.
+const FIRST_CALLS: Duration = Duration::from_secs(10);
 
 /// The purpose of a run.
 #[derive(Debug, Clone, Copy)]
@@ -125,7 +133,7 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
         let replicas = if args.topology == Topology::Embedded {
             1
         } else {
-            args.replicas
+            args.replicas * args.topology.databases()
         };
         let variable = without.map(|name| ("LOCATION_SERVICE_FAILPOINT", name));
         let started = Deployment::start(&binary, args.topology, replicas, variable).await;
@@ -138,9 +146,20 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
             .transpose()?;
         (None, args.replica.clone(), secret)
     };
+    if let Some(deployment) = &deployment
+        && args.narrow
+    {
+        let links = faults::to_redis(deployment, 0);
+        let network = &deployment.network;
+        network.change(|conditions| conditions.narrow.extend(links));
+    }
     let rest = Duration::from_millis(args.rest_ms);
     let mut settings = Settings::new(seed, rest, deployment.is_some(), secret);
     settings.writers = args.writers;
+    settings.may_lose_writes = kinds.iter().any(|kind| kind.loses_writes());
+    if deployment.is_some() {
+        settings.databases = args.topology.databases();
+    }
     if focused || args.focus {
         settings.focus_queries();
     }
@@ -151,6 +170,10 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     let stop = CancellationToken::new();
     let observer = Observer::new(writer, stop.clone(), focused);
     let observer = observer.spawn(events);
+    if settings.databases > 1 {
+        let databases = Event::Databases(settings.databases);
+        recorder.record(databases).await;
+    }
 
     let mut clients = JoinSet::new();
     for number in 0..args.clients {
@@ -158,19 +181,27 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
         let worker = Worker::new(number, settings, fleet, recorder.clone())?;
         clients.spawn(worker.run(stop.clone()));
     }
+    if let (Some(name), Some(deployment)) = (without, &deployment) {
+        check_failpoint(name, deployment).await?;
+    }
     let timer = {
         let stop = stop.clone();
         let time = Duration::from_secs(args.seconds);
         tokio::spawn(async move {
             // An interrupt ends the run early, with its findings.
-            let _ = tokio::time::timeout(time, tokio::signal::ctrl_c()).await;
+            let _ = timeout(time, tokio::signal::ctrl_c()).await;
             stop.cancel();
         })
     };
     if let Some(deployment) = &mut deployment {
         let long = args.seconds >= LONG_RUN_SECS;
-        let plans = (0..).map_while(|number| Plan::new(seed, number, &kinds, long));
+        let count = u64::try_from(kinds.len())?;
+        let last = args.rounds.map_or(u64::MAX, |rounds| rounds * count);
+        let plans = (0..last).map_while(|number| Plan::new(seed, number, &kinds, long));
         faults::run(deployment, &fleet, &recorder, plans, &stop).await;
+        if args.rounds.is_some() && count > 0 {
+            stop.cancel();
+        }
     }
     stop.cancelled().await;
     timer.abort();
@@ -178,17 +209,27 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     drop(recorder);
     let figures = observer.join().map_err(|_| "the judge panicked")??;
     let complaints = deployment.as_ref().map(complaints).unwrap_or_default();
-    if let (Some(name), Some(deployment)) = (without, &deployment)
-        && !deployment.replicas[0].log().contains("FAILPOINT: ")
-    {
-        return Err(format!("the binary ignores LOCATION_SERVICE_FAILPOINT={name}: build it with `cargo build --features failpoints`").into());
-    }
     if without.is_none() && !figures.are_any() {
         return Err(format!("no call succeeded, so nothing was judged:\n{figures}").into());
     }
     Ok(Findings {
         figures,
         complaints,
+    })
+}
+
+/// Fails unless a replica has logged that it has left out the protection. It does so with its first calls.
+async fn check_failpoint(name: &str, deployment: &Deployment) -> Result<(), String> {
+    let logged = async {
+        while !deployment.replicas[0].log().contains("FAILPOINT: ") {
+            sleep(Duration::from_millis(50)).await;
+        }
+    };
+    timeout(FIRST_CALLS, logged).await.map_err(|_| {
+        format!(
+            "the binary ignores LOCATION_SERVICE_FAILPOINT={name}, as release builds do: give --binary a \
+             debug build of this release"
+        )
     })
 }
 
@@ -227,7 +268,8 @@ fn complaints(deployment: &Deployment) -> Vec<String> {
 
 /// Judges, counts and writes events.
 struct Observer {
-    judge: Judge,
+    /// A judge of each database.
+    judges: Vec<Judge>,
     figures: Figures,
     writer: Option<Writer>,
     stop: CancellationToken,
@@ -239,7 +281,7 @@ struct Observer {
 impl Observer {
     fn new(writer: Option<Writer>, stop: CancellationToken, stop_at_violation: bool) -> Self {
         Self {
-            judge: Judge::default(),
+            judges: vec![Judge::default()],
             figures: Figures::default(),
             writer,
             stop,
@@ -273,14 +315,35 @@ impl Observer {
     }
 
     fn observe(&mut self, event: &Event) {
-        self.figures.observe(event);
-        if let Some(violation) = self.judge.observe(event) {
-            if self.figures.violations(violation.anomaly) < MAX_PRINTED {
-                println!("{}\n", violation.text);
+        let client = match event {
+            Event::Write(write) => write.client,
+            Event::Written(written) => written.client,
+            Event::Read(read) => read.client,
+            Event::Databases(databases) => {
+                self.judges.resize_with(*databases, Judge::default);
+                return;
             }
-            self.figures.count(&violation);
-            if self.stop_at_violation {
-                self.stop.cancel();
+            Event::Fault(_) | Event::Loss(_) | Event::Apart(_) => {
+                self.figures.observe(event, true);
+                for judge in &mut self.judges {
+                    judge.observe(event);
+                }
+                return;
+            }
+        };
+        let database = usize::from(client) % self.judges.len();
+        match self.judges[database].observe(event) {
+            Finding::Right => self.figures.observe(event, true),
+            Finding::NotJudged => self.figures.observe(event, false),
+            Finding::Wrong(violation) => {
+                self.figures.observe(event, true);
+                if self.figures.violations(violation.anomaly) < MAX_PRINTED {
+                    println!("{}\n", violation.text);
+                }
+                self.figures.count(&violation);
+                if self.stop_at_violation {
+                    self.stop.cancel();
+                }
             }
         }
     }

@@ -30,6 +30,15 @@ const GUARDIAN: &str = r#"
     rm -rf "$1"
 "#;
 
+/// How a dump replaces a database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restore {
+    /// Each object is dropped and created again, in one transaction.
+    Clean,
+    /// The database is dropped, with its connections, and created again.
+    Recreate,
+}
+
 /// A PostgreSQL server with its own data folder and port. Dropping it stops it.
 pub struct Postgres {
     dir: PathBuf,
@@ -98,6 +107,12 @@ impl Postgres {
         server
     }
 
+    /// Adds a line to the configuration of a running server, which reloads it.
+    pub fn configure(&self, line: &str) {
+        self.append_configuration(line);
+        run(self.pg_ctl().arg("reload"));
+    }
+
     /// Makes a standby a primary.
     pub fn promote(&self) {
         run(self.pg_ctl().args(["--wait", "promote"]));
@@ -111,10 +126,14 @@ impl Postgres {
     }
 
     fn set_port(&self, port: u16) {
+        self.append_configuration(&format!("port = {port}"));
+    }
+
+    fn append_configuration(&self, line: &str) {
         let file = self.dir.join("data/postgresql.auto.conf");
         let configuration = fs::read_to_string(&file).expect("the configuration can be read");
-        let configuration = format!("{configuration}\nport = {port}\n");
-        fs::write(file, configuration).expect("the configuration can be written");
+        fs::write(file, format!("{configuration}\n{line}\n"))
+            .expect("the configuration can be written");
     }
 
     /// A server without data: its folder, its port and its guardian.
@@ -213,6 +232,37 @@ impl Postgres {
         self.url(&name)
     }
 
+    /// Dumps a database to a file.
+    pub fn dump(&self, database: &str, file: &Path) {
+        run(client("pg_dump")
+            .args(["--format=custom", "--dbname", &self.url(database)])
+            .arg("--file")
+            .arg(file));
+    }
+
+    /// Replaces a database by a dump.
+    pub fn restore(&self, database: &str, file: &Path, how: Restore) {
+        let mut options = vec!["--single-transaction"];
+        match how {
+            Restore::Clean => options.extend(["--clean", "--if-exists"]),
+            Restore::Recreate => {
+                let maintenance = self.url("postgres");
+                let drop = ["--force", "--maintenance-db", &maintenance, database];
+                run(client("dropdb").args(drop));
+                run(client("createdb").args(["--maintenance-db", &maintenance, database]));
+            }
+        }
+        run(client("pg_restore")
+            .args(options)
+            .args(["--dbname", &self.url(database)])
+            .arg(file));
+    }
+
+    /// The port.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// The URL of a database.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{USER}@127.0.0.1:{}/{database}", self.port)
@@ -248,6 +298,15 @@ pub async fn execute(url: &str, sql: &str) {
     connection.close().await.expect("the connection ends");
 }
 
+/// The texts in a query's only column.
+pub async fn texts(url: &str, sql: &str) -> Vec<String> {
+    let mut connection = connect(url).await;
+    sqlx::query_scalar(AssertSqlSafe(sql.to_owned()))
+        .fetch_all(&mut connection)
+        .await
+        .expect("the query returns texts")
+}
+
 /// The first number of a query's result.
 pub async fn number(url: &str, sql: &str) -> i64 {
     let mut connection = connect(url).await;
@@ -262,6 +321,11 @@ pub fn kill<'a>(signal: &str, pids: impl IntoIterator<Item = &'a str>) {
     for pid in pids {
         assert!(crate::signal(signal, [pid]), "{signal} {pid}");
     }
+}
+
+/// A client program.
+fn client(program: &str) -> Command {
+    Command::new(format!("{BINARIES}/{program}"))
 }
 
 /// Runs a program as `postgres` instead of root, which `initdb` and the server refuse.

@@ -1,19 +1,24 @@
 //! The processes: replicas of the real binary, their PostgreSQL and Redis, and the network between them.
 //! All of them end with the checker, even if that is killed.
 
+mod database;
 mod redis;
 mod replica;
 
-use std::{fs, io, path::Path};
+use std::{fs, path::Path};
 
 use clap::ValueEnum;
-use servers::{postgres::Postgres, redis::RedisServer};
+use servers::redis::RedisServer;
 use tempfile::TempDir;
-use tokio::task::block_in_place;
+use tokio::{runtime::Handle, task::block_in_place};
 
 use self::redis::{announced_port, form_cluster, nodes, redis_url, start_sentinels};
-pub use self::{redis::Node, replica::Replica};
-use crate::network::{Destination, Network, Source};
+pub use self::{
+    database::{Database, Replication, processes},
+    redis::Node,
+    replica::Replica,
+};
+use crate::network::{Network, Source};
 
 /// The secret that signs tokens.
 pub const SECRET: &[u8] = b"a secret of the checker, of 32 bytes or more";
@@ -32,6 +37,54 @@ pub enum Topology {
     Sentinel,
     /// PostgreSQL and a Redis Cluster of three masters, each with a replica
     Cluster,
+    /// PostgreSQL with a synchronous standby, and a Redis server
+    Synchronous,
+    /// PostgreSQL with an asynchronous standby, and a Redis server
+    Asynchronous,
+    /// Two deployments, each with a database and replicas, and a Redis server that they share
+    Shared,
+}
+
+/// The kinds of cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cache {
+    /// In the process.
+    Memory,
+    /// A Redis server.
+    Server,
+    /// A Redis master with a replica and Sentinels.
+    Sentinel,
+    /// A Redis Cluster.
+    Cluster,
+}
+
+impl Topology {
+    /// The kind of its cache.
+    pub fn cache(self) -> Cache {
+        match self {
+            Self::Embedded => Cache::Memory,
+            Self::Single | Self::Synchronous | Self::Asynchronous | Self::Shared => Cache::Server,
+            Self::Sentinel => Cache::Sentinel,
+            Self::Cluster => Cache::Cluster,
+        }
+    }
+
+    /// The number of databases. Replicas and clients take turns with them.
+    pub fn databases(self) -> usize {
+        match self {
+            Self::Shared => 2,
+            _ => 1,
+        }
+    }
+
+    /// Whether, and how, the database has a standby.
+    pub fn replication(self) -> Option<Replication> {
+        match self {
+            Self::Synchronous => Some(Replication::Synchronous),
+            Self::Asynchronous => Some(Replication::Asynchronous),
+            _ => None,
+        }
+    }
 }
 
 /// All processes. Dropping it ends them.
@@ -39,7 +92,7 @@ pub struct Deployment {
     /// The replicas of the service.
     pub replicas: Vec<Replica>,
     /// The database, if it is a server.
-    pub postgres: Option<Postgres>,
+    database: Option<Database>,
     /// The Redis nodes.
     pub redis: Vec<Node>,
     /// The Sentinels.
@@ -63,44 +116,30 @@ impl Deployment {
         let secret = dir.path().join("secret");
         fs::write(&secret, SECRET).expect("a file");
         let mut network = Network::new();
-        let mut deployment = match topology {
-            Topology::Embedded => (None, Vec::new(), Vec::new()),
-            Topology::Single => (
-                Some(Postgres::start()),
-                nodes(&mut network, 1, topology).await,
-                Vec::new(),
-            ),
-            Topology::Sentinel => {
-                let nodes = nodes(&mut network, 2, topology).await;
-                let sentinels = block_in_place(|| start_sentinels(&network, &nodes));
-                (Some(Postgres::start()), nodes, sentinels)
-            }
-            Topology::Cluster => {
-                let nodes = nodes(&mut network, 6, topology).await;
-                block_in_place(|| form_cluster(&nodes));
-                (Some(Postgres::start()), nodes, Vec::new())
+        let database = match topology {
+            Topology::Embedded => None,
+            topology => {
+                let (replication, databases) = (topology.replication(), topology.databases());
+                Some(Database::start(&mut network, replication, databases, replicas).await)
             }
         };
-        let database = match &deployment.0 {
-            None => format!("sqlite:{}", dir.path().join("locations.db").display()),
-            Some(postgres) => {
-                let url = postgres.database().await;
-                let (server, database) = url.rsplit_once('/').expect("a database's URL");
-                let (user, port) = server.rsplit_once(':').expect("a port");
-                let route = network
-                    .route(Destination::Postgres)
-                    .await
-                    .expect("a free port");
-                route.lead_to(port.parse().expect("a port"));
-                format!("{user}:{}/{database}", route.port)
+        let redis = nodes(&mut network, topology.cache()).await;
+        let sentinels = block_in_place(|| match topology.cache() {
+            Cache::Sentinel => start_sentinels(&network, &redis),
+            Cache::Cluster => {
+                form_cluster(&redis);
+                Vec::new()
             }
-        };
-        let cache = redis_url(topology, &deployment.1, &deployment.2);
+            Cache::Memory | Cache::Server => Vec::new(),
+        });
+        let file = format!("sqlite:{}", dir.path().join("locations.db").display());
+        let cache = redis_url(topology.cache(), &redis, &sentinels);
         let replicas = (0..replicas).map(|number| {
             let dir = dir.path().join(format!("replica-{number}"));
             fs::create_dir(&dir).expect("a folder");
+            let url = database.as_ref().map(|database| database.url(number));
             let mut args = vec![
-                format!("--database-url={database}"),
+                format!("--database-url={}", url.as_ref().unwrap_or(&file)),
                 "--database-max-connections=8".to_owned(),
                 format!("--jwt-secret-file={}", secret.display()),
                 "--log-filter=error,location_service::failpoints=warn".to_owned(),
@@ -113,13 +152,23 @@ impl Deployment {
         });
         Self {
             replicas: replicas.collect(),
-            postgres: deployment.0.take(),
-            redis: deployment.1,
-            sentinels: deployment.2,
+            database,
+            redis,
+            sentinels,
             network,
             topology,
             _dir: dir,
         }
+    }
+
+    /// The database server.
+    pub fn database(&self) -> &Database {
+        self.database.as_ref().expect("the topology has one")
+    }
+
+    /// The database server, to change it.
+    pub fn database_mut(&mut self) -> &mut Database {
+        self.database.as_mut().expect("the topology has one")
     }
 
     /// The URLs of the replicas.
@@ -129,10 +178,10 @@ impl Deployment {
 
     /// The Redis nodes that are masters, on which all nodes agree unless there is a fault.
     pub fn masters(&self) -> Vec<usize> {
-        match self.topology {
-            Topology::Embedded => Vec::new(),
-            Topology::Single => vec![0],
-            Topology::Sentinel => {
+        match self.topology.cache() {
+            Cache::Memory => Vec::new(),
+            Cache::Server => vec![0],
+            Cache::Sentinel => {
                 let address = self.sentinels[0].command(&[
                     "--raw",
                     "SENTINEL",
@@ -144,7 +193,7 @@ impl Deployment {
                     .into_iter()
                     .collect()
             }
-            Topology::Cluster => {
+            Cache::Cluster => {
                 let nodes = self.redis[0].server.command(&["--raw", "CLUSTER", "NODES"]);
                 let masters = nodes.lines().filter(|line| {
                     let flags = line.split(' ').nth(2).unwrap_or_default();
@@ -169,18 +218,25 @@ impl Deployment {
         })
     }
 
-    /// Whether all masters have their replicas.
+    /// Whether all masters have their replicas, and the primary its standby.
     pub fn is_whole(&self) -> bool {
+        let database = self.database.as_ref();
+        let is_replicated =
+            database.is_none_or(|it| Handle::current().block_on(it.is_replicated()));
+        is_replicated && self.is_redis_whole()
+    }
+
+    fn is_redis_whole(&self) -> bool {
         let masters = self.masters();
         let online = |&master: &usize| {
             let server = &self.redis[master].server;
             let info = server.command(&["INFO", "replication"]);
             info.contains("role:master") && info.contains("state=online")
         };
-        match self.topology {
-            Topology::Embedded | Topology::Single => true,
-            Topology::Sentinel => masters.len() == 1 && masters.iter().all(online),
-            Topology::Cluster => {
+        match self.topology.cache() {
+            Cache::Memory | Cache::Server => true,
+            Cache::Sentinel => masters.len() == 1 && masters.iter().all(online),
+            Cache::Cluster => {
                 let ok = |node: &Node| {
                     let info = node.server.command(&["CLUSTER", "INFO"]);
                     info.contains("cluster_state:ok")
@@ -207,23 +263,5 @@ impl Deployment {
 
     fn node_at(&self, port: u16) -> Option<usize> {
         self.redis.iter().position(|node| node.route.port == port)
-    }
-}
-
-/// The processes of a database server.
-pub fn processes(postgres: &Postgres) -> Vec<String> {
-    let main = postgres.pid();
-    let children = fs::read_to_string(format!("/proc/{main}/task/{main}/children"));
-    let children = children.unwrap_or_default();
-    let children = children.split_whitespace().map(str::to_owned);
-    std::iter::once(main.clone()).chain(children).collect()
-}
-
-/// Restarts a database server whose processes were killed.
-pub fn restart_postgres(postgres: &Postgres) {
-    // The server would wait for the process that the file names, which may be a zombie.
-    match fs::remove_file(postgres.file("data/postmaster.pid")) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => panic!("{error}"),
-        _ => postgres.start_again(),
     }
 }

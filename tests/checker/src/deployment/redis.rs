@@ -2,7 +2,7 @@
 
 use servers::redis::{RedisServer, free_port, until};
 
-use super::{SERVICE, Topology};
+use super::{Cache, SERVICE};
 use crate::network::{Destination, Network, Route, Source};
 
 /// A Redis node, and the ports that it announces.
@@ -13,6 +13,13 @@ pub struct Node {
     pub(super) bus: Option<Route>,
 }
 
+impl Node {
+    /// The port that it announces.
+    pub fn port(&self) -> u16 {
+        self.route.port
+    }
+}
+
 /// The port in a line of `CLUSTER NODES`: `id ip:port@bus,name flags ...`.
 pub(super) fn announced_port(line: &str) -> Option<u16> {
     let address = line.split(' ').nth(1)?;
@@ -20,7 +27,13 @@ pub(super) fn announced_port(line: &str) -> Option<u16> {
 }
 
 /// Starts Redis nodes, which announce the ports of the network.
-pub(super) async fn nodes(network: &mut Network, count: usize, topology: Topology) -> Vec<Node> {
+pub(super) async fn nodes(network: &mut Network, cache: Cache) -> Vec<Node> {
+    let count = match cache {
+        Cache::Memory => 0,
+        Cache::Server => 1,
+        Cache::Sentinel => 2,
+        Cache::Cluster => 6,
+    };
     let mut nodes = Vec::new();
     for number in 0..count {
         let route = network
@@ -28,9 +41,9 @@ pub(super) async fn nodes(network: &mut Network, count: usize, topology: Topolog
             .await
             .expect("a free port");
         let port = route.port.to_string();
-        let (server, bus) = match topology {
-            Topology::Embedded | Topology::Single => (RedisServer::start(), None),
-            Topology::Sentinel => {
+        let (server, bus) = match cache {
+            Cache::Memory | Cache::Server => (RedisServer::start(), None),
+            Cache::Sentinel => {
                 let announced = [
                     "--replica-announce-ip",
                     "127.0.0.1",
@@ -41,7 +54,7 @@ pub(super) async fn nodes(network: &mut Network, count: usize, topology: Topolog
                     None,
                 )
             }
-            Topology::Cluster => {
+            Cache::Cluster => {
                 let bus = network
                     .route(Destination::Bus(number))
                     .await
@@ -141,16 +154,12 @@ pub(super) fn form_cluster(nodes: &[Node]) {
     all_see("every slot is served", "cluster_size:3");
 }
 
-pub(super) fn redis_url(
-    topology: Topology,
-    nodes: &[Node],
-    sentinels: &[RedisServer],
-) -> Option<String> {
+pub(super) fn redis_url(cache: Cache, nodes: &[Node], sentinels: &[RedisServer]) -> Option<String> {
     let at = |port: u16| format!("node=127.0.0.1:{port}");
-    match topology {
-        Topology::Embedded => None,
-        Topology::Single => Some(format!("redis://127.0.0.1:{}", nodes[0].route.port)),
-        Topology::Sentinel => {
+    match cache {
+        Cache::Memory => None,
+        Cache::Server => Some(format!("redis://127.0.0.1:{}", nodes[0].route.port)),
+        Cache::Sentinel => {
             let others: Vec<_> = sentinels[1..].iter().map(|it| at(it.port)).collect();
             Some(format!(
                 "redis-sentinel://127.0.0.1:{}?sentinelServiceName={SERVICE}&{}",
@@ -158,7 +167,7 @@ pub(super) fn redis_url(
                 others.join("&")
             ))
         }
-        Topology::Cluster => {
+        Cache::Cluster => {
             let others: Vec<_> = nodes[1..].iter().map(|it| at(it.route.port)).collect();
             let first = nodes[0].route.port;
             Some(format!(

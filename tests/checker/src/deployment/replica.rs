@@ -101,7 +101,7 @@ impl Replica {
 
     /// Kills it.
     pub fn kill(&mut self) {
-        self.ended_by_itself |= !self.is_alive();
+        self.ended_by_itself = self.has_failed();
         if let Some(mut process) = self.process.take() {
             drop(process.input);
             // The result doesn't matter once it has ended.
@@ -114,9 +114,9 @@ impl Replica {
         &self.process.as_ref().expect("it runs").pid
     }
 
-    /// Whether it has ever exited without being killed, or doesn't run now.
+    /// Whether it has ever exited without being killed.
     pub fn has_failed(&self) -> bool {
-        self.ended_by_itself || !self.is_alive()
+        self.ended_by_itself || self.process.is_some() && !self.is_alive()
     }
 
     fn is_alive(&self) -> bool {

@@ -33,6 +33,12 @@ pub enum Event {
     Read(Read),
     /// A fault begins, ends, or has no effect any more.
     Fault(Fault),
+    /// The database is about to lose writes, or has lost them.
+    Loss(Loss),
+    /// Some replicas reach an old primary from now on.
+    Apart(Apart),
+    /// The run has several databases. The first event, if there is more than one.
+    Databases(usize),
 }
 
 /// A write is about to be sent.
@@ -172,6 +178,28 @@ pub struct Fault {
     pub description: String,
     /// The phase that begins.
     pub phase: Phase,
+}
+
+/// A loss of acknowledged writes: a restored dump, or a promoted standby that lacks some.
+///
+/// Nothing is known about reads and writes between its two events. The second one comes no sooner than a
+/// lease after the loss, because a replica doesn't notice it before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// The time of the event.
+    pub at: Micros,
+    /// The states of all locations after the loss, as read from the database; `None` if it begins.
+    pub left: Option<Vec<Label>>,
+}
+
+/// Replicas that reach another server than the rest: an old primary, which knows nothing of its
+/// successor. What they return isn't judged, and what they acknowledge is in doubt.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Apart {
+    /// The time of the event.
+    pub at: Micros,
+    /// The replicas; none if all reach the same server again.
+    pub replicas: Vec<usize>,
 }
 
 /// A phase of a fault.

@@ -13,6 +13,8 @@ pub enum Anomaly {
     Unseen,
     /// It shows a write that was reported to have changed nothing.
     Undone,
+    /// It shows a write that the database has lost.
+    Lost,
     /// It shows a location that the caller may not see.
     Exposed,
     /// It shows a state that was never written, or doesn't match the request.
@@ -21,10 +23,11 @@ pub enum Anomaly {
 
 impl Anomaly {
     /// All of them.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Stale,
         Self::Unseen,
         Self::Undone,
+        Self::Lost,
         Self::Exposed,
         Self::Invented,
     ];
@@ -43,6 +46,10 @@ impl Anomaly {
             Self::Undone => (
                 "undone",
                 "the response shows a write that was reported to have changed nothing",
+            ),
+            Self::Lost => (
+                "lost",
+                "the response shows a write that the database had lost before the read began",
             ),
             Self::Exposed => (
                 "exposed",
@@ -63,6 +70,17 @@ pub struct Violation {
     pub anomaly: Anomaly,
     /// The events that prove it, as text.
     pub text: String,
+}
+
+/// The judgement on an event.
+#[derive(Debug)]
+pub enum Finding {
+    /// It is right.
+    Right,
+    /// A read of which nothing is known.
+    NotJudged,
+    /// It is wrong.
+    Wrong(Violation),
 }
 
 pub(super) type Verdict = Result<(), Box<Wrong>>;

@@ -10,6 +10,9 @@
 //! - the state after a later write that was sent before the call ended. A write with an unknown outcome
 //!   may take effect at any time until a later one is acknowledged, or never.
 //!
+//! A database that loses acknowledged writes begins a new history, with the state that it has then. Reads
+//! and writes meanwhile prove nothing.
+//!
 //! All times are of one clock, and the judge knows a write before it is sent, so a violation never
 //! depends on delays.
 
@@ -20,7 +23,7 @@ mod text;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
-pub use self::anomaly::{Anomaly, Violation};
+pub use self::anomaly::{Anomaly, Finding, Violation};
 use self::{
     anomaly::{Verdict, Wrong},
     bounds::Bounds,
@@ -28,8 +31,8 @@ use self::{
     text::Span,
 };
 use crate::history::{
-    Event, Fault, Item, Kind, Label, Micros, Name, Operation, Outcome, Page, Phase, Query, Read,
-    Reply, Write, Written,
+    Apart, Event, Fault, Item, Kind, Label, Loss, Micros, Name, Operation, Outcome, Page, Phase,
+    Query, Read, Reply, Write, Written,
 };
 
 /// How long past states and deleted locations are kept. Longer reads are not judged.
@@ -49,11 +52,17 @@ pub struct Judge {
     now: Micros,
     /// The current fault, until the service has recovered from it.
     fault: Option<Fault>,
+    /// When the database began to lose writes, until it has lost them.
+    losing_since: Option<Micros>,
+    /// The end of the last loss.
+    lost_until: Option<Micros>,
+    /// The replicas that have reached an old primary, each with the time since when, and until when.
+    apart: HashMap<usize, (Micros, Option<Micros>)>,
 }
 
 impl Judge {
     /// Records the next event and judges it.
-    pub fn observe(&mut self, event: &Event) -> Option<Violation> {
+    pub fn observe(&mut self, event: &Event) -> Finding {
         let judged = match event {
             Event::Write(write) => {
                 self.begin(write);
@@ -68,18 +77,33 @@ impl Judge {
                 };
                 Ok(())
             }
+            Event::Loss(loss) => {
+                self.loss(loss);
+                Ok(())
+            }
+            Event::Apart(apart) => {
+                self.apart(apart);
+                Ok(())
+            }
+            Event::Databases(_) => Ok(()),
         };
-        judged.err().map(|wrong| {
-            let Wrong {
-                anomaly,
-                name,
-                mut lines,
-            } = *wrong;
-            lines.extend(self.fault.as_ref().map(Fault::line));
-            let (word, meaning) = anomaly.describe();
-            let text = format!("{word}: {name}: {meaning}\n{}", lines.join("\n"));
-            Violation { anomaly, text }
-        })
+        match (judged, event) {
+            (Err(wrong), _) => Finding::Wrong(self.violation(*wrong)),
+            (Ok(()), Event::Read(read)) if !self.is_judged(read) => Finding::NotJudged,
+            (Ok(()), _) => Finding::Right,
+        }
+    }
+
+    fn violation(&self, wrong: Wrong) -> Violation {
+        let Wrong {
+            anomaly,
+            name,
+            mut lines,
+        } = wrong;
+        lines.extend(self.fault.as_ref().map(Fault::line));
+        let (word, meaning) = anomaly.describe();
+        let text = format!("{word}: {name}: {meaning}\n{}", lines.join("\n"));
+        Violation { anomaly, text }
     }
 
     /// The number of locations kept.
@@ -96,34 +120,26 @@ impl Judge {
         }
         let register = self.living.entry(name).or_default();
         if let Some(entry) = register.entry_mut(version) {
-            entry.attempts += 1;
-            entry.ended = None;
+            entry.retry();
             return;
         }
-        let text = write.leaves.as_ref();
-        register.0.push_back(Entry {
-            text: text.map_or_else(String::new, |content| content.text(write.label)),
-            write: write.clone(),
-            attempts: 1,
-            ended: None,
-            acknowledged: None,
-            failed: false,
-            seen: None,
-            etag: None,
-        });
+        register.0.push_back(Entry::new(write));
         register.prune(self.now);
     }
 
     fn end(&mut self, written: &Written) -> Verdict {
         self.advance(written.at);
         let Label { name, version } = written.label;
+        let is_apart = self.is_apart(written.replica, written.begun, written.at);
         let register = self.living.get_mut(&name);
         let Some(entry) = register.and_then(|register| register.entry_mut(version)) else {
             return Ok(());
         };
+        entry.uncertain |= is_apart;
         entry.ended = Some((written.at, written.outcome.clone()));
         let mut judged = Ok(());
         match &written.outcome {
+            Outcome::Acknowledged(_) if entry.uncertain => {}
             Outcome::Acknowledged(etag) => {
                 entry.acknowledged.get_or_insert(written.at);
                 if entry.etag.is_some() && entry.etag != *etag {
@@ -146,13 +162,70 @@ impl Judge {
             lines.extend(entry.seen.as_ref().map(|seen| seen.line.clone()));
             Wrong::new(anomaly, name, lines)
         });
-        let over = entry.acknowledged.is_some() && entry.write.leaves.is_none()
-            || entry.failed && version == 0;
-        if over && let Some(register) = self.living.remove(&name) {
-            self.dead.insert(name, register);
-            self.deaths.push_back((written.at, name));
-        }
+        self.bury(name, written.at);
         judged
+    }
+
+    /// Moves a location that doesn't exist any more to the dead ones.
+    fn bury(&mut self, name: Name, at: Micros) {
+        if let Some(register) = self.living.get(&name)
+            && register.is_over()
+            && let Some(register) = self.living.remove(&name)
+        {
+            self.dead.insert(name, register);
+            self.deaths.push_back((at, name));
+        }
+    }
+
+    fn loss(&mut self, loss: &Loss) {
+        self.advance(loss.at);
+        let Some(left) = &loss.left else {
+            self.losing_since = Some(loss.at);
+            return;
+        };
+        let begun = self.losing_since.take().unwrap_or(loss.at);
+        self.lost_until = Some(loss.at);
+        let left: HashMap<Name, u32> = left.iter().map(|it| (it.name, it.version)).collect();
+        // The deletion of some may be lost.
+        for name in left.keys() {
+            if let Some(register) = self.dead.remove(name) {
+                self.living.entry(*name).or_insert(register);
+            }
+        }
+        self.deaths.retain(|(_, name)| !left.contains_key(name));
+        for (name, register) in &mut self.living {
+            register.lose(left.get(name).copied(), begun, loss.at);
+        }
+        let names: Vec<_> = self.living.keys().copied().collect();
+        for name in names {
+            self.bury(name, loss.at);
+        }
+    }
+
+    fn apart(&mut self, apart: &Apart) {
+        self.advance(apart.at);
+        for (_, until) in self.apart.values_mut() {
+            until.get_or_insert(apart.at);
+        }
+        let since = |replica: &usize| (*replica, (apart.at, None));
+        self.apart.extend(apart.replicas.iter().map(since));
+    }
+
+    /// Whether a replica reached an old primary at some time in between.
+    fn is_apart(&self, replica: usize, start: Micros, end: Micros) -> bool {
+        let apart = self.apart.get(&replica);
+        apart
+            .is_some_and(|(since, until)| end >= *since && until.is_none_or(|until| start <= until))
+    }
+
+    /// Whether it is known what a read may return.
+    fn is_judged(&self, read: &Read) -> bool {
+        let Some(Span { start, end }) = read.span() else {
+            return false;
+        };
+        let is_lossy = self.losing_since.is_some_and(|since| end >= since)
+            || self.lost_until.is_some_and(|until| start <= until);
+        !is_lossy && !self.is_apart(read.replica, start, end) && end - start <= RETENTION
     }
 
     fn read(&mut self, read: &Read) -> Verdict {
@@ -160,7 +233,7 @@ impl Judge {
             return Ok(());
         };
         self.advance(span.end);
-        if span.end - span.start > RETENTION {
+        if !self.is_judged(read) {
             return Ok(());
         }
         match &read.operation {
@@ -255,6 +328,10 @@ impl Judge {
         if entry.failed {
             let lines = vec![entry.line(), line()];
             return Wrong::new(Anomaly::Undone, name, lines);
+        }
+        if entry.lost {
+            let lines = vec![entry.line(), line()];
+            return Wrong::new(Anomaly::Lost, name, lines);
         }
         let Some(content) = &entry.write.leaves else {
             let lines = vec![entry.line(), line()];

@@ -29,6 +29,10 @@ pub(super) struct Entry {
     pub(super) acknowledged: Option<Micros>,
     /// Whether it never took effect.
     pub(super) failed: bool,
+    /// Whether the database had it and has lost it.
+    pub(super) lost: bool,
+    /// Whether the database may have lost it, so that its acknowledgement proves nothing.
+    pub(super) uncertain: bool,
     /// The first response that showed it or a later write.
     pub(super) seen: Option<Sighting>,
     /// The etag after it.
@@ -65,6 +69,39 @@ impl<'a> State<'a> {
 }
 
 impl Entry {
+    /// An entry for a write that is being sent.
+    pub(super) fn new(write: &Write) -> Self {
+        let text = write.leaves.as_ref();
+        Self {
+            text: text.map_or_else(String::new, |content| content.text(write.label)),
+            write: write.clone(),
+            attempts: 1,
+            ended: None,
+            acknowledged: None,
+            failed: false,
+            lost: false,
+            uncertain: false,
+            seen: None,
+            etag: None,
+        }
+    }
+
+    /// The write is sent again.
+    pub(super) fn retry(&mut self) {
+        self.attempts += 1;
+        self.ended = None;
+        if self.lost || self.uncertain {
+            // It takes effect anew, if it does.
+            self.etag = None;
+        }
+        (self.lost, self.uncertain) = (false, false);
+    }
+
+    /// Whether it has no effect.
+    pub(super) fn is_void(&self) -> bool {
+        self.failed || self.lost
+    }
+
     pub(super) fn known_since(&self, proof: Proof) -> Option<Micros> {
         match (proof, self.acknowledged, &self.seen) {
             (Proof::Sight, Some(at), Some(seen)) => Some(at.min(seen.end)),
@@ -80,7 +117,7 @@ impl Register {
         let mut known = false;
         let entries = self.0.iter().enumerate().rev();
         let written = entries
-            .filter(move |(_, entry)| !entry.failed && entry.write.at <= span.end)
+            .filter(move |(_, entry)| !entry.is_void() && entry.write.at <= span.end)
             .map(|(index, entry)| State(Some((index, entry))));
         written
             .chain(std::iter::once(State(None)))
@@ -149,6 +186,32 @@ impl Register {
             let lines = self.evidence(span, anomaly.proof(), None, line());
             Wrong::new(anomaly, name, lines)
         })
+    }
+
+    /// Begins anew from the state that the database has at `now`, after it has lost writes since
+    /// `begun`: `left` is the last write that it still has, if any.
+    pub(super) fn lose(&mut self, left: Option<u32>, begun: Micros, now: Micros) {
+        for entry in &mut self.0 {
+            let version = entry.write.label.version;
+            entry.seen = None;
+            if left == Some(version) {
+                entry.acknowledged = Some(now);
+            } else if left.is_none_or(|left| left < version) {
+                let outcome = entry.ended.as_ref();
+                entry.lost |= outcome.is_some_and(|(at, outcome)| {
+                    matches!(outcome, Outcome::Acknowledged(_)) && *at < begun
+                });
+                entry.acknowledged = None;
+                entry.uncertain = true;
+            }
+        }
+    }
+
+    /// Whether the location doesn't exist, and no write of it can take effect any more.
+    pub(super) fn is_over(&self) -> bool {
+        let is_deletion =
+            |entry: &Entry| entry.acknowledged.is_some() && entry.write.leaves.is_none();
+        self.0.back().is_some_and(is_deletion) || self.0.iter().all(Entry::is_void)
     }
 
     pub(super) fn entry(&self, version: u32) -> Option<&Entry> {

@@ -20,7 +20,7 @@ const ANY: &str = "";
 
 impl History {
     fn observe(&mut self, event: &Event) -> &mut Self {
-        if let Some(Violation { anomaly, text }) = self.judge.observe(event) {
+        if let Finding::Wrong(Violation { anomaly, text }) = self.judge.observe(event) {
             self.wrong.push(anomaly);
             self.last = text;
         }
@@ -555,4 +555,122 @@ fn an_hour_takes_no_more_memory_than_a_minute() {
     history
         .listed(ANY, (now, now + 1), &[("c2.0.3", "r1")])
         .wrong(Anomaly::Stale);
+}
+
+/// The writes that remain after a loss from `begun` to `ended`.
+fn loss(history: &mut History, (begun, ended): (Micros, Micros), left: &[&str]) {
+    let labels = left.iter().map(|label| label.parse().expect("a label"));
+    let loss = |at, left| Event::Loss(Loss { at, left });
+    history.observe(&loss(begun, None));
+    history.observe(&loss(ended, Some(labels.collect())));
+}
+
+#[test]
+fn a_database_that_lost_writes_begins_anew() {
+    let after = |left: &[&str]| {
+        let mut history = moved();
+        history
+            .sent("c1.1.0", 45, Some("r1"))
+            .acknowledged("c1.1.0", 46);
+        loss(&mut history, (50, 60), left);
+        history
+    };
+    let restored = || after(&["c1.0.0"]);
+    restored().listed(ANY, (61, 62), &[("c1.0.0", "r1")]).fine();
+    restored().listed(ANY, (61, 62), &[]).wrong(Anomaly::Stale);
+    for (label, run) in [("c1.0.1", "r2"), ("c1.1.0", "r1")] {
+        restored()
+            .listed(run, (61, 62), &[(label, run)])
+            .wrong(Anomaly::Lost);
+    }
+    // Nothing is known until the loss is over.
+    for span in [(45, 50), (51, 52), (59, 62), (60, 62)] {
+        restored().listed(ANY, span, &[]).fine();
+    }
+    // The next write counts as ever.
+    restored()
+        .sent("c1.0.2", 70, Some("r2"))
+        .acknowledged("c1.0.2", 80)
+        .listed("r1", (81, 82), &[])
+        .listed("r2", (81, 82), &[("c1.0.2", "r2")])
+        .fine()
+        .listed("r2", (81, 82), &[])
+        .wrong(Anomaly::Stale);
+    after(&[]).listed(ANY, (61, 62), &[]).fine();
+    after(&["c1.0.1", "c1.1.0"])
+        .listed(ANY, (61, 62), &[("c1.0.1", "r2"), ("c1.1.0", "r1")])
+        .fine();
+}
+
+#[test]
+fn a_lost_deletion_leaves_its_location() {
+    let mut history = moved();
+    history.sent("c1.0.2", 45, None).deleted("c1.0.2", 46);
+    loss(&mut history, (50, 60), &["c1.0.1"]);
+    history
+        .listed(ANY, (61, 62), &[("c1.0.1", "r2")])
+        .fine()
+        .listed(ANY, (61, 62), &[])
+        .wrong(Anomaly::Stale);
+}
+
+#[test]
+fn a_write_during_a_loss_is_in_doubt() {
+    let mut history = created();
+    history.sent("c1.0.1", 45, Some("r2"));
+    loss(&mut history, (50, 60), &["c1.0.0"]);
+    history
+        .acknowledged("c1.0.1", 65)
+        .listed("r1", (70, 71), &[("c1.0.0", "r1")])
+        .listed("r2", (70, 71), &[("c1.0.1", "r2")])
+        .fine();
+    // A creation that is sent again takes effect again, with another etag.
+    let mut history = History::default();
+    history
+        .sent("c1.0.0", 10, Some("r1"))
+        .in_doubt("c1.0.0", 20)
+        .listed(ANY, (21, 22), &[("c1.0.0", "r1")]);
+    loss(&mut history, (50, 60), &[]);
+    history
+        .sent("c1.0.0", 70, Some("r1"))
+        .ended(
+            "c1.0.0",
+            80,
+            Outcome::Acknowledged(Some("another".to_owned())),
+        )
+        .fine()
+        .listed(ANY, (81, 82), &[])
+        .wrong(Anomaly::Stale);
+}
+
+#[test]
+fn what_a_replica_of_an_old_primary_says_proves_nothing() {
+    // Replica 0 writes, and replica 1 reads.
+    let apart = |at, replicas: &[usize]| {
+        Event::Apart(Apart {
+            at,
+            replicas: replicas.to_vec(),
+        })
+    };
+    let mut history = created();
+    history.observe(&apart(30, &[1]));
+    history.listed(ANY, (35, 36), &[]).fine();
+    history.observe(&apart(40, &[]));
+    history
+        .listed(ANY, (40, 42), &[])
+        .fine()
+        .listed(ANY, (41, 42), &[])
+        .wrong(Anomaly::Stale);
+    let mut history = created();
+    history.observe(&apart(25, &[0]));
+    history
+        .sent("c1.0.1", 30, Some("r2"))
+        .acknowledged("c1.0.1", 40)
+        .listed(ANY, (41, 42), &[("c1.0.0", "r1")])
+        .listed(ANY, (41, 42), &[("c1.0.1", "r2")])
+        .fine();
+    loss(&mut history, (50, 60), &["c1.0.0"]);
+    history
+        .listed(ANY, (61, 62), &[("c1.0.1", "r2")])
+        .wrong(Anomaly::Lost);
 }

@@ -36,18 +36,25 @@ const RETRY_DELAY_MS: Range<u64> = 20..100;
 const AVOIDED_FOR: Micros = 300_000;
 
 impl Worker {
-    /// A random replica, preferably one that responded to the last calls.
+    /// A random replica of the client's database, preferably one that responded to the last calls.
     pub(super) fn replica(&self, rng: &mut StdRng) -> usize {
-        let count = self.stubs.len();
+        let databases = self.settings.databases;
+        let count = self.stubs.len() / databases;
+        let nth = |index: usize| index % count * databases + self.database();
         let first = rng.random_range(0..count);
         if self.patient {
-            return first;
+            return nth(first);
         }
         let now = self.recorder.now();
         (first..first + count)
-            .map(|replica| replica % count)
+            .map(nth)
             .find(|&replica| !self.fleet.is_avoided(replica, now))
-            .unwrap_or(first)
+            .unwrap_or_else(|| nth(first))
+    }
+
+    /// The number of the database of the client's locations.
+    fn database(&self) -> usize {
+        usize::from(self.number) % self.settings.databases
     }
 
     /// The deadline of a call.

@@ -4,7 +4,9 @@
 //! the same steps. The locations that a step uses also depend on the responses so far.
 
 mod calling;
+mod doubt;
 mod reading;
+mod sending;
 mod writing;
 
 use std::{
@@ -27,7 +29,7 @@ use tonic::{
 
 use self::{
     calling::{PATIENT, bearer},
-    writing::Owned,
+    doubt::Owned,
 };
 use crate::history::{Kind, Micros, Name, Query, Recorder};
 
@@ -122,6 +124,11 @@ pub struct Settings {
     pub secret: Option<Vec<u8>>,
     /// Whether every client is an admin.
     pub all_admins: bool,
+    /// The number of databases. Replicas and clients take turns with them.
+    pub databases: usize,
+    /// Whether the database may lose acknowledged writes. Then an update without an etag writes all
+    /// fields, because the client may not know the state before it.
+    pub may_lose_writes: bool,
     /// The queries.
     pub queries: Vec<Query>,
 }
@@ -149,6 +156,8 @@ impl Settings {
             own_database,
             all_admins: secret.is_none(),
             secret,
+            databases: 1,
+            may_lose_writes: false,
             queries: Vec::new(),
         };
         let mut rng = rng(seed, u64::MAX, 0);

@@ -1,6 +1,6 @@
-//! Writes, and the resolution of writes with an unknown outcome.
+//! Creations, updates and deletions.
 
-use std::{ops::Range, sync::atomic::Ordering};
+use std::ops::Range;
 
 use location_service::proto::location::v1;
 use prost_types::FieldMask;
@@ -10,66 +10,13 @@ use uuid::Uuid;
 
 use super::{
     Worker,
-    calling::{WRITE_DEADLINE, changed_nothing, describe},
+    doubt::{Doubt, LOOK_AGAIN, Owned},
+    sending::{Sending, Sent},
 };
-use crate::history::{
-    Content, Event, Item, Kind, Label, Micros, Name, Operation, Outcome, Page, Reply, Write,
-    Written, short_etag,
-};
+use crate::history::{Content, Kind, Label, Name};
 
 /// The number of locations that a client keeps, except those in doubt.
 const LOCATIONS: Range<usize> = 2..6;
-
-/// The interval between attempts to resolve a doubt.
-const LOOK_AGAIN: Micros = 300_000;
-
-/// Maximum number of reads to find a location whose creation is in doubt.
-const LOOKS: u32 = 100;
-
-/// A location that a client writes.
-#[derive(Debug)]
-pub(super) struct Owned {
-    pub(super) name: Name,
-    /// The id; empty while it is unknown.
-    pub(super) id: String,
-    /// The number of the last write.
-    version: u32,
-    /// The last known state.
-    pub(super) content: Content,
-    etag: String,
-    /// A doubt to resolve before other writes, and the time of the next attempt.
-    doubt: Option<(Doubt, Micros)>,
-    /// Whether a conditional write, or the creation, was in doubt: all writes are then conditional until
-    /// one is acknowledged, which fixes their order.
-    careful: bool,
-}
-
-/// A write with an unknown outcome.
-#[derive(Debug)]
-enum Doubt {
-    /// A creation, which is retried with its request id.
-    Creation(Box<v1::CreateLocationRequest>),
-    /// A write whose effect a read must show, with the number of reads so far.
-    State(u32),
-    /// An unconditional update, which may take effect after any later update. A deletion ends the doubt.
-    Update,
-    /// A deletion, which is retried.
-    Deletion,
-}
-
-/// A write to send.
-enum Sending {
-    Create(Box<v1::CreateLocationRequest>),
-    Update(Box<v1::UpdateLocationRequest>),
-    Delete(v1::DeleteLocationRequest),
-}
-
-/// The result of a write for its client.
-enum Sent {
-    Done(Option<Box<v1::Location>>),
-    Failed(Code),
-    InDoubt,
-}
 
 impl Worker {
     /// Makes a random write.
@@ -144,7 +91,7 @@ impl Worker {
     }
 
     /// Sends a creation, or retries it. Returns the location if it was acknowledged.
-    async fn send_creation(
+    pub(super) async fn send_creation(
         &mut self,
         rng: &mut StdRng,
         index: usize,
@@ -210,6 +157,11 @@ impl Worker {
             _ => "rename",
         };
         let conditional = conditional || owned.careful;
+        if self.settings.may_lose_writes && !conditional {
+            paths = ["display_name", "production_run_id", "state", "capacity"]
+                .map(str::to_owned)
+                .into();
+        }
         let etag = owned.etag.clone();
         let request = v1::UpdateLocationRequest {
             location: Some(v1::Location {
@@ -255,7 +207,7 @@ impl Worker {
         }
     }
 
-    async fn delete(&mut self, rng: &mut StdRng, index: usize) {
+    pub(super) async fn delete(&mut self, rng: &mut StdRng, index: usize) {
         let (conditional, allow_missing) = (rng.random_ratio(1, 2), rng.random_ratio(1, 3));
         let owned = &mut self.owned[index];
         let ends_doubt = matches!(owned.doubt, Some((Doubt::Update, _)));
@@ -300,156 +252,6 @@ impl Worker {
             }
             Sent::Failed(_) => {}
         }
-    }
-
-    /// Makes the next attempt to resolve the doubt of one location, if it is due.
-    pub(super) async fn resolve_doubt(&mut self, rng: &mut StdRng) {
-        let now = self.recorder.now();
-        let due = |owned: &Owned| owned.doubt.as_ref().is_some_and(|(_, when)| *when <= now);
-        let Some(index) = self.owned.iter().position(due) else {
-            return;
-        };
-        match &self.owned[index].doubt {
-            Some((Doubt::Creation(request), _)) => {
-                let request = request.clone();
-                self.send_creation(rng, index, request).await;
-            }
-            Some((Doubt::State(looks), _)) => {
-                let looks = *looks;
-                self.look(rng, index, looks).await;
-            }
-            Some((Doubt::Update | Doubt::Deletion, _)) => self.delete(rng, index).await,
-            None => {}
-        }
-    }
-
-    /// Reads the state of a location in doubt.
-    async fn look(&mut self, rng: &mut StdRng, index: usize, looks: u32) {
-        let (name, id) = (self.owned[index].name, self.owned[index].id.clone());
-        let found = self.get(rng, name, &id, true).await;
-        let later = self.recorder.now() + LOOK_AGAIN;
-        let owned = &mut self.owned[index];
-        let ours = |location: &v1::Location| {
-            let item = Item::of(location)?;
-            Some((item.label, Content::of(location)?))
-        };
-        match found {
-            Ok(Some(location)) => {
-                if let Some((_, content)) = ours(&location) {
-                    owned.content = content;
-                    owned.etag = location.etag;
-                    owned.careful = true;
-                    owned.doubt = None;
-                }
-            }
-            // A creation that may still take effect. After the last read, the location is abandoned.
-            Ok(None) if looks == LOOKS || owned.version > 0 => {
-                self.owned.swap_remove(index);
-            }
-            Ok(None) => owned.doubt = Some((Doubt::State(looks + 1), later)),
-            Err(()) => owned.doubt = Some((Doubt::State(looks), later)),
-        }
-    }
-
-    /// Sends the write of the location's current version, and records it.
-    async fn send(
-        &self,
-        rng: &mut StdRng,
-        index: usize,
-        description: &str,
-        leaves: Option<Content>,
-        sending: Sending,
-    ) -> Sent {
-        let owned = &self.owned[index];
-        let label = Label {
-            name: owned.name,
-            version: owned.version,
-        };
-        let replica = self.replica(rng);
-        let deadline = self.deadline(rng, WRITE_DEADLINE);
-        let begun = self.recorder.now();
-        let text = leaves.as_ref().map(|content| content.text(label));
-        let description = match &text {
-            Some(text) => format!("{description}: {text}"),
-            None => description.to_owned(),
-        };
-        self.recorder
-            .record(Event::Write(Write {
-                at: begun,
-                client: self.number,
-                replica,
-                label,
-                description,
-                leaves,
-            }))
-            .await;
-        let mut stub = self.stubs[replica].clone();
-        let called = match sending {
-            Sending::Create(request) => {
-                let request = self.request(*request, deadline, false);
-                let called = self.call(replica, deadline, stub.create_location(request));
-                called.await.map(|response| Some(response.into_inner()))
-            }
-            Sending::Update(request) => {
-                let request = self.request(*request, deadline, false);
-                let called = self.call(replica, deadline, stub.update_location(request));
-                called.await.map(|response| Some(response.into_inner()))
-            }
-            Sending::Delete(request) => {
-                let request = self.request(request, deadline, false);
-                let called = self.call(replica, deadline, stub.delete_location(request));
-                called.await.map(|_| None)
-            }
-        };
-        let at = self.recorder.now();
-        let outcome = match &called {
-            Ok(location) => {
-                let etag = location.as_ref().map(|it| short_etag(&it.etag));
-                Outcome::Acknowledged(etag)
-            }
-            Err(status) if changed_nothing(status) => Outcome::Failed(describe(status)),
-            Err(status) => Outcome::InDoubt(describe(status)),
-        };
-        let sent = match (&outcome, called) {
-            (Outcome::Failed(_), Err(status)) => Sent::Failed(status.code()),
-            (_, Ok(location)) => Sent::Done(location.map(Box::new)),
-            _ => Sent::InDoubt,
-        };
-        self.recorder
-            .record(Event::Written(Written {
-                at,
-                begun,
-                client: self.number,
-                replica,
-                label,
-                outcome,
-            }))
-            .await;
-        // The response to a write is also a read of the location.
-        let page = |reply| Page {
-            start: begun,
-            end: at,
-            cache: "write".to_owned(),
-            reply,
-        };
-        let said = match &sent {
-            Sent::Done(Some(location)) => {
-                let shown = Item::of(location).map(|item| item.text);
-                (shown != text).then(|| Reply::Invalid(format!("{location:?}")))
-            }
-            // This is the only writer of the location, and it has no deletion in doubt.
-            Sent::Failed(Code::NotFound) => Some(Reply::Missing),
-            _ => None,
-        };
-        if let Some(reply) = said {
-            let operation = Operation::Get(label.name);
-            self.record(replica, operation, vec![page(reply)]).await;
-        }
-        if matches!(sent, Sent::Done(_)) {
-            let states = &self.fleet.states[replica];
-            states.acknowledged.fetch_max(begun, Ordering::Relaxed);
-        }
-        sent
     }
 }
 
