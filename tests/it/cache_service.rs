@@ -72,49 +72,49 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
     let (app, gates) = gated(pair).await;
     let (mut cache, mut ann) = (app.cache_admin(), app.user("ann"));
 
-    let told = explain(&mut cache, of_run("a run"), "ann").await;
+    let explained = explain(&mut cache, of_run("a run"), "ann").await;
     let canonical = v1::ListLocationsRequest {
         page_size: 50,
         owner_id: "ann".to_owned(),
         order_by: "create_time desc".to_owned(),
         ..of_run("a run")
     };
-    assert_eq!(told.canonical_request, Some(canonical));
-    assert_eq!(told.tag, "*,a%20run,ann");
-    assert!(told.key.starts_with("ListLocations:"), "{}", told.key);
-    assert_eq!(told.current_version, "");
-    assert_eq!((told.local.as_ref(), told.redis.as_ref()), (None, None));
-    assert_eq!((told.writers_in_flight, told.would_hit), (0, false));
+    assert_eq!(explained.canonical_request, Some(canonical));
+    assert_eq!(explained.tag, "*,a%20run,ann");
+    assert!(explained.key.starts_with("ListLocations:"), "{}", explained.key);
+    assert_eq!(explained.current_version, "");
+    assert_eq!((explained.local.as_ref(), explained.redis.as_ref()), (None, None));
+    assert_eq!((explained.writers_in_flight, explained.would_hit), (0, false));
     assert!(
-        told.explanation.starts_with("Miss: the tag has no version"),
+        explained.explanation.starts_with("Miss: the tag has no version"),
         "{}",
-        told.explanation
+        explained.explanation
     );
     let again = explain(&mut cache, of_run("a run"), "ann").await;
-    assert_eq!(again, told, "explaining changes nothing");
+    assert_eq!(again, explained, "explaining changes nothing");
     let admins = explain(&mut cache, of_run("a run"), "").await;
     assert_eq!(admins.tag, "*,a%20run,*");
-    assert_ne!(admins.key, told.key);
+    assert_ne!(admins.key, explained.key);
 
     assert_eq!(list(&mut ann, of_run("a run")).await, "fwd=miss; stored");
     let list_response = ann.list_locations(of_run("a run")).await.expect("listed");
-    let told = explain(&mut cache, of_run("a run"), "ann").await;
-    let local = told.local.as_ref().expect("it is stored");
-    assert!(told.would_hit);
+    let explained = explain(&mut cache, of_run("a run"), "ann").await;
+    let local = explained.local.as_ref().expect("it is stored");
+    assert!(explained.would_hit);
     assert!(
-        told.explanation.starts_with("Hit: the process holds"),
+        explained.explanation.starts_with("Hit: the process holds"),
         "{}",
-        told.explanation
+        explained.explanation
     );
-    assert_eq!(told.current_version.len(), 32, "128 bits");
-    assert_eq!(local.version, told.current_version);
+    assert_eq!(explained.current_version.len(), 32, "128 bits");
+    assert_eq!(local.version, explained.current_version);
     let length = i64::try_from(list_response.get_ref().encoded_len()).expect("small");
     assert_eq!(local.size_bytes, length);
     let age = local.age.expect("it has one");
     assert!((0..20).contains(&age.seconds), "{age:?}");
-    assert_eq!(told.redis.is_some(), shared(pair));
-    if let Some(redis) = &told.redis {
-        assert_eq!(redis.version, told.current_version);
+    assert_eq!(explained.redis.is_some(), shared(pair));
+    if let Some(redis) = &explained.redis {
+        assert_eq!(redis.version, explained.current_version);
         assert_eq!(redis.size_bytes, length);
         let age = redis.age.expect("it has one");
         assert!((0..20).contains(&age.seconds), "{age:?}");
@@ -139,14 +139,14 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
         writer.create_location(new).await
     });
     gates.closed.held().await;
-    let told = explain(&mut cache, of_run("a run"), "ann").await;
-    assert_eq!((told.writers_in_flight, told.would_hit), (1, false));
-    assert_eq!((told.current_version.as_str(), told.redis), ("", None));
+    let explained = explain(&mut cache, of_run("a run"), "ann").await;
+    assert_eq!((explained.writers_in_flight, explained.would_hit), (1, false));
+    assert_eq!((explained.current_version.as_str(), explained.redis), ("", None));
     assert!(
-        told.explanation
+        explained.explanation
             .starts_with("Bypass: a write on the tag is in flight"),
         "{}",
-        told.explanation
+        explained.explanation
     );
     assert_eq!(
         list(&mut ann, of_run("a run")).await,
@@ -155,20 +155,20 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
     gates.closed.release();
     write.await.expect("no panic").expect("created");
 
-    let told = explain(&mut cache, of_run("a run"), "ann").await;
-    assert_eq!((told.writers_in_flight, told.would_hit), (0, false));
+    let explained = explain(&mut cache, of_run("a run"), "ann").await;
+    assert_eq!((explained.writers_in_flight, explained.would_hit), (0, false));
     assert!(
-        told.explanation.starts_with("Miss: the tag has no version"),
+        explained.explanation.starts_with("Miss: the tag has no version"),
         "{}",
-        told.explanation
+        explained.explanation
     );
     assert_eq!(list(&mut ann, of_run("a run")).await, "fwd=miss; stored");
     assert!(
         explain(&mut cache, of_run("a run"), "ann").await.would_hit,
         "the tag is open again"
     );
-    let told = explain(&mut cache, page_of(7), "ann").await;
-    assert!(!told.would_hit);
+    let explained = explain(&mut cache, page_of(7), "ann").await;
+    assert!(!explained.would_hit);
     // The process learns of another version when it reads the entry, and not before.
     let expected = if shared(pair) {
         "Miss: the stored response has an older version"
@@ -176,9 +176,9 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
         "Miss: the tag is open, but this request's response isn't cached"
     };
     assert!(
-        told.explanation.starts_with(expected),
+        explained.explanation.starts_with(expected),
         "{}",
-        told.explanation
+        explained.explanation
     );
 
     if shared(pair) {
@@ -191,20 +191,20 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
 async fn on_the_other_replica(app: &TestApp, mut ann: Client) {
     let replica = app.replica().await;
     let (mut cache, mut anns_other) = (replica.cache_admin(), replica.user("ann"));
-    let told = explain(&mut cache, of_run("a run"), "ann").await;
-    assert!(told.would_hit);
+    let explained = explain(&mut cache, of_run("a run"), "ann").await;
+    assert!(explained.would_hit);
     assert!(
-        told.explanation.starts_with("Hit: Redis holds"),
+        explained.explanation.starts_with("Hit: Redis holds"),
         "{}",
-        told.explanation
+        explained.explanation
     );
-    assert_eq!(told.local, None);
+    assert_eq!(explained.local, None);
     assert_eq!(
         list(&mut anns_other, of_run("a run")).await,
         "hit; detail=redis"
     );
-    let told = explain(&mut cache, of_run("a run"), "ann").await;
-    assert!(told.local.is_some());
+    let explained = explain(&mut cache, of_run("a run"), "ann").await;
+    assert!(explained.local.is_some());
     assert_eq!(
         list(&mut anns_other, of_run("a run")).await,
         "hit; detail=local"
@@ -215,14 +215,14 @@ async fn on_the_other_replica(app: &TestApp, mut ann: Client) {
         .await
         .expect("created");
     list(&mut ann, of_run("a run")).await;
-    let told = explain(&mut cache, of_run("a run"), "ann").await;
-    let local = told.local.as_ref().expect("it is still held");
-    assert_ne!(local.version, told.current_version);
-    assert!(told.would_hit);
+    let explained = explain(&mut cache, of_run("a run"), "ann").await;
+    let local = explained.local.as_ref().expect("it is still held");
+    assert_ne!(local.version, explained.current_version);
+    assert!(explained.would_hit);
     assert!(
-        told.explanation.starts_with("Hit: Redis holds"),
+        explained.explanation.starts_with("Hit: Redis holds"),
         "{}",
-        told.explanation
+        explained.explanation
     );
     assert_eq!(
         list(&mut anns_other, of_run("a run")).await,
@@ -475,40 +475,40 @@ async fn each_read_is_counted_once(pair: Pair) {
         let tiers = [local, redis];
         tiers[..if shared(pair) { 2 } else { 1 }].to_vec()
     };
-    let told = stats(&mut cache).await;
-    assert_eq!(reads(&told), (tiers((0, 0), (0, 0)), 0));
-    let names: Vec<_> = told.tiers.iter().map(|tier| tier.tier.as_str()).collect();
+    let counted = stats(&mut cache).await;
+    assert_eq!(reads(&counted), (tiers((0, 0), (0, 0)), 0));
+    let names: Vec<_> = counted.tiers.iter().map(|tier| tier.tier.as_str()).collect();
     assert_eq!(names, ["local", "redis"][..names.len()]);
-    assert_eq!(told.tiers[0].entry_count, Some(0));
-    assert_eq!((told.fill_count, told.invalidation_count), (0, 0));
+    assert_eq!(counted.tiers[0].entry_count, Some(0));
+    assert_eq!((counted.fill_count, counted.invalidation_count), (0, 0));
 
     list(&mut client, of_run("run")).await;
-    let told = stats(&mut cache).await;
-    assert_eq!(reads(&told), (tiers((0, 1), (0, 1)), 0), "a miss");
-    assert_eq!(told.fill_count, 1);
-    assert_eq!(told.tiers[0].entry_count, Some(1));
-    assert!(told.tiers[0].size_bytes > Some(0));
-    assert_eq!(told.round_trip_count > 0, shared(pair));
+    let counted = stats(&mut cache).await;
+    assert_eq!(reads(&counted), (tiers((0, 1), (0, 1)), 0), "a miss");
+    assert_eq!(counted.fill_count, 1);
+    assert_eq!(counted.tiers[0].entry_count, Some(1));
+    assert!(counted.tiers[0].size_bytes > Some(0));
+    assert_eq!(counted.round_trip_count > 0, shared(pair));
 
     list(&mut client, of_run("run")).await;
-    let told = stats(&mut cache).await;
-    assert_eq!(reads(&told), (tiers((1, 1), (0, 1)), 0), "a hit");
+    let counted = stats(&mut cache).await;
+    assert_eq!(reads(&counted), (tiers((1, 1), (0, 1)), 0), "a hit");
 
     let mut reread = Request::new(of_run("run"));
     let no_cache = "no-cache".parse().expect("ASCII");
     reread.metadata_mut().insert("cache-control", no_cache);
     client.list_locations(reread).await.expect("listed");
-    let told = stats(&mut cache).await;
-    assert_eq!(reads(&told), (tiers((1, 1), (0, 1)), 1), "no-cache");
-    assert_eq!(told.fill_count, 2);
+    let counted = stats(&mut cache).await;
+    assert_eq!(reads(&counted), (tiers((1, 1), (0, 1)), 1), "no-cache");
+    assert_eq!(counted.fill_count, 2);
 
     let missing = v1::GetLocationRequest {
         id: "01890a5d-ac96-774b-bcce-b302099a8057".to_owned(),
     };
     let error = client.get_location(missing).await.expect_err("missing");
     assert_eq!(error.code(), Code::NotFound);
-    let told = stats(&mut cache).await;
-    assert_eq!(reads(&told), (tiers((1, 2), (0, 2)), 1), "no such location");
+    let counted = stats(&mut cache).await;
+    assert_eq!(reads(&counted), (tiers((1, 2), (0, 2)), 1), "no such location");
 
     gates.closed.arm();
     let mut writer = client.clone();
@@ -520,17 +520,17 @@ async fn each_read_is_counted_once(pair: Pair) {
     list(&mut client, of_run("run")).await;
     gates.closed.release();
     write.await.expect("no panic").expect("created");
-    let told = stats(&mut cache).await;
+    let counted = stats(&mut cache).await;
     assert_eq!(
-        reads(&told),
+        reads(&counted),
         (tiers((1, 2), (0, 2)), 2),
         "a write in flight"
     );
     assert_eq!(
-        told.invalidation_count, 9,
+        counted.invalidation_count, 9,
         "its own tag and eight predicates"
     );
-    assert_eq!((told.fill_count, told.rejected_fill_count), (2, 0));
+    assert_eq!((counted.fill_count, counted.rejected_fill_count), (2, 0));
 
     gates.list_read.arm();
     let mut reader = client.clone();
@@ -542,18 +542,18 @@ async fn each_read_is_counted_once(pair: Pair) {
         .expect("created");
     gates.list_read.release();
     read.await.expect("no panic").expect("listed");
-    let told = stats(&mut cache).await;
-    assert_eq!(reads(&told), (tiers((1, 3), (0, 3)), 2), "overtaken");
-    assert_eq!((told.fill_count, told.rejected_fill_count), (2, 1));
-    assert_eq!(told.error_count, 0);
+    let counted = stats(&mut cache).await;
+    assert_eq!(reads(&counted), (tiers((1, 3), (0, 3)), 2), "overtaken");
+    assert_eq!((counted.fill_count, counted.rejected_fill_count), (2, 1));
+    assert_eq!(counted.error_count, 0);
 
     if shared(pair) {
         list(&mut client, of_run("run")).await;
         let replica = app.replica().await;
         list(&mut replica.admin(), of_run("run")).await;
-        let told = stats(&mut replica.cache_admin()).await;
-        assert_eq!(reads(&told), (vec![(0, 1), (1, 0)], 0));
-        assert_eq!((told.fill_count, told.invalidation_count), (0, 0));
+        let counted = stats(&mut replica.cache_admin()).await;
+        assert_eq!(reads(&counted), (vec![(0, 1), (1, 0)], 0));
+        assert_eq!((counted.fill_count, counted.invalidation_count), (0, 0));
         replica.stop().await;
     }
     app.stop().await;
@@ -566,7 +566,7 @@ async fn only_admins_may_see_or_change_the_cache(pair: Pair) {
         request: Some(of_run("a run")),
         subject: "ann".to_owned(),
     };
-    // Also when the request is wrong: who may not ask isn't told what would be right.
+    // Also for an invalid request: the error reveals nothing to a caller without permission.
     for request in [own, v1::ExplainListRequest::default()] {
         let refused = cache.explain_list(request).await.expect_err("refused");
         assert_eq!(refused.code(), Code::PermissionDenied);

@@ -277,13 +277,13 @@ async fn a_create_is_two_round_trips_and_one_transaction() {
         let scripts = counted.redis.calls("evalsha");
         assert_eq!(scripts, 2, "nine tags are closed together, and reopened");
         assert_eq!(counted.redis.calls("eval"), 0);
-        let asked = counted.statements().split_off(statements);
-        let first_words: Vec<_> = asked
+        let executed = counted.statements().split_off(statements);
+        let first_words: Vec<_> = executed
             .iter()
             .filter_map(|statement| statement.split_whitespace().next())
             .collect();
         // The commit's message begins with its check of the write's age.
-        assert_eq!(first_words, ["BEGIN", "INSERT", "SELECT"], "{asked:?}");
+        assert_eq!(first_words, ["BEGIN", "INSERT", "SELECT"], "{executed:?}");
     }
     counted.stop().await;
 }
@@ -432,8 +432,8 @@ async fn a_miss_of_a_thousand_callers_is_at_most_two_queries_on_a_replica() {
     for list in lists.await {
         list.expect("listed");
     }
-    let asked = counted.statements().split_off(statements);
-    assert!((1..=2).contains(&asked.len()), "{asked:?}");
+    let executed = counted.statements().split_off(statements);
+    assert!((1..=2).contains(&executed.len()), "{executed:?}");
     let stats = Counted::stats(&counted.app).await;
     assert_eq!(stats.error_count, 0);
     let reads: i64 = stats.tiers[1].hit_count + stats.tiers[1].miss_count;

@@ -1,4 +1,4 @@
-//! What was acknowledged stays, and what is wrong with the database is told clearly: the real
+//! Acknowledged writes stay, and errors of the database are reported clearly: the real
 //! binary, killed, stopped, locked out, and out of room.
 
 use std::{
@@ -329,7 +329,7 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_recovers() {
     assert_eq!(full.code(), Code::ResourceExhausted, "{full:?} {log}");
     assert_eq!(reason(&full), "STORAGE_FULL");
     assert!(full.get_details_retry_info().is_some());
-    // It goes on answering, and refusing, with the same truth.
+    // Reads and refusals go on with the same data.
     for _ in 0..5 {
         let again = client.batch_create_locations(large()).await;
         let again = again.expect_err("there is no room");

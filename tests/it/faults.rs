@@ -479,7 +479,7 @@ async fn a_write_that_began_before_a_suspension_waits_for_it_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_whose_reopen_is_lost_is_acknowledged_when_nobody_serves_the_old_list() {
+async fn a_write_whose_reopen_is_lost_is_acknowledged_when_no_replica_serves_the_old_list() {
     let redis = RedisServer::start();
     let replicas = Replicas::start(&redis).await;
     let (writer, reader) = (replicas.a.admin(), replicas.b.admin());
@@ -546,14 +546,14 @@ async fn a_redis_that_is_away_at_the_start_is_used_when_it_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_is_stopped_is_told_and_comes_back() {
+async fn a_database_that_is_stopped_is_reported_and_used_again() {
     let (postgres, redis) = (Postgres::start(), RedisServer::start());
     let app = TestApp::spawn_at(postgres.database().await, redis.url()).await;
     let client = app.admin();
     created(&client, "old").await;
     held(&client, "run").await;
     let is = async |status| {
-        eventually("its health is told", || async {
+        eventually("its health is reported", || async {
             health(&app).await == status
         })
         .await;
@@ -756,7 +756,7 @@ async fn a_replica_suspended_past_its_deadline_leaves_nothing_stale() {
     victim.proxy.holds.commit.release();
     victim.signal("CONT");
     let outcome = writing.await.expect("no panic");
-    outcome.expect_err("its caller was told that it took too long");
+    outcome.expect_err("it took too long");
     eventually("the commit is refused", || async {
         let log = fs::read_to_string(Postgres::shared().log()).expect("a log");
         log.contains("the write is too old to be committed")

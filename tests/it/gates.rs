@@ -47,7 +47,7 @@ impl Gate {
         self.armed.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until someone is held.
+    /// Waits until a task is held.
     pub async fn held(&self) {
         let arrival = tokio::time::timeout(PATIENCE, self.arrived.acquire()).await;
         arrival
@@ -93,7 +93,7 @@ pub struct Gates {
     pub die_before_commit: AtomicBool,
     /// The next writer dies between its commit and `reopen`.
     pub die_before_reopen: AtomicBool,
-    /// How many lists the database is asked for now, and at most since the start.
+    /// The number of lists that are read from the database now, and its maximum since the start.
     pub lists_now: AtomicUsize,
     pub lists_at_once: AtomicUsize,
 }

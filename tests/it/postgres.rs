@@ -464,7 +464,7 @@ async fn fail_writes(url: &str, state: &str, at_commit: bool) {
         url,
         &format!(
             "CREATE OR REPLACE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS \
-             $$ BEGIN RAISE 'as told' USING ERRCODE = '{state}'; END $$; \
+             $$ BEGIN RAISE 'for this test' USING ERRCODE = '{state}'; END $$; \
              DROP TRIGGER IF EXISTS fail ON locations; \
              CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON locations \
              DEFERRABLE INITIALLY {timing} FOR EACH ROW EXECUTE FUNCTION fail()"

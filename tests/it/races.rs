@@ -351,7 +351,7 @@ async fn who_lists_after_a_write_was_acknowledged_joins_no_read_from_before_it(p
     app.stop().await;
 }
 
-/// What the database has, asked with another page size so that the list's entry stays as it is.
+/// The list as the database has it, with another page size so that the list's entry stays as it is.
 async fn list_from_database(client: &Client, run: &str) -> Vec<String> {
     let mut request = Request::new(v1::ListLocationsRequest {
         page_size: 1_000,

@@ -134,7 +134,7 @@ async fn write_in(epoch: Option<Epoch>, cache: &RedisCache, tags: &[&Tag]) {
     reopened.expect("Redis responds");
 }
 
-/// Polls until the server is told the next epoch's name, and a step succeeds: in `NEXT_EPOCH`.
+/// Polls until the server has the next epoch's scripts, and a step succeeds: in `NEXT_EPOCH`.
 async fn recovered(cache: &RedisCache, tag: &Tag) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while enter(cache, 2).await.is_err() || cache.lookup(tag, &unfilled()).await.is_err() {
@@ -330,7 +330,7 @@ async fn a_dead_writer_keeps_its_tags_closed_until_its_deadline() {
 
 /// Loses every set of keys at every point of a write, with readers at work, and reads after it.
 #[tokio::test]
-async fn no_lost_key_makes_an_answer_stale() {
+async fn no_lost_key_makes_a_response_stale() {
     let server = RedisServer::start();
     let (a, b) = (connect(&server.url()).await, connect(&server.url()).await);
     let kinds = ["version", "writers", "keys", "entry"];
@@ -467,7 +467,7 @@ async fn what_was_acknowledged_is_read_whatever_is_flushed() {
 }
 
 #[tokio::test]
-async fn without_room_in_the_process_redis_answers() {
+async fn without_room_in_the_process_redis_serves_hits() {
     let server = RedisServer::start();
     let cache = connect_with(&server.url(), |config| config.max_local_bytes = 0).await;
     fill(&cache, &tag("run-1"), &key(1), "entry").await;
@@ -663,7 +663,7 @@ async fn a_snapshot_of_an_earlier_time_is_of_another_server() {
     })
     .await;
     let closed = cache.close(&set(&[&run]), WriteId::generate(), EPOCH).await;
-    assert!(closed.is_err(), "who closes is told so");
+    assert!(closed.is_err(), "closing returns an error");
     cache.check().await.expect_err("who checks too");
 }
 
@@ -782,9 +782,9 @@ async fn a_server_that_hangs_in_a_burst_is_used_again() {
         tasks.spawn(async move {
             let started = Instant::now();
             while started.elapsed() < Duration::from_secs(4) {
-                let asked = Instant::now();
+                let started = Instant::now();
                 let _ = cache.close(&tags, WriteId::generate(), EPOCH).await;
-                assert!(asked.elapsed() < Duration::from_secs(6), "every wait ends");
+                assert!(started.elapsed() < Duration::from_secs(6), "every wait ends");
                 tokio::task::yield_now().await;
             }
         });
@@ -814,15 +814,15 @@ async fn a_server_that_hangs_costs_half_a_second_and_no_more() {
     assert!(suspended.elapsed() < Duration::from_secs(1));
     let mut fast = 0;
     while suspended.elapsed() < Duration::from_secs(3) {
-        let asked = Instant::now();
+        let started = Instant::now();
         assert!(
             cache
                 .close(&set(&[&run]), WriteId::generate(), EPOCH)
                 .await
                 .is_err()
         );
-        assert!(asked.elapsed() < Duration::from_secs(1));
-        fast += usize::from(asked.elapsed() < Duration::from_millis(50));
+        assert!(started.elapsed() < Duration::from_secs(1));
+        fast += usize::from(started.elapsed() < Duration::from_millis(50));
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     assert!(
@@ -950,7 +950,7 @@ async fn what_was_filled_again_survives_the_background() {
 }
 
 #[tokio::test]
-async fn an_index_that_nobody_closes_keeps_few_expired_members() {
+async fn an_index_that_is_never_closed_keeps_few_expired_members() {
     let server = RedisServer::start();
     let short = connect_with(&server.url(), |config| {
         config.ttl = Duration::from_millis(500);
@@ -1070,13 +1070,13 @@ async fn people_can_look_and_invalidate() {
     }
     fill(&a, &other, &key(7), "entry").await;
 
-    let told = b.explain(&run, &key(1)).await.expect("Redis responds");
-    let held = told.redis.expect("it is stored");
-    assert_eq!((held.bytes, Some(held.version)), (5, told.current));
+    let explained = b.explain(&run, &key(1)).await.expect("Redis responds");
+    let held = explained.redis.expect("it is stored");
+    assert_eq!((held.bytes, Some(held.version)), (5, explained.current));
     assert!(held.age < Duration::from_secs(10));
-    assert_eq!((told.writers, told.local), (0, None));
-    let told = a.explain(&run, &key(1)).await.expect("Redis responds");
-    assert_eq!(told.local.map(|held| held.version), told.current);
+    assert_eq!((explained.writers, explained.local), (0, None));
+    let explained = a.explain(&run, &key(1)).await.expect("Redis responds");
+    assert_eq!(explained.local.map(|held| held.version), explained.current);
 
     assert_eq!(b.invalidate(&run).await.expect("Redis responds"), 3);
     assert_eq!(hit(&a, &run, &key(1)).await, None);
@@ -1099,8 +1099,8 @@ async fn people_can_look_and_invalidate() {
     a.close(&set(&[&run]), WriteId::generate(), EPOCH)
         .await
         .expect("closed");
-    let told = a.explain(&run, &key(1)).await.expect("Redis responds");
-    assert_eq!((told.writers, told.current, told.redis), (1, None, None));
+    let explained = a.explain(&run, &key(1)).await.expect("Redis responds");
+    assert_eq!((explained.writers, explained.current, explained.redis), (1, None, None));
     assert_eq!(a.stats().fills, 4);
 }
 
@@ -1165,14 +1165,14 @@ async fn a_cluster_works_again_after_a_node_hung() {
     let all: Vec<_> = tags.iter().collect();
     write(&cache, &all).await;
     cluster.nodes[1].suspend();
-    let asked = Instant::now();
+    let started = Instant::now();
     assert!(
         cache
             .close(&set(&all), WriteId::generate(), EPOCH)
             .await
             .is_err()
     );
-    assert!(asked.elapsed() < Duration::from_secs(4));
+    assert!(started.elapsed() < Duration::from_secs(4));
     cluster.nodes[1].resume();
     for tag in &tags {
         recovered(&cache, tag).await;

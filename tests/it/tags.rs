@@ -214,7 +214,7 @@ async fn check(
 }
 
 #[test]
-fn a_write_touches_the_tag_of_every_answer_that_it_changes() {
+fn a_write_touches_the_tag_of_every_response_that_it_changes() {
     let runtime = Runtime::new().expect("a runtime");
     let dir = TempDir::new().expect("a temporary folder");
     let store: Arc<dyn Store> = runtime

@@ -143,7 +143,7 @@ Hours, with the figures as JSON:
 
 Faults:
   kill-replica stop-replica kill-postgres stop-postgres slow-postgres restore-dump promote
-  lead-to-standby standby-away slow-redis split-redis narrow-redis kill-redis restore-redis stop-redis
+  lead-to-standby switch-over kill-primary standby-away slow-redis split-redis narrow-redis kill-redis restore-redis stop-redis
   flush evict refuse-writes move-slots failover cut-replica cut-redis
 
 Equal seeds repeat the same calls and faults in the same order; their times vary.
@@ -176,6 +176,10 @@ fn control_names() -> clap::builder::PossibleValuesParser {
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    if args.topology == Topology::Patroni && !deployment::is_patroni_installed() {
+        println!("skipped: the packages patroni, etcd-server and haproxy aren't installed");
+        return ExitCode::SUCCESS;
+    }
     let checked = match (&args.judge, &args.control) {
         (Some(path), _) => judge(path, &args),
         (None, Some(name)) => controls(name, &args),

@@ -22,14 +22,14 @@ on_every_pair! { app:
 
 async fn every_field_is_kept_and_output_only_ones_are_assigned(app: &TestApp) {
     let mut client = app.admin();
-    let asked = v1::Location {
+    let requested = v1::Location {
         id: uuid(1),
         create_time: Some(prost_types::Timestamp::default()),
         update_time: Some(prost_types::Timestamp::default()),
         etag: "mine".to_owned(),
         ..full()
     };
-    let response = created(&mut client, asked).await;
+    let response = created(&mut client, requested).await;
     let id: Uuid = response.id.parse().expect("a UUID");
     assert_eq!(id.get_version_num(), 7);
     assert_eq!(response.id, id.to_string(), "canonical");

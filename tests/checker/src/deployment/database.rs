@@ -141,9 +141,13 @@ impl Database {
 
 /// The processes of a database server.
 pub fn processes(postgres: &Postgres) -> Vec<String> {
-    let main = postgres.pid();
+    process_tree(&postgres.pid())
+}
+
+/// A process and its children.
+pub(super) fn process_tree(main: &str) -> Vec<String> {
     let children = fs::read_to_string(format!("/proc/{main}/task/{main}/children"));
     let children = children.unwrap_or_default();
-    let children = children.split_whitespace().map(str::to_owned);
-    std::iter::once(main.clone()).chain(children).collect()
+    let children = children.split_whitespace();
+    std::iter::once(main).chain(children).map(str::to_owned).collect()
 }

@@ -2,8 +2,10 @@
 //! All of them end with the checker, even if that is killed.
 
 mod database;
+mod patroni;
 mod redis;
 mod replica;
+mod supervised;
 
 use std::{fs, path::Path};
 
@@ -15,6 +17,7 @@ use tokio::{runtime::Handle, task::block_in_place};
 use self::redis::{announced_port, form_cluster, nodes, redis_url, start_sentinels};
 pub use self::{
     database::{Database, Replication, processes},
+    patroni::{Patroni, is_installed as is_patroni_installed},
     redis::Node,
     replica::Replica,
 };
@@ -41,6 +44,8 @@ pub enum Topology {
     Synchronous,
     /// PostgreSQL with an asynchronous standby, and a Redis server
     Asynchronous,
+    /// PostgreSQL under Patroni, with etcd and HAProxy, and a Redis server
+    Patroni,
     /// Two deployments, each with a database and replicas, and a Redis server that they share
     Shared,
 }
@@ -63,7 +68,11 @@ impl Topology {
     pub fn cache(self) -> Cache {
         match self {
             Self::Embedded => Cache::Memory,
-            Self::Single | Self::Synchronous | Self::Asynchronous | Self::Shared => Cache::Server,
+            Self::Single
+            | Self::Synchronous
+            | Self::Asynchronous
+            | Self::Patroni
+            | Self::Shared => Cache::Server,
             Self::Sentinel => Cache::Sentinel,
             Self::Cluster => Cache::Cluster,
         }
@@ -93,6 +102,8 @@ pub struct Deployment {
     pub replicas: Vec<Replica>,
     /// The database, if it is a server.
     database: Option<Database>,
+    /// The database, if Patroni manages it.
+    patroni: Option<Patroni>,
     /// The Redis nodes.
     pub redis: Vec<Node>,
     /// The Sentinels.
@@ -117,11 +128,15 @@ impl Deployment {
         fs::write(&secret, SECRET).expect("a file");
         let mut network = Network::new();
         let database = match topology {
-            Topology::Embedded => None,
+            Topology::Embedded | Topology::Patroni => None,
             topology => {
                 let (replication, databases) = (topology.replication(), topology.databases());
                 Some(Database::start(&mut network, replication, databases, replicas).await)
             }
+        };
+        let patroni = match topology {
+            Topology::Patroni => Some(Patroni::start().await),
+            _ => None,
         };
         let redis = nodes(&mut network, topology.cache()).await;
         let sentinels = block_in_place(|| match topology.cache() {
@@ -138,6 +153,7 @@ impl Deployment {
             let dir = dir.path().join(format!("replica-{number}"));
             fs::create_dir(&dir).expect("a folder");
             let url = database.as_ref().map(|database| database.url(number));
+            let url = url.or_else(|| patroni.as_ref().map(Patroni::url));
             let mut args = vec![
                 format!("--database-url={}", url.as_ref().unwrap_or(&file)),
                 "--database-max-connections=8".to_owned(),
@@ -153,6 +169,7 @@ impl Deployment {
         Self {
             replicas: replicas.collect(),
             database,
+            patroni,
             redis,
             sentinels,
             network,
@@ -169,6 +186,11 @@ impl Deployment {
     /// The database server, to change it.
     pub fn database_mut(&mut self) -> &mut Database {
         self.database.as_mut().expect("the topology has one")
+    }
+
+    /// The database that Patroni manages.
+    pub fn patroni(&mut self) -> &mut Patroni {
+        self.patroni.as_mut().expect("the topology has one")
     }
 
     /// The URLs of the replicas.
@@ -223,7 +245,8 @@ impl Deployment {
         let database = self.database.as_ref();
         let is_replicated =
             database.is_none_or(|it| Handle::current().block_on(it.is_replicated()));
-        is_replicated && self.is_redis_whole()
+        let is_managed = self.patroni.as_ref().is_none_or(Patroni::is_whole);
+        is_replicated && is_managed && self.is_redis_whole()
     }
 
     fn is_redis_whole(&self) -> bool {

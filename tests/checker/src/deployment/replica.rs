@@ -2,19 +2,16 @@
 
 use std::{
     env, fs,
-    io::{BufRead as _, BufReader},
     net::TcpListener,
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
+use super::supervised::Supervised;
+
 /// Maximum time for a replica to start.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Runs a command, prints its process id, and kills it when standard input closes: at the latest when the
-/// checker ends, even if that is killed.
-const SUPERVISE: &str = r#""$@" >>log 2>&1 </dev/null & echo $!; read -r _; kill -9 $!; wait"#;
 
 /// A process of the real binary, on a fixed port.
 pub struct Replica {
@@ -23,16 +20,9 @@ pub struct Replica {
     binary: PathBuf,
     args: Vec<String>,
     variable: Option<(String, String)>,
-    process: Option<Process>,
+    process: Option<Supervised>,
     /// Whether it had exited before it was killed.
     ended_by_itself: bool,
-}
-
-struct Process {
-    pid: String,
-    shell: Child,
-    /// Dropped to kill the process.
-    input: ChildStdin,
 }
 
 impl Replica {
@@ -62,31 +52,21 @@ impl Replica {
     /// Starts it, and waits until it listens.
     pub(super) fn start(&mut self) {
         let log_before = self.log().len();
-        let mut command = Command::new("sh");
+        // Only clears and sets variables.
+        let mut command = Command::new("env");
         for (name, _) in env::vars_os() {
             if name.to_string_lossy().starts_with("LOCATION_SERVICE_") {
                 command.env_remove(name);
             }
         }
-        let mut shell = command
-            .envs(self.variable.clone())
-            .args(["-c", SUPERVISE, "supervise"])
-            .arg(&self.binary)
-            .arg("serve")
-            .arg(format!("--listen=127.0.0.1:{}", self.port))
-            .args(&self.args)
-            .current_dir(&self.dir)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a shell");
-        let input = shell.stdin.take().expect("piped");
-        let mut pid = String::new();
-        BufReader::new(shell.stdout.take().expect("piped"))
-            .read_line(&mut pid)
-            .expect("the process id");
-        let pid = pid.trim().to_owned();
-        self.process = Some(Process { pid, shell, input });
+        command.envs(self.variable.clone()).current_dir(&self.dir);
+        let mut args = vec![
+            self.binary.display().to_string(),
+            "serve".to_owned(),
+            format!("--listen=127.0.0.1:{}", self.port),
+        ];
+        args.extend_from_slice(&self.args);
+        self.process = Some(Supervised::start(&mut command, &args, ""));
         let deadline = Instant::now() + PATIENCE;
         while !self.log()[log_before..].contains("listening on http://") {
             assert!(
@@ -102,16 +82,14 @@ impl Replica {
     /// Kills it.
     pub fn kill(&mut self) {
         self.ended_by_itself = self.has_failed();
-        if let Some(mut process) = self.process.take() {
-            drop(process.input);
-            // The result doesn't matter once it has ended.
-            let _ = process.shell.wait();
+        if let Some(process) = self.process.take() {
+            process.kill();
         }
     }
 
     /// The process id of the running replica.
     pub fn pid(&self) -> &str {
-        &self.process.as_ref().expect("it runs").pid
+        self.process.as_ref().expect("it runs").pid()
     }
 
     /// Whether it has ever exited without being killed.
@@ -121,7 +99,7 @@ impl Replica {
 
     fn is_alive(&self) -> bool {
         let process = self.process.as_ref();
-        process.is_some_and(|process| servers::is_alive(&process.pid))
+        process.is_some_and(|process| servers::is_alive(process.pid()))
     }
 
     /// Its log since the first start.

@@ -60,6 +60,10 @@ impl Injection {
                     "replicas {replicas:?} are led to the standby of PostgreSQL for {duration} s"
                 )
             }
+            Kind::SwitchOver => "Patroni switches over".to_owned(),
+            Kind::KillPrimary => format!(
+                "the primary and its Patroni are killed, and started again {duration} s after the failover"
+            ),
             Kind::StandbyAway => {
                 format!("the synchronous standby of PostgreSQL is suspended for {duration} s")
             }
@@ -130,6 +134,8 @@ impl Injection {
             Kind::RestoreDump => postgres::restore_dump(deployment, recorder, plan).await,
             Kind::Promote => postgres::promote(deployment, recorder, plan, replica).await,
             Kind::LeadToStandby => postgres::lead_to_standby(deployment, plan, replica).await,
+            Kind::SwitchOver => postgres::switch_over(deployment).await,
+            Kind::KillPrimary => postgres::kill_primary(deployment, plan).await,
             Kind::StandbyAway => {
                 let standby = processes(deployment.database().standby());
                 suspend(&standby, plan.duration).await;

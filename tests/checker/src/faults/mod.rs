@@ -52,6 +52,10 @@ pub enum Kind {
     Promote,
     /// The address of the database leads to the standby for a while
     LeadToStandby,
+    /// Patroni switches over to the synchronous standby
+    SwitchOver,
+    /// The primary and its Patroni are killed, and Patroni fails over
+    KillPrimary,
     /// The synchronous standby is suspended, for longer than any write may take
     StandbyAway,
     /// Some of the requests of one replica of the service to Redis are delayed
@@ -95,10 +99,14 @@ impl Kind {
         match self {
             Self::KillReplica | Self::StopReplica => true,
             Self::KillPostgres | Self::StopPostgres | Self::SlowPostgres => {
-                topology != Topology::Embedded
+                !matches!(topology, Topology::Embedded | Topology::Patroni)
             }
             // The judge of each database would have to know.
-            Self::RestoreDump => topology != Topology::Embedded && topology.databases() == 1,
+            Self::RestoreDump => !matches!(
+                topology,
+                Topology::Embedded | Topology::Patroni | Topology::Shared
+            ),
+            Self::SwitchOver | Self::KillPrimary => topology == Topology::Patroni,
             Self::Promote | Self::LeadToStandby => topology.replication().is_some(),
             Self::StandbyAway => topology.replication() == Some(Replication::Synchronous),
             Self::MoveSlots => topology.cache() == Cache::Cluster,
@@ -120,7 +128,10 @@ impl Kind {
 
     /// Whether acknowledged writes may be lost.
     pub fn loses_writes(self) -> bool {
-        matches!(self, Self::RestoreDump | Self::Promote)
+        matches!(
+            self,
+            Self::RestoreDump | Self::Promote | Self::KillPrimary
+        )
     }
 
     /// Its name on the command line.
@@ -170,7 +181,8 @@ impl Plan {
             // Longer than a commit in progress may delay a lease, and a write keeps its tags closed.
             Kind::StandbyAway if long => &[45_000],
             Kind::StandbyAway => &[32_000],
-            Kind::MoveSlots | Kind::Failover => &[0],
+            Kind::KillPrimary => &[2_000],
+            Kind::MoveSlots | Kind::Failover | Kind::SwitchOver => &[0],
             Kind::StopReplica | Kind::StopPostgres | Kind::StopRedis | Kind::CutReplica => {
                 &[300, 1_500, 4_000]
             }

@@ -5,7 +5,10 @@ use std::time::Duration;
 use location_service::cache::LEASE;
 use servers::postgres::Restore;
 use tempfile::NamedTempFile;
-use tokio::{task::block_in_place, time::sleep};
+use tokio::{
+    task::block_in_place,
+    time::{sleep, timeout},
+};
 
 use super::Plan;
 use crate::{
@@ -18,6 +21,9 @@ const NOTICED: Duration = LEASE.saturating_add(Duration::from_millis(500));
 
 /// The time before a promotion in which an asynchronous standby receives nothing.
 const LAG: Duration = Duration::from_secs(1);
+
+/// Maximum time for a switchover or a failover.
+const FAILOVER: Duration = Duration::from_secs(30);
 
 /// The delay of a standby that applies what it receives late.
 const APPLY_DELAY: &str = "2s";
@@ -134,4 +140,29 @@ pub(super) async fn lead_to_standby(deployment: &Deployment, plan: &Plan, replic
     sleep(plan.duration).await;
     database.redirect(replicas, &database.primary);
     delay("0");
+}
+
+/// Has Patroni switch over, once the cluster is ready to.
+pub(super) async fn switch_over(deployment: &mut Deployment) {
+    let done = async {
+        while !block_in_place(|| deployment.patroni().switch_over()) {
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let _ = timeout(FAILOVER, done).await;
+}
+
+/// Kills the primary, lets Patroni fail over, and starts the node again.
+pub(super) async fn kill_primary(deployment: &mut Deployment, plan: &Plan) {
+    let Some(node) = block_in_place(|| deployment.patroni().kill_primary()) else {
+        return;
+    };
+    let done = async {
+        while !block_in_place(|| deployment.patroni().has_primary()) {
+            sleep(Duration::from_millis(200)).await;
+        }
+    };
+    let _ = timeout(FAILOVER, done).await;
+    sleep(plan.duration).await;
+    block_in_place(|| deployment.patroni().restart(node));
 }

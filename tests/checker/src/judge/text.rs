@@ -77,7 +77,7 @@ impl Read {
 
     /// The read, or one of its calls, as a line of text.
     pub(super) fn line(&self, span: Span, page: Option<&Page>, what: &str) -> String {
-        let asked = match &self.operation {
+        let call = match &self.operation {
             Operation::List(query) => format!("list of {query}"),
             Operation::Reports(query) => format!("report of {query}"),
             Operation::Get(name) => format!("get {name}"),
@@ -88,7 +88,7 @@ impl Read {
             None => self.pages.iter().map(|page| page.cache.as_str()).collect(),
         };
         format!(
-            "  {span}  client {} ({caller}) <- replica {}  {asked}: {what} [{}]",
+            "  {span}  client {} ({caller}) <- replica {}  {call}: {what} [{}]",
             self.client,
             self.replica,
             cache.join(" | ")

@@ -1,0 +1,53 @@
+//! A process that ends with the checker, even if that is killed.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    process::{Child, ChildStdin, Command, Stdio},
+};
+
+/// Runs a command in the background, prints its process id, and kills it when standard input closes. Then
+/// runs `LAST`.
+const SUPERVISE: &str =
+    r#""$@" >>log 2>&1 </dev/null & echo $!; read -r _; kill -9 $!; wait; eval "$LAST""#;
+
+/// A running process.
+pub(super) struct Supervised {
+    pid: String,
+    shell: Child,
+    /// Dropped to kill the process.
+    input: ChildStdin,
+}
+
+impl Supervised {
+    /// Starts a program with arguments. The command is a prefix of it, with the environment and the
+    /// folder, to whose file `log` the output goes.
+    pub(super) fn start(command: &mut Command, args: &[String], last: &str) -> Self {
+        let mut shell = command
+            .args(["sh", "-c", SUPERVISE, "supervise"])
+            .args(args)
+            .env("LAST", last)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("a shell");
+        let input = shell.stdin.take().expect("piped");
+        let mut pid = String::new();
+        BufReader::new(shell.stdout.take().expect("piped"))
+            .read_line(&mut pid)
+            .expect("the process id");
+        let pid = pid.trim().to_owned();
+        Self { pid, shell, input }
+    }
+
+    pub(super) fn pid(&self) -> &str {
+        &self.pid
+    }
+
+    /// Kills it.
+    pub(super) fn kill(mut self) {
+        drop(self.input);
+        // The result doesn't matter once it has ended.
+        let _ = self.shell.wait();
+    }
+}
