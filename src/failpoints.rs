@@ -20,16 +20,19 @@ pub enum Failpoint {
     LocalWithoutValidation,
     /// All epochs share their keys: responses cached before a suspension are used after it.
     NoEpoch,
+    /// A database that was restored or replaced keeps the epoch of the row that it has.
+    TrustAnyDatabase,
 }
 
 impl Failpoint {
     /// All of them, each with its name on the command line and in the environment.
-    pub const ALL: [(&str, Self); 5] = [
+    pub const ALL: [(&str, Self); 6] = [
         ("fill-without-version-check", Self::FillWithoutVersionCheck),
         ("no-close-before-commit", Self::NoCloseBeforeCommit),
         ("ordinary-single-flight", Self::OrdinarySingleFlight),
         ("local-without-validation", Self::LocalWithoutValidation),
         ("no-epoch", Self::NoEpoch),
+        ("trust-any-database", Self::TrustAnyDatabase),
     ];
 }
 

@@ -244,6 +244,8 @@ const OPERATOR_INTERVENTION: &str = "57";
 const IDLE_IN_TRANSACTION: &str = "25P03";
 /// After a failover the address may lead to a standby for a while.
 const READ_ONLY: &str = "25006";
+/// A database that is dropped and created again, to restore a dump, doesn't exist for a while.
+const NO_SUCH_DATABASE: &str = "3D000";
 const SERIALIZATION_FAILURE: &str = "40001";
 const OUTCOME_UNKNOWN: &str = "40003";
 const DEADLOCK: &str = "40P01";
@@ -286,7 +288,7 @@ impl Dialect for Postgres {
         match state.as_deref() {
             Some(DISK_FULL) => StoreError::Full(Arc::new(error)),
             Some(SERIALIZATION_FAILURE | DEADLOCK) => StoreError::Conflict(Arc::new(error)),
-            Some(LOCK_NOT_AVAILABLE | IDLE_IN_TRANSACTION | READ_ONLY) => {
+            Some(LOCK_NOT_AVAILABLE | IDLE_IN_TRANSACTION | READ_ONLY | NO_SUCH_DATABASE) => {
                 StoreError::Unavailable(Arc::new(error))
             }
             Some(state) => match state.get(..2) {

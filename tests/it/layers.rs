@@ -105,7 +105,7 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "store",
-        modules: &["error", "model"],
+        modules: &["error", "failpoints", "model"],
         crates: &["serde", "serde_json", "sqlx"],
     },
     Module {

@@ -244,5 +244,6 @@ fn revealing(failpoint: Failpoint) -> Vec<faults::Kind> {
         Failpoint::NoCloseBeforeCommit => vec![Kind::SlowRedis],
         Failpoint::LocalWithoutValidation => Vec::new(),
         Failpoint::NoEpoch => vec![Kind::RestoreRedis, Kind::StopRedis],
+        Failpoint::TrustAnyDatabase => vec![Kind::RestoreDump],
     }
 }

@@ -149,5 +149,8 @@ pub(super) fn process_tree(main: &str) -> Vec<String> {
     let children = fs::read_to_string(format!("/proc/{main}/task/{main}/children"));
     let children = children.unwrap_or_default();
     let children = children.split_whitespace();
-    std::iter::once(main).chain(children).map(str::to_owned).collect()
+    std::iter::once(main)
+        .chain(children)
+        .map(str::to_owned)
+        .collect()
 }

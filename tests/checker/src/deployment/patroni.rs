@@ -107,7 +107,9 @@ impl Patroni {
                 dir,
                 api,
             };
-            run(Command::new("chown").args(["-R", "postgres"]).arg(&node.dir));
+            run(Command::new("chown")
+                .args(["-R", "postgres"])
+                .arg(&node.dir));
             node.start();
             nodes.push(node);
         }

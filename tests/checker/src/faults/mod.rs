@@ -128,10 +128,7 @@ impl Kind {
 
     /// Whether acknowledged writes may be lost.
     pub fn loses_writes(self) -> bool {
-        matches!(
-            self,
-            Self::RestoreDump | Self::Promote | Self::KillPrimary
-        )
+        matches!(self, Self::RestoreDump | Self::Promote | Self::KillPrimary)
     }
 
     /// Its name on the command line.

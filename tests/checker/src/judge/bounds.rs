@@ -1,12 +1,56 @@
 //! The totals that a report can have.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{
+    Judge,
     anomaly::{Anomaly, Verdict, Wrong},
     register::{Proof, Register},
 };
-use crate::history::{Content, Kind, Name, Page, Read};
+use crate::history::{Content, Kind, Name, Page, Query, Read, Reply};
+
+impl Judge {
+    /// Judges reports: each total must lie between the sum of the smallest and the sum of the largest
+    /// possible contributions.
+    pub(super) fn reports(&self, read: &Read, query: &Query) -> Verdict {
+        let query = &read.scoped(query)?;
+        let Some(page) = read.pages.first() else {
+            return Ok(());
+        };
+        let Reply::Reports(rows) = &page.reply else {
+            return read.unexpected(page);
+        };
+        let span = page.span();
+        let recent = self.deaths.iter().rev();
+        let recent = recent.take_while(|(at, _)| *at >= span.start);
+        let dead = recent.filter_map(|(_, name)| self.dead.get_key_value(name));
+        let mut bounds: BTreeMap<(Kind, &str), Bounds<'_>> = BTreeMap::new();
+        for (name, register) in self.living.iter().chain(dead) {
+            let states: Vec<_> = register
+                .states(span, Proof::Acknowledgement)
+                .map(|state| {
+                    state
+                        .content()
+                        .filter(|content| query.matches(*name, content))
+                })
+                .collect();
+            for content in states.iter().flatten() {
+                let group = (content.kind, content.run.as_str());
+                let bounds = bounds.entry(group).or_default();
+                bounds.add(*name, register, group, &states);
+            }
+        }
+        for row in rows {
+            let group = (row.kind, row.run.as_str());
+            let bounds = bounds.remove(&group).unwrap_or_default();
+            bounds.check(read, page, group, row.sums)?;
+        }
+        for (group, bounds) in bounds {
+            bounds.check(read, page, group, [0; 3])?;
+        }
+        Ok(())
+    }
+}
 
 /// The smallest and largest possible totals of a report.
 #[derive(Debug, Default)]

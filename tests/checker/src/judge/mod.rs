@@ -18,21 +18,21 @@
 
 mod anomaly;
 mod bounds;
+mod loss;
 mod register;
 mod text;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 
 pub use self::anomaly::{Anomaly, Finding, Violation};
 use self::{
     anomaly::{Verdict, Wrong},
-    bounds::Bounds,
     register::{Entry, Proof, Register},
     text::Span,
 };
 use crate::history::{
-    Apart, Event, Fault, Item, Kind, Label, Loss, Micros, Name, Operation, Outcome, Page, Phase,
-    Query, Read, Reply, Write, Written,
+    Event, Fault, Item, Label, Micros, Name, Operation, Outcome, Page, Phase, Query, Read, Reply,
+    Write, Written,
 };
 
 /// How long past states and deleted locations are kept. Longer reads are not judged.
@@ -175,57 +175,6 @@ impl Judge {
             self.dead.insert(name, register);
             self.deaths.push_back((at, name));
         }
-    }
-
-    fn loss(&mut self, loss: &Loss) {
-        self.advance(loss.at);
-        let Some(left) = &loss.left else {
-            self.losing_since = Some(loss.at);
-            return;
-        };
-        let begun = self.losing_since.take().unwrap_or(loss.at);
-        self.lost_until = Some(loss.at);
-        let left: HashMap<Name, u32> = left.iter().map(|it| (it.name, it.version)).collect();
-        // The deletion of some may be lost.
-        for name in left.keys() {
-            if let Some(register) = self.dead.remove(name) {
-                self.living.entry(*name).or_insert(register);
-            }
-        }
-        self.deaths.retain(|(_, name)| !left.contains_key(name));
-        for (name, register) in &mut self.living {
-            register.lose(left.get(name).copied(), begun, loss.at);
-        }
-        let names: Vec<_> = self.living.keys().copied().collect();
-        for name in names {
-            self.bury(name, loss.at);
-        }
-    }
-
-    fn apart(&mut self, apart: &Apart) {
-        self.advance(apart.at);
-        for (_, until) in self.apart.values_mut() {
-            until.get_or_insert(apart.at);
-        }
-        let since = |replica: &usize| (*replica, (apart.at, None));
-        self.apart.extend(apart.replicas.iter().map(since));
-    }
-
-    /// Whether a replica reached an old primary at some time in between.
-    fn is_apart(&self, replica: usize, start: Micros, end: Micros) -> bool {
-        let apart = self.apart.get(&replica);
-        apart
-            .is_some_and(|(since, until)| end >= *since && until.is_none_or(|until| start <= until))
-    }
-
-    /// Whether it is known what a read may return.
-    fn is_judged(&self, read: &Read) -> bool {
-        let Some(Span { start, end }) = read.span() else {
-            return false;
-        };
-        let is_lossy = self.losing_since.is_some_and(|since| end >= since)
-            || self.lost_until.is_some_and(|until| start <= until);
-        !is_lossy && !self.is_apart(read.replica, start, end) && end - start <= RETENTION
     }
 
     fn read(&mut self, read: &Read) -> Verdict {
@@ -424,47 +373,6 @@ impl Judge {
             }
             _ => read.unexpected(page),
         }
-    }
-
-    /// Judges reports: each total must lie between the sum of the smallest and the sum of the largest
-    /// possible contributions.
-    fn reports(&self, read: &Read, query: &Query) -> Verdict {
-        let query = &read.scoped(query)?;
-        let Some(page) = read.pages.first() else {
-            return Ok(());
-        };
-        let Reply::Reports(rows) = &page.reply else {
-            return read.unexpected(page);
-        };
-        let span = page.span();
-        let recent = self.deaths.iter().rev();
-        let recent = recent.take_while(|(at, _)| *at >= span.start);
-        let dead = recent.filter_map(|(_, name)| self.dead.get_key_value(name));
-        let mut bounds: BTreeMap<(Kind, &str), Bounds<'_>> = BTreeMap::new();
-        for (name, register) in self.living.iter().chain(dead) {
-            let states: Vec<_> = register
-                .states(span, Proof::Acknowledgement)
-                .map(|state| {
-                    state
-                        .content()
-                        .filter(|content| query.matches(*name, content))
-                })
-                .collect();
-            for content in states.iter().flatten() {
-                let group = (content.kind, content.run.as_str());
-                let bounds = bounds.entry(group).or_default();
-                bounds.add(*name, register, group, &states);
-            }
-        }
-        for row in rows {
-            let group = (row.kind, row.run.as_str());
-            let bounds = bounds.remove(&group).unwrap_or_default();
-            bounds.check(read, page, group, row.sums)?;
-        }
-        for (group, bounds) in bounds {
-            bounds.check(read, page, group, [0; 3])?;
-        }
-        Ok(())
     }
 
     /// Advances the time, and drops locations past the retention.

@@ -1,7 +1,7 @@
 //! A small history for each anomaly, and for each response that looks wrong but is right.
 
 use super::*;
-use crate::history::{Content, Row};
+use crate::history::{Apart, Content, Kind, Loss, Row};
 
 /// Builds a history call by call, and collects the anomalies.
 #[derive(Default)]
