@@ -81,12 +81,24 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
     };
     assert_eq!(explained.canonical_request, Some(canonical));
     assert_eq!(explained.tag, "*,a%20run,ann");
-    assert!(explained.key.starts_with("ListLocations:"), "{}", explained.key);
-    assert_eq!(explained.current_version, "");
-    assert_eq!((explained.local.as_ref(), explained.redis.as_ref()), (None, None));
-    assert_eq!((explained.writers_in_flight, explained.would_hit), (0, false));
     assert!(
-        explained.explanation.starts_with("Miss: the tag has no version"),
+        explained.key.starts_with("ListLocations:"),
+        "{}",
+        explained.key
+    );
+    assert_eq!(explained.current_version, "");
+    assert_eq!(
+        (explained.local.as_ref(), explained.redis.as_ref()),
+        (None, None)
+    );
+    assert_eq!(
+        (explained.writers_in_flight, explained.would_hit),
+        (0, false)
+    );
+    assert!(
+        explained
+            .explanation
+            .starts_with("Miss: the tag has no version"),
         "{}",
         explained.explanation
     );
@@ -140,10 +152,17 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
     });
     gates.closed.held().await;
     let explained = explain(&mut cache, of_run("a run"), "ann").await;
-    assert_eq!((explained.writers_in_flight, explained.would_hit), (1, false));
-    assert_eq!((explained.current_version.as_str(), explained.redis), ("", None));
+    assert_eq!(
+        (explained.writers_in_flight, explained.would_hit),
+        (1, false)
+    );
+    assert_eq!(
+        (explained.current_version.as_str(), explained.redis),
+        ("", None)
+    );
     assert!(
-        explained.explanation
+        explained
+            .explanation
             .starts_with("Bypass: a write on the tag is in flight"),
         "{}",
         explained.explanation
@@ -156,9 +175,14 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
     write.await.expect("no panic").expect("created");
 
     let explained = explain(&mut cache, of_run("a run"), "ann").await;
-    assert_eq!((explained.writers_in_flight, explained.would_hit), (0, false));
+    assert_eq!(
+        (explained.writers_in_flight, explained.would_hit),
+        (0, false)
+    );
     assert!(
-        explained.explanation.starts_with("Miss: the tag has no version"),
+        explained
+            .explanation
+            .starts_with("Miss: the tag has no version"),
         "{}",
         explained.explanation
     );
@@ -477,7 +501,11 @@ async fn each_read_is_counted_once(pair: Pair) {
     };
     let counted = stats(&mut cache).await;
     assert_eq!(reads(&counted), (tiers((0, 0), (0, 0)), 0));
-    let names: Vec<_> = counted.tiers.iter().map(|tier| tier.tier.as_str()).collect();
+    let names: Vec<_> = counted
+        .tiers
+        .iter()
+        .map(|tier| tier.tier.as_str())
+        .collect();
     assert_eq!(names, ["local", "redis"][..names.len()]);
     assert_eq!(counted.tiers[0].entry_count, Some(0));
     assert_eq!((counted.fill_count, counted.invalidation_count), (0, 0));
@@ -508,7 +536,11 @@ async fn each_read_is_counted_once(pair: Pair) {
     let error = client.get_location(missing).await.expect_err("missing");
     assert_eq!(error.code(), Code::NotFound);
     let counted = stats(&mut cache).await;
-    assert_eq!(reads(&counted), (tiers((1, 2), (0, 2)), 1), "no such location");
+    assert_eq!(
+        reads(&counted),
+        (tiers((1, 2), (0, 2)), 1),
+        "no such location"
+    );
 
     gates.closed.arm();
     let mut writer = client.clone();

@@ -784,7 +784,10 @@ async fn a_server_that_hangs_in_a_burst_is_used_again() {
             while started.elapsed() < Duration::from_secs(4) {
                 let started = Instant::now();
                 let _ = cache.close(&tags, WriteId::generate(), EPOCH).await;
-                assert!(started.elapsed() < Duration::from_secs(6), "every wait ends");
+                assert!(
+                    started.elapsed() < Duration::from_secs(6),
+                    "every wait ends"
+                );
                 tokio::task::yield_now().await;
             }
         });
@@ -1100,7 +1103,10 @@ async fn people_can_look_and_invalidate() {
         .await
         .expect("closed");
     let explained = a.explain(&run, &key(1)).await.expect("Redis responds");
-    assert_eq!((explained.writers, explained.current, explained.redis), (1, None, None));
+    assert_eq!(
+        (explained.writers, explained.current, explained.redis),
+        (1, None, None)
+    );
     assert_eq!(a.stats().fills, 4);
 }
 

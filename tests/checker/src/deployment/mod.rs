@@ -44,7 +44,7 @@ pub enum Topology {
     Synchronous,
     /// PostgreSQL with an asynchronous standby, and a Redis server
     Asynchronous,
-    /// PostgreSQL under Patroni, with etcd and HAProxy, and a Redis server
+    /// PostgreSQL under Patroni, with etcd and a proxy, and a Redis server
     Patroni,
     /// Two deployments, each with a database and replicas, and a Redis server that they share
     Shared,

@@ -1,21 +1,20 @@
 //! PostgreSQL under a real manager: three servers with Patroni and synchronous replication, etcd, and
-//! HAProxy, whose address leads to the primary. From the Debian packages `patroni`, `etcd-server` and
+//! a proxy, whose address leads to the primary. From the Debian packages `patroni`, `etcd-server` and
 //! `haproxy`.
 
 use std::{
+    fmt::Write as _,
     fs,
     io::{Read as _, Write as _},
     net::{SocketAddr, TcpStream},
     path::Path,
     process::Command,
-    time::Duration,
+    thread,
+    time::{Duration, Instant},
 };
 
 use serde_json::Value;
-use servers::{
-    postgres::execute,
-    redis::{free_port, until},
-};
+use servers::{postgres::execute, redis::free_port};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
@@ -32,6 +31,9 @@ const DATABASE: &str = "checker";
 /// Time-out of a request to Patroni.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
+/// Maximum time for the cluster to start.
+const PATIENCE: Duration = Duration::from_mins(2);
+
 /// Ends a node's PostgreSQL server, which outlives its Patroni.
 const STOP_POSTGRES: &str =
     "[ -s data/postmaster.pid ] && \"$POSTGRES/pg_ctl\" -D data -m immediate -t 20 stop >>log";
@@ -41,7 +43,7 @@ pub struct Patroni {
     nodes: Vec<Node>,
     /// The port that leads to the primary.
     port: u16,
-    /// etcd and HAProxy.
+    /// etcd and the proxy.
     _others: Vec<Process>,
     _dir: TempDir,
 }
@@ -98,7 +100,10 @@ impl Patroni {
         let mut nodes = Vec::new();
         for number in 0..3 {
             let (api, port) = (free_port(), free_port());
-            servers += &format!("server node{number} 127.0.0.1:{port} check port {api}\n");
+            let _ = writeln!(
+                servers,
+                "server node{number} 127.0.0.1:{port} check port {api}"
+            );
             let dir = folder(&format!("node{number}"));
             let settings = settings(number, &dir, (etcd, api, port));
             fs::write(dir.join("patroni.yml"), settings).expect("a file");
@@ -125,8 +130,15 @@ impl Patroni {
             _dir: dir,
         };
         block_in_place(|| {
-            until("the cluster is whole", || patroni.is_whole());
-            until("the proxy leads to the primary", || patroni.accepts());
+            let deadline = Instant::now() + PATIENCE;
+            while !patroni.is_whole() || !patroni.accepts() {
+                assert!(
+                    Instant::now() < deadline,
+                    "not whole: {:?}",
+                    patroni.members()
+                );
+                thread::sleep(Duration::from_millis(200));
+            }
         });
         let maintenance = format!("postgres://postgres@127.0.0.1:{port}/postgres");
         execute(&maintenance, &format!("CREATE DATABASE {DATABASE}")).await;
@@ -260,7 +272,7 @@ bootstrap:
     postgresql:
       use_pg_rewind: true
       parameters: {{max_connections: 200, wal_log_hints: 'on', wal_keep_size: 256MB}}
-  initdb: [{{encoding: UTF8}}, {{locale: C.UTF-8}}, {{auth: trust}}]
+  initdb: [{{encoding: UTF8}}, {{locale: C.UTF-8}}, {{auth: trust}}, no-sync]
   pg_hba: ['host all all 127.0.0.1/32 trust', 'host replication all 127.0.0.1/32 trust']
 postgresql:
   listen: 127.0.0.1:{port}

@@ -170,7 +170,7 @@ impl Plan {
         let lengths: &[u64] = match kind {
             Kind::KillReplica | Kind::KillPostgres => &[0, 1_000],
             Kind::KillRedis => &[0, 3_000],
-            Kind::SlowPostgres | Kind::SlowRedis | Kind::Evict => &[2_000],
+            Kind::SlowPostgres | Kind::SlowRedis | Kind::Evict | Kind::KillPrimary => &[2_000],
             Kind::SplitRedis | Kind::RefuseWrites | Kind::NarrowRedis | Kind::Promote => &[5_000],
             Kind::RestoreRedis | Kind::Flush | Kind::RestoreDump => &[1_000],
             Kind::CutRedis => &[2_000, 5_000],
@@ -178,7 +178,6 @@ impl Plan {
             // Longer than a commit in progress may delay a lease, and a write keeps its tags closed.
             Kind::StandbyAway if long => &[45_000],
             Kind::StandbyAway => &[32_000],
-            Kind::KillPrimary => &[2_000],
             Kind::MoveSlots | Kind::Failover | Kind::SwitchOver => &[0],
             Kind::StopReplica | Kind::StopPostgres | Kind::StopRedis | Kind::CutReplica => {
                 &[300, 1_500, 4_000]
