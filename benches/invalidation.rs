@@ -40,7 +40,10 @@ use location_service::{
         OwnerId, Predicate, Principal, ProductionRunId, RegionCode, ReportQuery, Text,
     },
     proto::location::v1,
-    service::{CacheMode, CachedResponse, Concurrency, Creation, Service, Source, Write},
+    service::{
+        CacheMode, CachedResponse, Concurrency, Creation, Deletion, Edited, Service, Source, Update,
+        Write, WriteCall,
+    },
     store::{Migrate, postgres},
 };
 use prost::Message as _;
@@ -431,7 +434,17 @@ fn everything() -> ListQuery {
         },
         limit: 50,
         skip: 0,
+        labels: std::collections::BTreeMap::new(),
         count: false,
+    }
+}
+
+/// A call that executes a write.
+fn call(write: Write) -> WriteCall {
+    WriteCall {
+        write,
+        batch: true,
+        validate_only: false,
     }
 }
 
@@ -465,9 +478,9 @@ async fn write_to(
         };
         let kind = LocationType::ALL[random.below(2)];
         let write = Write::Create(vec![place.creation(kind, random.next() % OWNERS)?]);
-        let created = service.write(caller.clone(), write, false).await?;
-        for location in created {
-            locations.push((location.id, kind));
+        let created = service.write(caller.clone(), call(write)).await?;
+        for written in created {
+            locations.push((written.location.id, kind));
         }
         return Ok(kind);
     }
@@ -475,25 +488,28 @@ async fn write_to(
     let (id, kind) = locations[place];
     let write = if turn == 1 {
         let capacity = Capacity::new(i64::try_from(random.below(1_000))?)?;
-        Write::Update {
+        Write::Update(vec![Update {
             id,
             etag: None,
             edit: Box::new(move |before| {
-                Ok(Details {
+                let details = Details {
                     capacity,
                     ..before.details.clone()
-                })
+                };
+                let owner = before.owner.clone();
+                Ok(Edited { owner, details })
             }),
-        }
+            create: None,
+        }])
     } else {
         locations.swap_remove(place);
-        Write::Delete {
+        Write::Delete(vec![Deletion {
             id,
             etag: None,
             allow_missing: false,
-        }
+        }])
     };
-    service.write(caller.clone(), write, false).await?;
+    service.write(caller.clone(), call(write)).await?;
     Ok(kind)
 }
 
@@ -756,8 +772,9 @@ async fn load(
         }
         let kinds: Vec<_> = creations.iter().map(|new| new.location.kind).collect();
         let write = Write::Create(creations);
-        let created = service.write(admin.clone(), write, false).await?;
-        for (location, kind) in created.into_iter().zip(kinds) {
+        let created = service.write(admin.clone(), call(write)).await?;
+        for (written, kind) in created.into_iter().zip(kinds) {
+            let location = written.location;
             by_run
                 .entry(location.details.production_run_id.into_string())
                 .or_default()

@@ -1,6 +1,6 @@
 //! Errors of the domain. `api::status` maps them to gRPC statuses.
 
-use std::{error::Error as StdError, sync::Arc};
+use std::{error::Error as StdError, fmt, sync::Arc};
 
 use crate::model::LocationId;
 
@@ -16,6 +16,17 @@ pub enum Error {
     /// Fields of the request are invalid. All violations are included.
     #[error("{}", describe(.0))]
     InvalidArgument(Violations),
+
+    /// A page token wasn't made for an equal request.
+    #[error(
+        "{field} isn't valid for this request: pass the next_page_token of the previous page \
+         unchanged, with all fields except page_size, skip and include_total_size as in the \
+         previous request, or leave it empty"
+    )]
+    PageTokenInvalid {
+        /// The path of the token.
+        field: String,
+    },
 
     /// A repeated field has too many items. Detected before the request is decoded.
     #[error("{field} must have at most {limit} items, has {count}")]
@@ -35,6 +46,13 @@ pub enum Error {
         limit: usize,
         /// The size that was announced or received so far.
         size: usize,
+    },
+
+    /// The message is larger than the method accepts once it is decompressed.
+    #[error("the message has more than {limit} bytes once it is decompressed")]
+    DecompressedTooLarge {
+        /// Maximum size in bytes.
+        limit: usize,
     },
 
     /// The message didn't arrive in time.
@@ -73,29 +91,50 @@ pub enum Error {
     },
 
     /// No locations that the caller may see have these ids.
-    #[error("location {} was not found{}", .0[0], and_more(.0.len()))]
-    NotFound(Vec<LocationId>),
+    #[error("location {0} was not found")]
+    NotFound(Culprits),
 
-    /// A location with the id exists.
-    #[error("location {id} already exists{}", and_more(indexes.len()))]
-    AlreadyExists {
-        /// The first id that exists.
-        id: LocationId,
-        /// The indexes of the requests in the batch whose ids exist.
-        indexes: Vec<usize>,
+    /// Locations with these ids exist.
+    #[error("location {0} already exists")]
+    AlreadyExists(Culprits),
+
+    /// The caller used the request id for a different location.
+    #[error("{field} {id} was used for a different location: use a new one")]
+    RequestIdReused {
+        /// The request id.
+        id: uuid::Uuid,
+        /// The path of the field.
+        field: String,
     },
 
-    /// The caller used the request id with a different body.
-    #[error("request_id {0} was used with a different body: use a new one")]
-    RequestIdReused(uuid::Uuid),
-
-    /// The etag of a conditional write isn't current.
+    /// The etags of conditional writes aren't current.
     #[error("location {0} has changed: read it again and retry with its current etag")]
-    EtagMismatch(LocationId),
+    EtagMismatch(Culprits),
 
     /// The caller has no valid token.
-    #[error("{0}")]
-    Unauthenticated(String),
+    #[error("{message}")]
+    Unauthenticated {
+        /// What is wrong with the token.
+        problem: TokenProblem,
+        /// The problem in words, and how to correct the call.
+        message: String,
+    },
+
+    /// The response isn't cached, and the caller wants no other.
+    #[error("the response isn't cached: retry without `cache-control: only-if-cached`")]
+    NotCached,
+
+    /// The service has no such method.
+    #[error("the service has no such method")]
+    UnknownMethod,
+
+    /// The message can't be decoded.
+    #[error("the request message can't be decoded: {0}")]
+    MalformedMessage(String),
+
+    /// The message is compressed with an unknown encoding.
+    #[error("the encoding of the request message isn't supported: send it plain, or with gzip or zstd")]
+    UnsupportedEncoding,
 
     /// The caller lacks the permission.
     #[error("{0}")]
@@ -118,10 +157,18 @@ pub enum Error {
     CacheUnavailable(#[source] Cause),
 
     /// A write may or may not have been committed.
-    #[error(
-        "the outcome of the write is unknown: read before you retry, or retry with the same request_id"
-    )]
-    OutcomeUnknown(#[source] Cause),
+    #[error("the outcome of the write is unknown: {}", if *.repeatable {
+        "retry it with the same request_id"
+    } else {
+        "read before you retry, and set request_id in creations"
+    })]
+    OutcomeUnknown {
+        /// Whether the call can be retried, because it has a request id.
+        repeatable: bool,
+        /// Why the outcome is unknown.
+        #[source]
+        cause: Cause,
+    },
 
     /// The caller cancelled before the write was committed.
     #[error("cancelled by the caller: nothing was changed")]
@@ -138,6 +185,69 @@ pub enum Error {
     /// A bug in the service, or corrupt data.
     #[error("internal error")]
     Internal(#[source] Cause),
+}
+
+/// The locations that a call fails for: at least one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Culprits(Vec<Culprit>);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Culprit {
+    id: LocationId,
+    /// The index in the batch.
+    index: Option<usize>,
+}
+
+impl Culprits {
+    /// The location of a call that isn't a batch.
+    pub fn single(id: LocationId) -> Self {
+        Self(vec![Culprit { id, index: None }])
+    }
+
+    /// Locations with the indexes of their requests, in ascending order; the indexes are dropped
+    /// unless the call is a batch. `None` if there are none.
+    pub fn new(items: impl IntoIterator<Item = (usize, LocationId)>, batch: bool) -> Option<Self> {
+        let culprits: Vec<_> = items
+            .into_iter()
+            .map(|(index, id)| Culprit {
+                id,
+                index: batch.then_some(index),
+            })
+            .collect();
+        (!culprits.is_empty()).then_some(Self(culprits))
+    }
+
+    /// The ids, in the order of the batch.
+    pub fn ids(&self) -> impl ExactSizeIterator<Item = LocationId> {
+        self.0.iter().map(|culprit| culprit.id)
+    }
+
+    /// The indexes in the batch; none if the call isn't a batch.
+    pub fn indexes(&self) -> impl Iterator<Item = usize> {
+        self.0.iter().filter_map(|culprit| culprit.index)
+    }
+}
+
+impl fmt::Display for Culprits {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(first) = self.0.first() {
+            first.id.fmt(formatter)?;
+        }
+        formatter.write_str(&and_more(self.0.len()))
+    }
+}
+
+/// What is wrong with a caller's token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TokenProblem {
+    /// The call has none.
+    Missing,
+    /// It has expired.
+    Expired,
+    /// Its start lies in the future.
+    NotYetValid,
+    /// It isn't a token of this service.
+    Invalid,
 }
 
 /// A constraint that a field of a request violates.
@@ -182,6 +292,13 @@ impl Violations {
         self.count
     }
 
+    /// Adds the violations of a part of the request.
+    pub fn append(&mut self, other: Self) {
+        self.count += other.count;
+        let space = Self::MAX - self.first.len();
+        self.first.extend(other.first.into_iter().take(space));
+    }
+
     /// Prefixes the paths of all fields.
     pub fn prefix(&mut self, prefix: &str) {
         for violation in &mut self.first {
@@ -204,9 +321,12 @@ impl Violations {
     ///
     /// `None` stands for a value that couldn't be built because of a violation.
     pub fn finish<T>(self, value: Option<T>) -> Result<T> {
-        value
-            .filter(|_| self.count == 0)
-            .ok_or(Error::InvalidArgument(self))
+        self.check_all(value).map_err(Error::InvalidArgument)
+    }
+
+    /// As [`finish`](Self::finish), with the violations as the error.
+    pub fn check_all<T>(self, value: Option<T>) -> Result<T, Self> {
+        value.filter(|_| self.count == 0).ok_or(self)
     }
 }
 
@@ -221,6 +341,27 @@ impl Error {
     /// An internal error with its cause.
     pub fn internal(cause: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::Internal(cause.into().into())
+    }
+
+    /// Prefixes the paths of the fields in the error.
+    #[must_use]
+    pub fn within(mut self, prefix: &str) -> Self {
+        match &mut self {
+            Self::InvalidArgument(violations) => violations.prefix(prefix),
+            Self::PageTokenInvalid { field } | Self::RequestIdReused { field, .. } => {
+                field.insert_str(0, prefix);
+            }
+            _ => {}
+        }
+        self
+    }
+
+    /// A write that may have been committed, with the cause of the doubt.
+    pub fn outcome_unknown(cause: Cause) -> Self {
+        Self::OutcomeUnknown {
+            repeatable: false,
+            cause,
+        }
     }
 
     /// A write conflict with its cause.

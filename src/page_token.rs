@@ -50,7 +50,7 @@ impl PageTokens {
 
     /// Returns the position that a token encodes; `None` for the empty token.
     ///
-    /// Fails with [`Error::InvalidArgument`] unless the token was made for an equal request.
+    /// Fails with [`Error::PageTokenInvalid`] unless the token was made for an equal request.
     pub fn decode<P: Position>(
         &self,
         request: &impl PagedRequest,
@@ -63,13 +63,8 @@ impl PageTokens {
         self.verify(request, token)
             .and_then(|position| P::from_bytes(&position, order))
             .map(Some)
-            .ok_or_else(|| {
-                Error::invalid(
-                    "page_token",
-                    "isn't valid for this request: pass the next_page_token of the previous page \
-                     unchanged, with all fields except page_size and skip as in the previous \
-                     request, or leave it empty",
-                )
+            .ok_or_else(|| Error::PageTokenInvalid {
+                field: "page_token".to_owned(),
             })
     }
 

@@ -44,7 +44,7 @@ impl CacheService for CacheApi {
         let explained = cache
             .explain_list(&subject, list.query, &list.page_token)
             .await
-            .map_err(convert::within_request)?;
+            .map_err(|error| error.within(convert::EXPLAINED))?;
         let ListExplanation {
             canonical,
             key,

@@ -10,19 +10,28 @@ use crate::{
 /// The name of the response header.
 pub const CACHE_STATUS: &str = "cache-status";
 
-/// Reads the `cache-control` header of a request. Directives other than `no-cache` are ignored.
+/// Reads the `cache-control` header of a request. Of several directives, the one that allows least
+/// counts. Unknown ones are ignored.
 pub fn cache_mode(headers: &HeaderMap) -> CacheMode {
-    let no_cache = headers
+    let mut mode = CacheMode::Default;
+    let directives = headers
         .get_all(CACHE_CONTROL)
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|directive| directive.trim().eq_ignore_ascii_case("no-cache"));
-    if no_cache {
-        CacheMode::NoCache
-    } else {
-        CacheMode::Default
+        .flat_map(|value| value.split(','));
+    for directive in directives {
+        let directive = directive.trim();
+        let is = |name: &str| directive.eq_ignore_ascii_case(name);
+        mode = match mode {
+            CacheMode::Default | CacheMode::NoCache | CacheMode::NoStore if is("only-if-cached") => {
+                CacheMode::OnlyIfCached
+            }
+            CacheMode::Default | CacheMode::NoCache if is("no-store") => CacheMode::NoStore,
+            CacheMode::Default if is("no-cache") => CacheMode::NoCache,
+            mode => mode,
+        };
     }
+    mode
 }
 
 /// Returns the `cache-status` header of a response.

@@ -27,6 +27,8 @@ use tower::{Layer, Service};
 use super::{
     LocationApi,
     cache_headers::{CACHE_STATUS, cache_mode, cache_status},
+    limits,
+    status::complete,
 };
 use crate::{
     error::Error,
@@ -108,6 +110,9 @@ impl FastPath {
     ) -> Result<Result<CachedResponse, Error>, DecodeError> {
         Ok(match method {
             CachedMethod::List => {
+                if let Err(error) = limits::check::<v1::ListLocationsRequest>(message) {
+                    return Ok(Err(error));
+                }
                 let request = v1::ListLocationsRequest::decode(message)?;
                 self.api.list(caller, mode, request).await
             }
@@ -255,7 +260,7 @@ where
                 }
             };
             let response = inner.call(Request::from_parts(head, body)).await?;
-            Ok(response.map(ResponseBody::Tonic))
+            Ok(complete(response).map(ResponseBody::Tonic))
         }
         .boxed()
     }

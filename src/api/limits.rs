@@ -11,8 +11,9 @@ use prost::{
 use crate::{
     error::Error,
     proto::location::v1::{
-        BatchCreateLocationsRequest, BatchCreateLocationsResponse, BatchGetLocationsRequest,
-        BatchGetLocationsResponse, CreateLocationRequest, DeleteLocationRequest,
+        BatchCreateLocationsRequest, BatchCreateLocationsResponse, BatchDeleteLocationsRequest,
+        BatchGetLocationsRequest, BatchGetLocationsResponse, BatchUpdateLocationsRequest,
+        BatchUpdateLocationsResponse, CreateLocationRequest, DeleteLocationRequest,
         ExplainListRequest, ExplainListResponse, GetLocationRequest, GetStatsRequest,
         GetStatsResponse, InvalidateRequest, InvalidateResponse, ListLocationReportsRequest,
         ListLocationReportsResponse, ListLocationsRequest, ListLocationsResponse, Location,
@@ -86,7 +87,7 @@ const LOCATION: &[Field] = &[
 ];
 
 impl Limited for ListLocationsRequest {
-    const FIELDS: &'static [Field] = &[];
+    const FIELDS: &'static [Field] = &[Field::repeated(11, "labels", MAX_DETAILS, &[])];
 }
 
 impl Limited for GetLocationRequest {
@@ -121,8 +122,26 @@ impl Limited for UpdateLocationRequest {
     ];
 }
 
+impl Limited for BatchUpdateLocationsRequest {
+    const FIELDS: &'static [Field] = &[Field::repeated(
+        1,
+        "requests",
+        MAX_BATCH,
+        UpdateLocationRequest::FIELDS,
+    )];
+}
+
 impl Limited for DeleteLocationRequest {
     const FIELDS: &'static [Field] = &[];
+}
+
+impl Limited for BatchDeleteLocationsRequest {
+    const FIELDS: &'static [Field] = &[Field::repeated(
+        1,
+        "requests",
+        MAX_BATCH,
+        DeleteLocationRequest::FIELDS,
+    )];
 }
 
 impl Limited for ListLocationReportsRequest {
@@ -156,6 +175,7 @@ unlimited! {
     (),
     BatchCreateLocationsResponse,
     BatchGetLocationsResponse,
+    BatchUpdateLocationsResponse,
     ExplainListResponse,
     GetStatsResponse,
     InvalidateResponse,
@@ -332,6 +352,8 @@ mod tests {
                 "CreateLocationRequest" => CreateLocationRequest::FIELDS,
                 "BatchCreateLocationsRequest" => BatchCreateLocationsRequest::FIELDS,
                 "UpdateLocationRequest" => UpdateLocationRequest::FIELDS,
+                "BatchUpdateLocationsRequest" => BatchUpdateLocationsRequest::FIELDS,
+                "BatchDeleteLocationsRequest" => BatchDeleteLocationsRequest::FIELDS,
                 "DeleteLocationRequest" => DeleteLocationRequest::FIELDS,
                 "ListLocationReportsRequest" => ListLocationReportsRequest::FIELDS,
                 "ExplainListRequest" => ExplainListRequest::FIELDS,
@@ -342,7 +364,7 @@ mod tests {
             assert_complete(&input, fields);
             methods += 1;
         }
-        assert_eq!(methods, 11);
+        assert_eq!(methods, 13);
     }
 
     /// A field of wire type 2.

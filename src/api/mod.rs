@@ -23,14 +23,18 @@ use tonic::{Request, Response, Status, metadata::MetadataValue};
 pub use self::cache::CacheApi;
 use self::{
     cache_headers::{CACHE_STATUS, cache_mode, cache_status},
-    convert::{Paged, WriteCall},
+    convert::Paged,
 };
 use crate::{
     error::Error,
     model::Principal,
     proto::location::v1::{self, location_service_server::LocationService},
-    service::{CacheMode, CachedResponse, Service},
+    service::{CacheMode, CachedResponse, Service, WriteCall},
 };
+
+/// Maximum size of a request message, before and after decompression: 3.5 MiB. The response to a
+/// creation has ids, times and etags as well, and must fit the 4 MiB that clients accept.
+pub const MAX_REQUEST_BYTES: usize = 7 << 19;
 
 /// `location.v1.LocationService`.
 #[derive(Clone)]
@@ -77,13 +81,14 @@ impl LocationApi {
     async fn write(
         &self,
         caller: Principal,
-        WriteCall {
-            write,
-            validate_only,
-        }: WriteCall,
+        call: WriteCall,
     ) -> Result<Vec<v1::Location>, Status> {
-        let written = self.service.write(caller, write, validate_only).await?;
-        Ok(written.into_iter().map(Into::into).collect())
+        let validate_only = call.validate_only;
+        let locations = self.service.write(caller, call).await?;
+        Ok(locations
+            .into_iter()
+            .map(|location| convert::written(location, validate_only))
+            .collect())
     }
 }
 
@@ -112,7 +117,7 @@ impl LocationService for LocationApi {
         let caller = caller(&request)?;
         let ids = convert::batch_get(request.get_ref())?;
         let found = self.service.batch_get(&caller, &ids).await?;
-        Ok(Response::new(convert::batch_get_response(&ids, found)?))
+        Ok(Response::new(convert::batch_get_response(&ids, &found)?))
     }
 
     async fn create_location(
@@ -141,8 +146,20 @@ impl LocationService for LocationApi {
         request: Request<v1::UpdateLocationRequest>,
     ) -> Result<Response<v1::Location>, Status> {
         let caller = caller(&request)?;
-        let call = convert::update(request.into_inner())?;
+        let call = convert::update(request.into_inner(), &caller)?;
         Ok(Response::new(only(self.write(caller, call).await?)?))
+    }
+
+    async fn batch_update_locations(
+        &self,
+        request: Request<v1::BatchUpdateLocationsRequest>,
+    ) -> Result<Response<v1::BatchUpdateLocationsResponse>, Status> {
+        let caller = caller(&request)?;
+        let call = convert::batch_update(request.into_inner(), &caller)?;
+        let locations = self.write(caller, call).await?;
+        Ok(Response::new(v1::BatchUpdateLocationsResponse {
+            locations,
+        }))
     }
 
     async fn delete_location(
@@ -150,7 +167,17 @@ impl LocationService for LocationApi {
         request: Request<v1::DeleteLocationRequest>,
     ) -> Result<Response<()>, Status> {
         let caller = caller(&request)?;
-        let call = convert::delete(request.get_ref())?;
+        let call = convert::delete(request.into_inner())?;
+        self.write(caller, call).await?;
+        Ok(Response::new(()))
+    }
+
+    async fn batch_delete_locations(
+        &self,
+        request: Request<v1::BatchDeleteLocationsRequest>,
+    ) -> Result<Response<()>, Status> {
+        let caller = caller(&request)?;
+        let call = convert::batch_delete(request.into_inner())?;
         self.write(caller, call).await?;
         Ok(Response::new(()))
     }

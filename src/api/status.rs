@@ -1,17 +1,20 @@
 //! Maps errors to gRPC statuses and logs them; no other module does either.
 
 use std::{
+    collections::HashMap,
     error::Error as _,
     fmt::{self, Write as _},
     time::Duration,
 };
 
+use http::Response;
 use tonic::{Code, Status, metadata::AsciiMetadataValue};
 use tonic_types::{
     BadRequest, ErrorDetail, ErrorInfo, FieldViolation, ResourceInfo, RetryInfo, StatusExt as _,
 };
 
-use crate::error::{Error, Violation, Violations};
+use super::MAX_REQUEST_BYTES;
+use crate::error::{Culprits, Error, TokenProblem, Violation, Violations};
 
 const DOMAIN: &str = "location.v1";
 const LOCATION: &str = "location.v1.Location";
@@ -26,12 +29,18 @@ const PUSHBACK: &str = "grpc-retry-pushback-ms";
 /// details are encoded as base64.
 const MAX_DETAIL_BYTES: usize = 3_000;
 
+/// Locations that a status names. The metadata of `ErrorInfo` has the indexes of all.
+const MAX_RESOURCES: usize = 16;
+
+/// Maximum size of a value in the metadata of `ErrorInfo`: every other index of a batch fits.
+const MAX_METADATA_BYTES: usize = 2_000;
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let (code, reason) = classify(&error);
         log(&error, code, reason);
-        let mut info = ErrorInfo::new(reason, DOMAIN, []);
-        let mut details = Vec::new();
+        let info = ErrorInfo::new(reason, DOMAIN, metadata(&error));
+        let mut details = vec![info.into()];
         match &error {
             Error::InvalidArgument(violations) => {
                 details.push(BadRequest::new(field_violations(violations)).into());
@@ -40,64 +49,23 @@ impl From<Error> for Status {
                 field,
                 limit,
                 count,
-            } => {
-                info.metadata.insert("field".to_owned(), field.clone());
-                info.metadata.insert("limit".to_owned(), limit.to_string());
-                info.metadata.insert("value".to_owned(), count.to_string());
-                let description = format!("must have at most {limit} items, has {count}");
-                details.push(BadRequest::new([FieldViolation::new(field, description)]).into());
+            } => details.push(bad_field(
+                field,
+                format!("must have at most {limit} items, has {count}"),
+            )),
+            Error::PageTokenInvalid { field } | Error::RequestIdReused { field, .. } => {
+                details.push(bad_field(field, error.to_string()));
             }
-            Error::MessageTooLarge { limit, size } => {
-                info.metadata.insert("limit".to_owned(), limit.to_string());
-                info.metadata.insert("value".to_owned(), size.to_string());
-            }
-            Error::Overloaded { limit, value } | Error::CallerLimit { limit, value } => {
-                info.metadata
-                    .insert("limit".to_owned(), (*limit).to_owned());
-                info.metadata.insert("value".to_owned(), value.to_string());
-            }
-            Error::QueryTooSlow(limit) => {
-                let name = "milliseconds of a list with query";
-                info.metadata.insert("limit".to_owned(), name.to_owned());
-                let value = limit.as_millis().to_string();
-                info.metadata.insert("value".to_owned(), value);
-            }
-            Error::TooManyWatches(value) => {
-                info.metadata
-                    .insert("limit".to_owned(), "watches".to_owned());
-                info.metadata.insert("value".to_owned(), value.to_string());
-            }
-            Error::NotFound(ids) => {
-                let mut bytes_left = MAX_DETAIL_BYTES;
-                details.extend(
-                    ids.iter().map_while(|id| {
-                        resource(&id.to_string(), "was not found", &mut bytes_left)
-                    }),
-                );
-            }
-            Error::AlreadyExists { id, indexes } => {
-                info.metadata.insert("indexes".to_owned(), ranges(indexes));
-                let mut bytes_left = MAX_DETAIL_BYTES;
-                details.extend(resource(&id.to_string(), "already exists", &mut bytes_left));
-            }
-            Error::RequestIdReused(id) => {
-                let violation = FieldViolation::new("request_id", error.to_string());
-                info.metadata
-                    .insert("request_id".to_owned(), id.to_string());
-                details.push(BadRequest::new([violation]).into());
-            }
-            Error::EtagMismatch(id) => {
-                let mut bytes_left = MAX_DETAIL_BYTES;
-                details.extend(resource(&id.to_string(), "has changed", &mut bytes_left));
-            }
+            Error::NotFound(culprits) => details.extend(resources(culprits, "was not found")),
+            Error::AlreadyExists(culprits) => details.extend(resources(culprits, "already exists")),
+            Error::EtagMismatch(culprits) => details.extend(resources(culprits, "has changed")),
             _ => {}
         }
         let retryable = matches!(code, Code::Unavailable | Code::ResourceExhausted)
-            && !matches!(error, Error::MessageTooLarge { .. });
+            && reason != "MESSAGE_TOO_LARGE";
         if retryable {
             details.push(RetryInfo::new(Some(RETRY_AFTER)).into());
         }
-        details.insert(0, info.into());
         let mut status = Status::with_error_details_vec(code, error.to_string(), details);
         if let Some(pushback) = pushback(&error) {
             status.metadata_mut().insert(PUSHBACK, pushback);
@@ -114,9 +82,99 @@ fn pushback(error: &Error) -> Option<AsciiMetadataValue> {
         | Error::CallerLimit { .. }
         | Error::TooManyWatches(_)
         | Error::QueryTooSlow(_) => u32::try_from(RETRY_AFTER.as_millis()).ok().map(Into::into),
-        Error::MessageTooLarge { .. } => Some(AsciiMetadataValue::from_static("-1")),
+        Error::MessageTooLarge { .. } | Error::DecompressedTooLarge { .. } => {
+            Some(AsciiMetadataValue::from_static("-1"))
+        }
         _ => None,
     }
+}
+
+/// Gives an error of tonic the code, the reason and the details of this API: unknown methods, and
+/// messages that can't be decoded. Other errors have them already.
+pub fn complete<B: Default>(response: Response<B>) -> Response<B> {
+    let headers = response.headers();
+    // Without a message, the status is in the headers.
+    let Some(status) = Status::from_header_map(headers) else {
+        return response;
+    };
+    if status.code() == Code::Ok || !status.details().is_empty() {
+        return response;
+    }
+    let error = match status.code() {
+        // tonic names the encodings that it supports.
+        Code::Unimplemented if headers.contains_key("grpc-accept-encoding") => {
+            Error::UnsupportedEncoding
+        }
+        Code::Unimplemented => Error::UnknownMethod,
+        Code::OutOfRange | Code::ResourceExhausted => Error::DecompressedTooLarge {
+            limit: MAX_REQUEST_BYTES,
+        },
+        Code::Internal => Error::MalformedMessage(status.message().to_owned()),
+        code => {
+            let info = ErrorInfo::new(format!("{code:?}").to_uppercase(), DOMAIN, []);
+            return Status::with_error_details_vec(code, status.message(), vec![info.into()])
+                .into_http();
+        }
+    };
+    Status::from(error).into_http()
+}
+
+/// The variables of an error's message. The keys are in lowerCamelCase (AIP-193).
+fn metadata(error: &Error) -> HashMap<String, String> {
+    let variables: Vec<(&str, String)> = match error {
+        Error::InvalidArgument(violations) => violations
+            .first()
+            .first()
+            .map(|violation| ("field", violation.field.clone()))
+            .into_iter()
+            .collect(),
+        Error::PageTokenInvalid { field } => vec![("field", field.clone())],
+        Error::TooManyItems {
+            field,
+            limit,
+            count,
+        } => vec![
+            ("field", field.clone()),
+            ("limit", limit.to_string()),
+            ("value", count.to_string()),
+        ],
+        Error::MessageTooLarge { limit, size } => {
+            vec![("limit", limit.to_string()), ("value", size.to_string())]
+        }
+        Error::DecompressedTooLarge { limit } => vec![("limit", limit.to_string())],
+        Error::Overloaded { limit, value } | Error::CallerLimit { limit, value } => {
+            vec![("limit", (*limit).to_owned()), ("value", value.to_string())]
+        }
+        Error::QueryTooSlow(limit) => vec![
+            ("limit", "milliseconds of a list with query".to_owned()),
+            ("value", limit.as_millis().to_string()),
+        ],
+        Error::TooManyWatches(value) => {
+            vec![("limit", "watches".to_owned()), ("value", value.to_string())]
+        }
+        Error::RequestIdReused { id, field } => {
+            vec![("requestId", id.to_string()), ("field", field.clone())]
+        }
+        Error::NotFound(culprits)
+        | Error::AlreadyExists(culprits)
+        | Error::EtagMismatch(culprits) => {
+            let id = culprits.ids().next().filter(|_| culprits.ids().len() == 1);
+            let indexes: Vec<_> = culprits.indexes().collect();
+            let indexes = (!indexes.is_empty()).then(|| ("indexes", ranges(&indexes)));
+            id.map(|id| ("id", id.to_string()))
+                .into_iter()
+                .chain(indexes)
+                .collect()
+        }
+        Error::MessageTimeout(limit) | Error::DeadlineExceeded(limit) => {
+            vec![("timeoutMs", limit.as_millis().to_string())]
+        }
+        _ => Vec::new(),
+    };
+    variables
+        .into_iter()
+        .map(|(key, value)| (key.to_owned(), truncated(&value, MAX_METADATA_BYTES)))
+        .collect()
 }
 
 /// Returns the canonical code of an error, and its stable reason.
@@ -125,7 +183,13 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::InvalidArgument(_) | Error::TooManyItems { .. } => {
             (Code::InvalidArgument, "INVALID_FIELD")
         }
-        Error::MessageTooLarge { .. } => (Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
+        Error::PageTokenInvalid { .. } => (Code::InvalidArgument, "PAGE_TOKEN_INVALID"),
+        Error::MalformedMessage(_) => (Code::InvalidArgument, "MALFORMED_MESSAGE"),
+        Error::UnsupportedEncoding => (Code::Unimplemented, "UNSUPPORTED_ENCODING"),
+        Error::UnknownMethod => (Code::Unimplemented, "UNKNOWN_METHOD"),
+        Error::MessageTooLarge { .. } | Error::DecompressedTooLarge { .. } => {
+            (Code::ResourceExhausted, "MESSAGE_TOO_LARGE")
+        }
         Error::MessageTimeout(_) => (Code::DeadlineExceeded, "MESSAGE_TIMEOUT"),
         Error::Overloaded { .. } | Error::QueryTooSlow(_) => {
             (Code::ResourceExhausted, "OVERLOADED")
@@ -133,16 +197,33 @@ fn classify(error: &Error) -> (Code, &'static str) {
         Error::TooManyWatches(_) => (Code::ResourceExhausted, "TOO_MANY_WATCHES"),
         Error::CallerLimit { .. } => (Code::ResourceExhausted, "CALLER_LIMIT"),
         Error::NotFound(_) => (Code::NotFound, "LOCATION_NOT_FOUND"),
-        Error::AlreadyExists { .. } => (Code::AlreadyExists, "LOCATION_EXISTS"),
-        Error::RequestIdReused(_) => (Code::AlreadyExists, "REQUEST_ID_REUSED"),
+        Error::AlreadyExists(_) => (Code::AlreadyExists, "LOCATION_EXISTS"),
+        Error::RequestIdReused { .. } => (Code::AlreadyExists, "REQUEST_ID_REUSED"),
         Error::EtagMismatch(_) => (Code::Aborted, "ETAG_MISMATCH"),
         Error::Conflict(_) => (Code::Aborted, "WRITE_CONFLICT"),
-        Error::Unauthenticated(_) => (Code::Unauthenticated, "CREDENTIALS_INVALID"),
+        Error::NotCached => (Code::FailedPrecondition, "NOT_CACHED"),
+        Error::Unauthenticated { problem, .. } => (
+            Code::Unauthenticated,
+            match problem {
+                TokenProblem::Missing => "TOKEN_MISSING",
+                TokenProblem::Expired => "TOKEN_EXPIRED",
+                TokenProblem::NotYetValid => "TOKEN_NOT_YET_VALID",
+                TokenProblem::Invalid => "TOKEN_INVALID",
+            },
+        ),
         Error::PermissionDenied(_) => (Code::PermissionDenied, "NOT_ALLOWED"),
         Error::StorageFull(_) => (Code::ResourceExhausted, "STORAGE_FULL"),
         Error::DatabaseUnavailable(_) => (Code::Unavailable, "DATABASE_UNAVAILABLE"),
         Error::CacheUnavailable(_) => (Code::Unavailable, "CACHE_UNAVAILABLE"),
-        Error::OutcomeUnknown(_) => (Code::Unavailable, "OUTCOME_UNKNOWN"),
+        // Clients retry UNAVAILABLE by themselves.
+        Error::OutcomeUnknown { repeatable, .. } => (
+            if *repeatable {
+                Code::Unavailable
+            } else {
+                Code::Unknown
+            },
+            "OUTCOME_UNKNOWN",
+        ),
         Error::Cancelled => (Code::Cancelled, "CANCELLED"),
         Error::DeadlineExceeded(_) => (Code::DeadlineExceeded, "DEADLINE_EXCEEDED"),
         Error::Stopping => (Code::Unavailable, "STOPPING"),
@@ -164,13 +245,14 @@ fn log(error: &Error, code: Code, reason: &str) {
             | Error::CallerLimit { .. }
             | Error::TooManyWatches(_)
             | Error::MessageTooLarge { .. }
+            | Error::DecompressedTooLarge { .. }
     );
     let (text, cause) = (OneLine(error), OneLine(&cause));
     match code {
         Code::Internal => {
             tracing::error!(error.code = ?code, error.reason = reason, "{text}{cause}");
         }
-        Code::Unavailable | Code::ResourceExhausted if !is_refusal => {
+        Code::Unavailable | Code::Unknown | Code::ResourceExhausted if !is_refusal => {
             tracing::warn!(error.code = ?code, error.reason = reason, "{text}{cause}");
         }
         _ => tracing::debug!(error.code = ?code, error.reason = reason, "{error}{cause}"),
@@ -219,21 +301,29 @@ fn field_violations(violations: &Violations) -> Vec<FieldViolation> {
     shown
 }
 
-fn resource(name: &str, description: &str, bytes_left: &mut usize) -> Option<ErrorDetail> {
-    *bytes_left = bytes_left.checked_sub(LOCATION.len() + name.len() + description.len())?;
-    Some(ResourceInfo::new(LOCATION, name, "", description).into())
+/// The first locations that a call fails for.
+fn resources(culprits: &Culprits, description: &str) -> Vec<ErrorDetail> {
+    let ids = culprits.ids().take(MAX_RESOURCES);
+    ids.map(|id| ResourceInfo::new(LOCATION, id.to_string(), "", description).into())
+        .collect()
 }
 
-/// Formats ascending indexes as ranges such as `0-11,17`, as many as fit in a status.
+fn bad_field(field: &str, description: String) -> ErrorDetail {
+    BadRequest::new([FieldViolation::new(field, description)]).into()
+}
+
+/// The start of a text, up to this number of bytes.
+fn truncated(text: &str, max_bytes: usize) -> String {
+    text[..text.floor_char_boundary(max_bytes)].to_owned()
+}
+
+/// Formats ascending indexes of a batch as ranges such as `0-11,17`.
 fn ranges(indexes: &[usize]) -> String {
     let mut text = String::new();
     for run in indexes.chunk_by(|a, b| a + 1 == *b) {
         let (Some(first), Some(last)) = (run.first(), run.last()) else {
             continue;
         };
-        if text.len() > MAX_DETAIL_BYTES / 2 {
-            break;
-        }
         if !text.is_empty() {
             text.push(',');
         }
@@ -249,13 +339,14 @@ fn ranges(indexes: &[usize]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::LocationId;
 
     #[test]
     fn indexes_are_formatted_as_ranges() {
         assert_eq!(ranges(&[0, 1, 2, 5, 7, 8]), "0-2,5,7-8");
         assert_eq!(ranges(&[]), "");
-        let every_other: Vec<_> = (0..1_000).map(|index| index * 2).collect();
-        assert!(ranges(&every_other).len() < MAX_DETAIL_BYTES);
+        let every_other: Vec<_> = (0..500).map(|index| index * 2).collect();
+        assert!(ranges(&every_other).len() <= MAX_METADATA_BYTES);
     }
 
     #[test]
@@ -275,8 +366,13 @@ mod tests {
             );
         }
         assert_eq!(violations.first().len(), Violations::MAX);
+        let fits = |status: &Status| {
+            assert!(status.details().len() * 4 / 3 + status.message().len() < 8_192);
+        };
+        let missing = (0..500).map(|index| (index * 2, LocationId::generate()));
+        fits(&Error::NotFound(Culprits::new(missing, true).expect("some")).into());
         let status = Status::from(Error::InvalidArgument(violations));
-        assert!(status.details().len() * 4 / 3 + status.message().len() < 8_192);
+        fits(&status);
         let details = status.get_details_bad_request().expect("a BadRequest");
         let last = details.field_violations.last().expect("some");
         let shown = details.field_violations.len() - 1;

@@ -68,7 +68,10 @@ impl Authenticator {
         };
         bearer_token(headers)
             .and_then(|token| verifier.verify(token, unix_now()))
-            .map_err(|refusal| Error::Unauthenticated(refusal.to_string()))
+            .map_err(|refusal| Error::Unauthenticated {
+                problem: refusal.problem(),
+                message: refusal.to_string(),
+            })
     }
 }
 

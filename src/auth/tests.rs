@@ -23,6 +23,8 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::error::TokenProblem;
+
 use super::{
     keys::{KeySet, MAX_KEY_FILE_BYTES},
     verifier::Refusal,
@@ -587,9 +589,10 @@ fn refusals_are_unauthenticated_and_say_how_to_correct_the_call() {
     let authenticator = Authenticator::new(&config).unwrap();
     assert!(!authenticator.is_development());
     let refusal = authenticator.authenticate(&HeaderMap::new());
-    let Err(Error::Unauthenticated(message)) = refusal else {
+    let Err(Error::Unauthenticated { problem, message }) = refusal else {
         panic!("{refusal:?}");
     };
+    assert_eq!(problem, TokenProblem::Missing);
     assert!(message.contains("send the metadata"), "{message}");
 }
 

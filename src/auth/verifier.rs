@@ -6,6 +6,7 @@ use serde_json::Value;
 use super::keys::{KeyError, KeySet, WatchedKeys};
 use crate::{
     config::{AuthConfig, KeyFile},
+    error::TokenProblem,
     model::{OwnerId, Principal},
 };
 
@@ -54,6 +55,18 @@ pub enum Refusal {
     Audience,
     #[error("the token's claim `sub` {0}")]
     Subject(String),
+}
+
+impl Refusal {
+    /// The problem, for the reason of the error.
+    pub fn problem(&self) -> TokenProblem {
+        match self {
+            Self::Missing => TokenProblem::Missing,
+            Self::Expired => TokenProblem::Expired,
+            Self::NotYetValid => TokenProblem::NotYetValid,
+            _ => TokenProblem::Invalid,
+        }
+    }
 }
 
 /// The token in a request's headers.

@@ -168,7 +168,7 @@ pub struct Location {
     pub id: LocationId,
     /// The type, which is immutable.
     pub kind: LocationType,
-    /// The owner, which is immutable.
+    /// The owner, which only an admin can change.
     pub owner: OwnerId,
     /// The fields that a client sets.
     pub details: Details,

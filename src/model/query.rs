@@ -1,6 +1,10 @@
 //! Queries and their results, and the callers that make them.
 
-use super::{LocationId, LocationState, LocationType, Micros, OwnerId, ProductionRunId};
+use std::collections::BTreeMap;
+
+use super::{
+    LabelKey, LabelValue, LocationId, LocationState, LocationType, Micros, OwnerId, ProductionRunId,
+};
 
 /// A caller.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -69,6 +73,8 @@ pub struct ListQuery {
     pub state: Option<LocationState>,
     /// Text that the name contains, with its case folded; empty for any name.
     pub text: String,
+    /// Labels that the location has, among others.
+    pub labels: BTreeMap<LabelKey, LabelValue>,
     /// The order.
     pub order: Order,
     /// The maximum number of locations, 1 to 1,000.

@@ -16,11 +16,12 @@ const REGION_CODES: &str = "\
     TR TT TV TW TZ UA UG UM US UY UZ VA VC VE VG VI VN VU WF WS XK YE YT ZA ZM ZW";
 
 /// Text of `MIN` to `MAX` characters (Unicode scalar values) without NUL, which PostgreSQL can't
-/// store.
+/// store. A `NAME` identifies something to people, so texts that look the same must be the same: it
+/// has no outer white space, and no control or invisible characters.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Text<const MIN: usize, const MAX: usize>(String);
+pub struct Text<const MIN: usize, const MAX: usize, const NAME: bool = false>(String);
 
-impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
+impl<const MIN: usize, const MAX: usize, const NAME: bool> Text<MIN, MAX, NAME> {
     /// The maximum number of characters.
     pub const MAX: usize = MAX;
 
@@ -38,7 +39,9 @@ impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
         if length < MIN || length > MAX {
             return Err(format!("must have {MIN} to {MAX} characters, has {length}"));
         }
-        if text.contains('\0') {
+        if NAME {
+            check_name(&text)?;
+        } else if text.contains('\0') {
             return Err("must not contain the NUL character".to_owned());
         }
         Ok(Self(text))
@@ -65,34 +68,124 @@ impl<const MIN: usize, const MAX: usize> Text<MIN, MAX> {
     }
 }
 
-impl<const MAX: usize> Default for Text<0, MAX> {
+impl<const MAX: usize, const NAME: bool> Default for Text<0, MAX, NAME> {
     fn default() -> Self {
         Self(String::new())
     }
 }
 
-impl<const MIN: usize, const MAX: usize> fmt::Display for Text<MIN, MAX> {
+impl<const MIN: usize, const MAX: usize, const NAME: bool> fmt::Display for Text<MIN, MAX, NAME> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
 }
 
+/// Checks the characters of a name or an identifier.
+fn check_name(text: &str) -> Result<(), String> {
+    if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
+        return Err("must not begin or end with white space".to_owned());
+    }
+    match text.chars().find(|char| char.is_control() || is_invisible(*char)) {
+        Some(char) => Err(format!(
+            "must not contain control or invisible characters, has U+{:04X}",
+            u32::from(char)
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Whether a character other than white space is shown as nothing: Unicode's `Cf` (format) and
+/// `Default_Ignorable_Code_Point`, the line and paragraph separators, and the blank Braille pattern.
+/// <https://www.unicode.org/Public/16.0.0/ucd/DerivedCoreProperties.txt>
+fn is_invisible(char: char) -> bool {
+    !char.is_ascii()
+        && matches!(
+            u32::from(char),
+            0xAD | 0x34F
+                | 0x600..=0x605
+                | 0x61C
+                | 0x6DD
+                | 0x70F
+                | 0x890..=0x891
+                | 0x8E2
+                | 0x115F..=0x1160
+                | 0x17B4..=0x17B5
+                | 0x180B..=0x180F
+                | 0x200B..=0x200F
+                | 0x2028..=0x202E
+                | 0x2060..=0x206F
+                | 0x2800
+                | 0x3164
+                | 0xFE00..=0xFE0F
+                | 0xFEFF
+                | 0xFFA0
+                | 0xFFF0..=0xFFFB
+                | 0x110BD
+                | 0x110CD
+                | 0x13430..=0x1343F
+                | 0x1BCA0..=0x1BCA3
+                | 0x1D173..=0x1D17A
+                | 0xE0000..=0xE0FFF
+        )
+}
+
 /// A location's name.
-pub type DisplayName = Text<1, 256>;
+pub type DisplayName = Text<1, 256, true>;
 /// A production run. Empty means "no run", which is a value that lists can select.
-pub type ProductionRunId = Text<0, 128>;
+pub type ProductionRunId = Text<0, 128, true>;
 /// The subject (a JWT's `sub`) that owns a location.
-pub type OwnerId = Text<1, 255>;
+pub type OwnerId = Text<1, 255, true>;
 /// Free text about a location.
 pub type Description = Text<0, 2000>;
 /// A line, locality or administrative area of an address.
 pub type AddressText = Text<0, 256>;
 /// A postal code.
 pub type PostalCode = Text<0, 32>;
-/// A label's key.
-pub type LabelKey = Text<1, 63>;
 /// A label's value.
 pub type LabelValue = Text<0, 255>;
+
+/// A label's key: 1 to 63 of `a-z`, `0-9`, `-`, `_`, `.` and `/`, beginning with a letter.
+///
+/// The JSON form of a field mask changes the case of letters, so a key has none in upper case.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LabelKey(String);
+
+impl LabelKey {
+    /// The maximum number of characters.
+    pub const MAX: usize = 63;
+
+    /// Validates a key.
+    pub fn parse(text: String) -> Result<Self, String> {
+        let valid = text.len() <= Self::MAX
+            && text.starts_with(|first: char| first.is_ascii_lowercase())
+            && text.bytes().all(|byte| {
+                byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_./".contains(&byte)
+            });
+        if valid {
+            Ok(Self(text))
+        } else {
+            Err(format!(
+                "must have 1 to {} of a-z, 0-9, -, _, . and /, beginning with a letter",
+                Self::MAX
+            ))
+        }
+    }
+
+    /// Wraps a key that is known to be valid, such as one from the database.
+    pub(crate) fn from_trusted(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The key as a string slice.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The key as a string.
+    pub fn into_string(self) -> String {
+        self.0
+    }
+}
 
 /// Folds the case of text, for comparison.
 ///
@@ -195,5 +288,41 @@ impl Etag {
 impl fmt::Display for Etag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "\"{}\"", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_look_the_same_are_the_same() {
+        let name = |text: &str| DisplayName::parse(text.to_owned());
+        for good in ["x", "Dock 7", "Łódź", "a\u{a0}b", "e\u{301}", "🚚", "<b>"] {
+            assert!(name(good).is_ok(), "{good:?}");
+        }
+        for bad in [
+            " x", "x ", "\u{3000}x", "x\u{a0}", "a\tb", "a\nb", "\u{1b}[0m", "\u{7f}x", "x\u{85}y",
+            "x\u{200b}", "\u{feff}x", "a\u{200d}b", "a\u{ad}b", "a\u{2060}b", "a\u{202e}b",
+            "a\u{2028}b", "\u{3164}", "\u{2800}", "x\u{fe0f}", "x\u{e0020}", " ", "\u{200b}",
+        ] {
+            assert!(name(bad).is_err(), "{bad:?}");
+        }
+        assert!(ProductionRunId::parse(String::new()).is_ok());
+        assert!(ProductionRunId::parse(" ".to_owned()).is_err());
+        assert!(Description::parse(" a\n\tb\u{200d}".to_owned()).is_ok());
+    }
+
+    #[test]
+    fn label_keys_survive_the_json_form_of_a_mask() {
+        let key = |text: &str| LabelKey::parse(text.to_owned());
+        let longest = "k".repeat(LabelKey::MAX);
+        for good in ["a", "colour", "k8s.io/app-name_1", "a.", &longest] {
+            assert!(key(good).is_ok(), "{good}");
+        }
+        let long = "k".repeat(LabelKey::MAX + 1);
+        for bad in ["", "1", "_a", ".a", "camelKey", "A", "é", "a b", "a`", "a*", "*", &long] {
+            assert!(key(bad).is_err(), "{bad}");
+        }
     }
 }

@@ -4,10 +4,12 @@
 //! bytes of a canonical request are hashed into the cache key and into page tokens.
 
 use prost::Message;
+use uuid::Uuid;
 
-use super::location::v1;
+use super::{location::v1, to_proto::labels};
 use crate::model::{
-    ListQuery, LocationId, Order, OrderField, Predicate, ProductionRunId, ReportQuery, Text,
+    Etag, ListQuery, Location, LocationId, Micros, NewLocation, Order, OrderField, Predicate,
+    ProductionRunId, ReportQuery, Text,
 };
 
 /// The request message of a cached method.
@@ -22,7 +24,7 @@ pub trait PagedRequest: CachedRequest + Clone {
     fn set_page_token(&mut self, token: &str);
 
     /// The request without the fields that a page token isn't bound to (AIP-158): the page size, the
-    /// token itself and the offset.
+    /// token itself, the offset and the request for a total.
     #[must_use]
     fn without_page(&self) -> Self;
 }
@@ -49,6 +51,7 @@ impl PagedRequest for v1::ListLocationsRequest {
             page_size: 0,
             page_token: String::new(),
             skip: 0,
+            include_total_size: false,
             ..self.clone()
         }
     }
@@ -87,10 +90,37 @@ impl From<&ListQuery> for v1::ListLocationsRequest {
             owner_id: owner.clone().map(Text::into_string).unwrap_or_default(),
             state: query.state.map_or(0, |state| state as i32),
             query: query.text.clone(),
+            labels: labels(query.labels.clone()),
             order_by: format!("{order_by}{}", if descending { " desc" } else { "" }),
             include_total_size: query.count,
         }
     }
+}
+
+/// A digest of a location to create and its chosen id, for the comparison of requests with one
+/// `request_id`.
+pub fn fingerprint(new: &NewLocation) -> [u8; 32] {
+    let NewLocation {
+        id,
+        kind,
+        owner,
+        details,
+    } = new.clone();
+    let location = Location {
+        id: id.unwrap_or(LocationId(Uuid::nil())),
+        kind,
+        owner,
+        details,
+        create_time: Micros(0),
+        update_time: Micros(0),
+        etag: Etag::from_trusted(String::new()),
+    };
+    let request = v1::CreateLocationRequest {
+        location: Some(location.into()),
+        location_id: id.map(|id| id.to_string()).unwrap_or_default(),
+        ..v1::CreateLocationRequest::default()
+    };
+    blake3::hash(&request.encode_to_vec()).into()
 }
 
 impl From<LocationId> for v1::GetLocationRequest {

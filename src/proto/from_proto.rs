@@ -71,11 +71,11 @@ impl<'a> Fields<'a> {
         })
     }
 
-    fn text<const MIN: usize, const MAX: usize>(
+    fn text<const MIN: usize, const MAX: usize, const NAME: bool>(
         &mut self,
         field: &str,
         value: String,
-    ) -> Text<MIN, MAX> {
+    ) -> Text<MIN, MAX, NAME> {
         if !self.checks(field) {
             return Text::from_trusted(value);
         }
@@ -180,9 +180,9 @@ impl<'a> Fields<'a> {
         let shown: String = key.chars().take(LabelKey::MAX).collect();
         let field = format!("labels.{shown}");
         if !self.checks(&format!("labels.{key}")) {
-            return Some((Text::from_trusted(key), Text::from_trusted(value)));
+            return Some((LabelKey::from_trusted(key), Text::from_trusted(value)));
         }
-        let key = Text::parse(key)
+        let key = LabelKey::parse(key)
             .map_err(|violation| self.add("labels", format!("key {shown:?} {violation}")));
         let value = Text::parse(value).map_err(|violation| self.add(&field, violation));
         key.ok().zip(value.ok())

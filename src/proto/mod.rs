@@ -18,8 +18,15 @@ use std::sync::LazyLock;
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 
-pub use self::{frame::Frame, from_proto::decode_location, to_proto::encode_location};
+pub use self::{
+    frame::Frame,
+    from_proto::decode_location,
+    to_proto::{encode_location, response_bytes},
+};
 use crate::error::{Error, Result};
+
+/// Maximum size of a response; by default, gRPC clients reject larger messages.
+pub const MAX_RESPONSE_BYTES: usize = 4 << 20;
 
 /// The serialized `FileDescriptorSet` of [`location::v1`] and all that it imports.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

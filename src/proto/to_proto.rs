@@ -32,6 +32,17 @@ pub fn encode_location(location: &Location) -> Vec<u8> {
     v1::Location::from(location.clone()).encode_to_vec()
 }
 
+/// The size of a response with these locations.
+pub fn response_bytes<'a>(locations: impl IntoIterator<Item = &'a Location>) -> usize {
+    /// Upper bound of the tag and the length that precede an item.
+    const ITEM_OVERHEAD_BYTES: usize = 5;
+    let bytes = |location: &Location| v1::Location::from(location.clone()).encoded_len();
+    let items = locations.into_iter();
+    items
+        .map(|location| bytes(location) + ITEM_OVERHEAD_BYTES)
+        .sum()
+}
+
 impl From<Location> for v1::Location {
     fn from(location: Location) -> Self {
         let details = location.details;
@@ -55,7 +66,7 @@ impl From<Location> for v1::Location {
 }
 
 /// Inserts one by one, because `collect` would sort the keys again.
-fn labels(labels: BTreeMap<LabelKey, LabelValue>) -> BTreeMap<String, String> {
+pub(super) fn labels(labels: BTreeMap<LabelKey, LabelValue>) -> BTreeMap<String, String> {
     let mut strings = BTreeMap::new();
     for (key, value) in labels {
         strings.insert(key.into_string(), value.into_string());

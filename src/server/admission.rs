@@ -26,13 +26,13 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{
-    MAX_REQUEST_BYTES,
     connections::{Activity, CallGuard},
     deadlines,
+    protocol::refuse_other_protocols,
     receive::{Message, receive},
 };
 use crate::{
-    api::fast_path::Incoming,
+    api::{MAX_REQUEST_BYTES, fast_path::Incoming},
     auth::Authenticator,
     error::{Error, Result},
 };
@@ -98,7 +98,7 @@ impl<S, B> Service<Request<Body>> for Admitted<S>
 where
     S: Service<Request<Incoming>, Response = Response<B>> + Clone + Send + 'static,
     S::Future: Send,
-    B: http_body::Body + Default + Send,
+    B: http_body::Body + Default + Send + 'static,
 {
     type Response = Response<Guarded<B>>;
     type Error = S::Error;
@@ -109,6 +109,10 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if let Some(refusal) = refuse_other_protocols(&request) {
+            let refusal = refusal.map(Guarded::text);
+            return async move { Ok(refusal) }.boxed();
+        }
         let limit = deadlines::limit(request.headers());
         let deadline = sleep(limit.saturating_sub(deadlines::LEAD));
         let limits = Arc::clone(&self.limits);
@@ -317,6 +321,16 @@ impl<B: http_body::Body> Guarded<B> {
             body,
             rest: Bytes::new(),
             guard,
+        }
+    }
+}
+
+impl<B: Default> Guarded<B> {
+    /// A body that isn't the response to a call.
+    fn text(text: &'static str) -> Self {
+        Self {
+            rest: Bytes::from_static(text.as_bytes()),
+            ..Self::default()
         }
     }
 }

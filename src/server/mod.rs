@@ -7,6 +7,7 @@ mod deadlines;
 mod encodings;
 mod health;
 mod listener;
+mod protocol;
 mod purge;
 mod receive;
 mod reflection;
@@ -32,7 +33,7 @@ use self::{
 };
 use crate::{
     api::{
-        CacheApi, LocationApi,
+        CacheApi, LocationApi, MAX_REQUEST_BYTES,
         fast_path::{FastPath, Incoming},
     },
     auth::Authenticator,
@@ -42,10 +43,6 @@ use crate::{
     service::Service,
     store::Store,
 };
-
-/// Maximum size of a request message, before and after decompression: 3.5 MiB. The response to a
-/// creation has ids, times and etags as well, and must fit the 4 MiB that clients accept.
-pub const MAX_REQUEST_BYTES: usize = 7 << 19;
 
 /// Concurrent calls of one connection.
 const MAX_STREAMS_PER_CONNECTION: u32 = 256;
@@ -119,6 +116,8 @@ impl Server {
             let _ = stopped.wait_for(|stop| *stop).await;
         };
         let server = tonic::transport::Server::builder()
+            // To refuse its requests in its own terms: see `protocol`.
+            .accept_http1(true)
             .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
             .http2_keepalive_interval(Some(KEEPALIVE))
             // Short deadlines reset many streams before a busy server has accepted them.

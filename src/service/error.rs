@@ -2,18 +2,22 @@
 
 use std::sync::Arc;
 
-use crate::{cache::CacheError, error::Error, store::StoreError};
+use crate::{
+    cache::CacheError,
+    error::{Culprits, Error},
+    store::StoreError,
+};
 
 impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         match error {
-            StoreError::AlreadyExists { id, indexes } => Self::AlreadyExists { id, indexes },
+            StoreError::AlreadyExists { id, .. } => Self::AlreadyExists(Culprits::single(id)),
             StoreError::Conflict(cause) => Self::Conflict(cause),
             StoreError::Full(cause) => Self::StorageFull(cause),
             StoreError::Unavailable(cause) => Self::DatabaseUnavailable(cause),
             StoreError::Overloaded { limit, value } => Self::Overloaded { limit, value },
             StoreError::TooSlow(limit) => Self::QueryTooSlow(limit),
-            StoreError::OutcomeUnknown(cause) => Self::OutcomeUnknown(cause),
+            StoreError::OutcomeUnknown(cause) => Self::outcome_unknown(cause),
             StoreError::Corrupt(_) | StoreError::Unexpected(_) => Self::Internal(Arc::new(error)),
         }
     }

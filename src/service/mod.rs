@@ -3,6 +3,7 @@
 //! | module | |
 //! | --- | --- |
 //! | `read` | lists, gets and reports, from the cache or the database |
+//! | `call` | writes as callers request them, and their results |
 //! | `write` | the protocol around a write: close the tags, commit, reopen them |
 //! | `apply` | the statements of a write within its transaction |
 //! | `shares` | fair shares of the database among callers |
@@ -11,6 +12,7 @@
 
 mod admin;
 mod apply;
+mod call;
 mod error;
 mod read;
 mod shares;
@@ -22,9 +24,9 @@ use tokio_util::task::TaskTracker;
 
 pub use self::{
     admin::{CacheAdmin, ListExplanation},
+    call::{Creation, Deletion, Edit, Edited, Generated, Update, Write, WriteCall, Written},
     read::{CacheMode, CachedResponse, FwdReason, ReadStats, Source},
     shares::Concurrency,
-    write::{Creation, Write},
 };
 use self::{read::ReadCounters, shares::Shares};
 use crate::{

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::{Service, shares::Kind};
 use crate::{
     cache::{Counter, Key, Lookup, Tag, Tier},
-    error::{Error, Result},
+    error::{Culprits, Error, Result},
     failpoints::{Failpoint, is_enabled},
     model::{Cursor, ListQuery, Location, LocationId, OwnerId, Predicate, Principal, ReportQuery},
     page_token::Position,
@@ -25,6 +25,10 @@ pub enum CacheMode {
     Default,
     /// `no-cache`: the database is read, and the entry is refreshed.
     NoCache,
+    /// `no-store`: the database is read, and nothing is stored.
+    NoStore,
+    /// `only-if-cached`: only the cache may respond.
+    OnlyIfCached,
 }
 
 /// A response, and where it came from.
@@ -57,7 +61,7 @@ pub enum Source {
 pub enum FwdReason {
     /// The cache had no current entry.
     Miss,
-    /// The caller requested [`CacheMode::NoCache`].
+    /// The caller requested [`CacheMode::NoCache`] or [`CacheMode::NoStore`].
     Request,
     /// A write is in flight on the entry's tag.
     Closed,
@@ -221,7 +225,7 @@ impl Service {
             let location = found
                 .into_iter()
                 .next()
-                .ok_or_else(|| Error::NotFound(vec![id]))?;
+                .ok_or_else(|| Error::NotFound(Culprits::single(id)))?;
             Frame::encode(&v1::Location::from(location))
         })
         .await
@@ -244,15 +248,11 @@ impl Service {
             .into_iter()
             .map(|location| (location.id, location))
             .collect();
-        let missing: Vec<_> = ids
-            .iter()
-            .filter(|id| !found.contains_key(id))
-            .copied()
-            .collect();
-        if missing.is_empty() {
-            Ok(found)
-        } else {
-            Err(Error::NotFound(missing))
+        let indexed = ids.iter().copied().enumerate();
+        let missing = indexed.filter(|(_, id)| !found.contains_key(id));
+        match Culprits::new(missing, true) {
+            None => Ok(found),
+            Some(missing) => Err(Error::NotFound(missing)),
         }
     }
 
@@ -278,11 +278,16 @@ impl Service {
         load: impl Future<Output = Result<Frame>> + Send + 'static,
     ) -> Result<CachedResponse> {
         let first = match mode {
-            CacheMode::Default => Some(self.cache.lookup(&tag, &key).await),
-            CacheMode::NoCache => None,
+            CacheMode::Default | CacheMode::OnlyIfCached => {
+                Some(self.cache.lookup(&tag, &key).await)
+            }
+            CacheMode::NoCache | CacheMode::NoStore => None,
         };
         if let Some(Ok(Lookup::Hit { body, tier, .. })) = first {
             return Ok(hit(body, tier));
+        }
+        if mode == CacheMode::OnlyIfCached {
+            return Err(Error::NotCached);
         }
         let _call = self.shares.call(Kind::Read, &caller.subject)?;
         let (shares, subject) = (Arc::clone(&self.shares), caller.subject.clone());
@@ -290,6 +295,7 @@ impl Service {
         let flight = move |at_once: bool| async move {
             let lookup = match first {
                 Some(Err(_)) => None,
+                _ if mode == CacheMode::NoStore => None,
                 Some(Ok(lookup)) if at_once => Some(lookup),
                 // The flight that this one waited for has probably filled the cache: look again.
                 _ => cache.lookup(&tag, &key).await.ok(),
@@ -332,8 +338,8 @@ impl Service {
                 None => false,
             };
             let reason = match mode {
-                CacheMode::Default => reason,
-                CacheMode::NoCache => FwdReason::Request,
+                CacheMode::Default | CacheMode::OnlyIfCached => reason,
+                CacheMode::NoCache | CacheMode::NoStore => FwdReason::Request,
             };
             let source = Source::Database {
                 reason,

@@ -8,11 +8,11 @@ use futures_util::future::OptionFuture;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::Instrument as _;
-use uuid::Uuid;
 
 use super::{
     Service,
-    apply::{Applied, Rejected, apply},
+    apply::{Applied, PreviousImages, Rejected, Statements},
+    call::{Creation, Write, WriteCall, Written},
     shares::{Kind, Place},
 };
 use crate::{
@@ -20,7 +20,7 @@ use crate::{
     coordination::Coordinator,
     error::{Error, Result},
     failpoints::{Failpoint, is_enabled},
-    model::{Details, Epoch, Etag, Image, Location, LocationId, NewLocation, Principal},
+    model::{Epoch, Image, LocationId, NewLocation, Principal},
     store::{Store, StoreError, Transaction},
 };
 
@@ -35,57 +35,21 @@ const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
 /// Attempts at a write that conflicts with others.
 const MAX_WRITE_ATTEMPTS: usize = 5;
 
-/// A write.
-pub enum Write {
-    /// Creates locations, all or none.
-    Create(Vec<Creation>),
-    /// Changes a location.
-    Update {
-        /// The location.
-        id: LocationId,
-        /// The etag that must be current, if any.
-        etag: Option<Etag>,
-        /// Computes the new details.
-        edit: Edit,
-    },
-    /// Deletes a location.
-    Delete {
-        /// The location.
-        id: LocationId,
-        /// The etag that must be current, if any.
-        etag: Option<Etag>,
-        /// Whether deleting a missing location succeeds.
-        allow_missing: bool,
-    },
-}
-
-/// Computes the new details of a location from its current state. Fails with the violations of the
-/// result.
-pub type Edit = Box<dyn Fn(&Location) -> Result<Details> + Send + Sync>;
-
-/// A location to create.
-#[derive(Debug)]
-pub struct Creation {
-    /// The location.
-    pub location: NewLocation,
-    /// Makes the creation safe to retry (AIP-155).
-    pub request_id: Option<Uuid>,
-    /// A digest of the request's body.
-    pub fingerprint: [u8; 32],
-}
-
 impl Service {
-    /// Executes a write and returns the locations that it wrote, or would write with
-    /// `validate_only`.
+    /// Executes a write and returns the locations that it wrote, or would write if it is only
+    /// validated.
     ///
     /// A write whose caller cancels before the commit is rolled back; from the commit on it runs to
     /// its end.
     pub async fn write(
         &self,
         caller: Principal,
-        write: Write,
-        validate_only: bool,
-    ) -> Result<Vec<Location>> {
+        WriteCall {
+            write,
+            batch,
+            validate_only,
+        }: WriteCall,
+    ) -> Result<Vec<Written>> {
         if self.writes.is_closed() {
             return Err(Error::Stopping);
         }
@@ -96,7 +60,7 @@ impl Service {
                 .iter()
                 .map(|creation| creation.location.id.unwrap_or_else(LocationId::generate))
                 .collect(),
-            Write::Update { .. } | Write::Delete { .. } => Vec::new(),
+            Write::Update(_) | Write::Delete(_) => Vec::new(),
         };
         let _call = self.shares.call(Kind::Write, &caller.subject)?;
         let shares = Arc::clone(&self.shares);
@@ -108,6 +72,7 @@ impl Service {
             caller,
             write,
             new_ids,
+            batch,
             validate_only,
             cancelled,
             tasks: self.writes.clone(),
@@ -140,23 +105,38 @@ struct Writer {
     write: Write,
     /// The ids of the locations to create, the same in each attempt.
     new_ids: Vec<LocationId>,
+    batch: bool,
     validate_only: bool,
     cancelled: CancellationToken,
     tasks: TaskTracker,
 }
 
 impl Writer {
-    async fn run(self: Arc<Self>) -> Result<Vec<Location>> {
+    async fn run(self: Arc<Self>) -> Result<Vec<Written>> {
         let mut retries = 1..MAX_WRITE_ATTEMPTS;
         loop {
             match self.attempt().await {
                 Err(Error::Conflict(_)) if retries.next().is_some() => {}
+                Err(Error::OutcomeUnknown { cause, .. }) => {
+                    return Err(Error::OutcomeUnknown {
+                        repeatable: self.is_repeatable(),
+                        cause,
+                    });
+                }
                 result => return result,
             }
         }
     }
 
-    async fn attempt(self: &Arc<Self>) -> Result<Vec<Location>> {
+    /// Whether a second execution of the call has no effect: every creation has a request id.
+    fn is_repeatable(&self) -> bool {
+        match &self.write {
+            Write::Create(creations) => creations.iter().all(|new| new.request_id.is_some()),
+            Write::Update(_) | Write::Delete(_) => false,
+        }
+    }
+
+    async fn attempt(self: &Arc<Self>) -> Result<Vec<Written>> {
         let deadline = Instant::now() + WRITE_TIMEOUT;
         let begin = async {
             let epoch = match &self.coordinator {
@@ -169,8 +149,12 @@ impl Writer {
         let write = WriteId::generate();
         let early_tags = self.tags_known_in_advance();
         let statements = async {
-            let applied = apply(&mut *transaction, &self.write, &self.caller, &self.new_ids);
-            Ok(applied.await)
+            let mut statements = Statements {
+                transaction: &mut *transaction,
+                caller: &self.caller,
+                batch: self.batch,
+            };
+            Ok(statements.apply(&self.write, &self.new_ids).await)
         };
         let (applied, closed) = tokio::join!(
             self.before_commit(deadline, statements),
@@ -183,14 +167,15 @@ impl Writer {
         let Applied {
             locations,
             images,
-            previous_image,
+            previous_images,
+            ..
         } = match applied {
             Ok(Ok(applied)) if !self.validate_only => applied,
             not_to_commit => {
                 let result = match not_to_commit {
                     Ok(result) => {
                         transaction.rollback().await;
-                        result.map(|applied| applied.locations)
+                        result
                     }
                     Err(error) => {
                         // Dropping the transaction cancels the statement that is running.
@@ -203,7 +188,16 @@ impl Writer {
                     let _ = self.cache.reopen(tags, write, epoch).await;
                 }
                 return match result {
-                    Ok(locations) => Ok(locations),
+                    Ok(Applied {
+                        locations,
+                        revealed,
+                        ..
+                    }) => {
+                        if !revealed.is_empty() {
+                            self.reopen_revealed(&revealed, write, epoch).await?;
+                        }
+                        Ok(locations)
+                    }
                     Err(rejected) => Err(self.reject(rejected, write, epoch).await),
                 };
             }
@@ -226,13 +220,13 @@ impl Writer {
         } else {
             timeout(COMMIT_TIMEOUT, commit)
                 .await
-                .map_err(|elapsed| Error::OutcomeUnknown(Arc::new(elapsed)))?
+                .map_err(|elapsed| Error::outcome_unknown(Arc::new(elapsed)))?
         };
         committed.map_err(Error::internal)??;
-        if let Some((id, recorded)) = previous_image {
+        if let Some(PreviousImages { ids, recorded }) = previous_images {
             // Best effort: a leftover record only makes the next write invalidate more than it
             // needs to.
-            let _ = self.store.delete_previous_image(id, recorded).await;
+            let _ = self.store.delete_previous_images(&ids, recorded).await;
         }
         Ok(locations)
     }
@@ -370,12 +364,12 @@ impl Writer {
     /// Ends the epoch in which tags couldn't be reopened, and waits until no replica serves from it.
     async fn abandon_epoch(&self, epoch: Option<Epoch>, error: CacheError) -> Result<()> {
         let (Some(coordinator), Some(epoch)) = (&self.coordinator, epoch) else {
-            return Err(Error::OutcomeUnknown(Arc::new(error)));
+            return Err(Error::outcome_unknown(Arc::new(error)));
         };
         coordinator
             .suspend(epoch)
             .await
-            .map_err(|error| Error::OutcomeUnknown(Arc::new(error)))?;
+            .map_err(|error| Error::outcome_unknown(Arc::new(error)))?;
         coordinator.wait_for_old_leases().await;
         Ok(())
     }

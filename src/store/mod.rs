@@ -58,7 +58,7 @@ pub enum Migrate {
 /// Every method may fail with [`StoreError::Unavailable`]. Dropping a future cancels its query.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Returns the page of the list that follows `after`. Counts with a second statement. Fails with
+    /// Returns the page of the list that follows `after`, and the total of the same time. Fails with
     /// [`StoreError::TooSlow`] after [`QUERY_TIMEOUT`], if the list has a text to search for.
     async fn list(
         &self,
@@ -81,9 +81,10 @@ pub trait Store: Send + Sync + 'static {
     /// [`MAX_WRITE`] counts from here: a deadline that has to outlast the write starts afterwards.
     async fn begin(&self) -> StoreResult<Box<dyn Transaction>>;
 
-    /// Deletes the previous image that was recorded at this time, unless a later write has replaced
-    /// it.
-    async fn delete_previous_image(&self, id: LocationId, recorded: Micros) -> StoreResult<()>;
+    /// Deletes the previous images that were recorded at this time, except those that a later write
+    /// has replaced.
+    async fn delete_previous_images(&self, ids: &[LocationId], recorded: Micros)
+    -> StoreResult<()>;
 
     /// Deletes the idempotency records and previous images of this age, by the database's clock.
     async fn purge_expired(&self, age: Duration) -> StoreResult<()>;
@@ -104,24 +105,24 @@ pub trait Store: Send + Sync + 'static {
 /// again from the beginning.
 #[async_trait]
 pub trait Transaction: Send {
-    /// Locks a location and returns it.
-    async fn lock(&mut self, id: LocationId) -> StoreResult<Option<Location>>;
+    /// Locks the locations that exist and returns them, in any order.
+    async fn lock(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Location>>;
 
     /// Inserts locations. After [`StoreError::AlreadyExists`] the transaction must not be committed.
     async fn insert(&mut self, locations: &[Location]) -> StoreResult<()>;
 
-    /// Replaces a locked location.
-    async fn update(&mut self, location: &Location) -> StoreResult<()>;
+    /// Replaces locked locations, which are different ones.
+    async fn update(&mut self, locations: &[Location]) -> StoreResult<()>;
 
-    /// Deletes a locked location.
-    async fn delete(&mut self, id: LocationId) -> StoreResult<()>;
+    /// Deletes locked locations.
+    async fn delete(&mut self, ids: &[LocationId]) -> StoreResult<()>;
 
     /// Deletes the previous images of these locations and returns them: this write closes their tags.
     async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>>;
 
-    /// Records the image of a location before it is moved or deleted. Returns the time of the record,
-    /// by the database's clock.
-    async fn record_previous_image(&mut self, image: &Image) -> StoreResult<Micros>;
+    /// Records the images of locations before they are moved or deleted, at least one. Returns the
+    /// time of the records, by the database's clock.
+    async fn record_previous_images(&mut self, images: &[Image]) -> StoreResult<Micros>;
 
     /// Returns the records of this caller's creations with these request ids.
     async fn find_idempotency_records(

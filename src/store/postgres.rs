@@ -257,6 +257,7 @@ impl Dialect for Postgres {
     /// Row locks make writes wait for each other; a stricter isolation level would make them fail
     /// instead.
     const BEGIN: &'static str = "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE";
+    const BEGIN_SNAPSHOT: &'static str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
     const FOR_UPDATE: &'static str = " FOR UPDATE";
     const POSITION: &'static str = "strpos";
 

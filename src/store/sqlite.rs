@@ -177,6 +177,7 @@ impl Dialect for Sqlite {
     /// Takes the write lock at once: a transaction that asks for it later fails regardless of the
     /// busy time-out.
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
+    const BEGIN_SNAPSHOT: &'static str = "BEGIN";
     const FOR_UPDATE: &'static str = "";
     const POSITION: &'static str = "instr";
 
@@ -257,7 +258,7 @@ mod tests {
     use super::*;
     use crate::{
         model::{
-            Cursor, ListQuery, LocationId, LocationType, Order, OrderField, Predicate, ReportQuery,
+            Cursor, LabelKey, ListQuery, LocationId, LocationType, Order, OrderField, Predicate, ReportQuery,
             SortValue, Text,
         },
         store::sql::{list_statement, report_statement},
@@ -345,6 +346,35 @@ mod tests {
                 assert_eq!(used, Some(index), "{step}");
                 // The next page starts in the middle of the index.
                 assert!(after.is_none() || step.starts_with("SEARCH"), "{step}");
+            }
+        }
+
+        // A label's locations are in the order of their creation, and the run's index goes first.
+        let label = |key: &str| (LabelKey::from_trusted(key.to_owned()), Text::default());
+        let labels = std::collections::BTreeMap::from([label("a"), label("b")]);
+        let searches = [
+            (None, ["location_labels", "locations"]),
+            (run.clone(), ["locations", "other"]),
+        ];
+        for (run, tables) in searches {
+            let query = ListQuery {
+                predicate: by(&run, &None, storage),
+                labels: labels.clone(),
+                limit: 50,
+                ..ListQuery::default()
+            };
+            let after = Cursor {
+                value: SortValue::Number(1),
+                id: LocationId::generate(),
+            };
+            for after in [None, Some(after)] {
+                let plan = plan(&pool, list_statement(&query, after.as_ref())).await;
+                for (step, table) in plan.iter().zip(tables) {
+                    assert!(step.starts_with("SEARCH") || step.contains("SUBQUERY"), "{plan:?}");
+                    assert!(step.contains(table) || step.contains("SUBQUERY"), "{plan:?}");
+                }
+                assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:?}");
+                assert!(!plan.iter().any(|step| step.starts_with("SCAN")), "{plan:?}");
             }
         }
 

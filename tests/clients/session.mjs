@@ -155,6 +155,9 @@ const [updated] = await call("UpdateLocation", update);
 assert.equal(updated.display_name, "Andet lager");
 assert.equal(updated.capacity, created.capacity);
 assert.deepEqual(updated.labels, { colour: "red", size: "xl" });
+// A repeated update changes nothing, so its etag may be the old one.
+assert.deepEqual((await call("UpdateLocation", update))[0], updated);
+update.location.display_name = "Tredje lager";
 details = await refused(grpc.status.ABORTED, "UpdateLocation", update);
 assert.equal(details.ErrorInfo.reason, "ETAG_MISMATCH");
 assert.equal(details.ResourceInfo.resource_name, created.id);

@@ -99,6 +99,10 @@ def session(channel):
     updated, _ = call(stub.UpdateLocation, update)
     assert updated.display_name == "Andet lager" and updated.capacity == 2**40
     assert dict(updated.labels) == {"colour": "red", "size": "xl"}
+    # A repeated update changes nothing, so its etag may be the old one.
+    again, _ = call(stub.UpdateLocation, update)
+    assert again == updated
+    update.location.display_name = "Tredje lager"
     details = refused(grpc.StatusCode.ABORTED, stub.UpdateLocation, update)
     assert details[error_details_pb2.ErrorInfo].reason == "ETAG_MISMATCH", details
     assert details[error_details_pb2.ResourceInfo].resource_name == created.id, details

@@ -434,11 +434,11 @@ async fn an_error_that_reveals_a_write_reopens_its_tags() {
         // An update whose caller retries with the same etag.
         cached(&mut client, "run").await;
         let mut write = store.begin().await.unwrap();
-        let mut changed = write.lock(b.id).await.unwrap().unwrap();
+        let mut changed = write.lock(&[b.id]).await.unwrap().remove(0);
         changed.details.display_name =
             location_service::model::Text::parse("c".to_owned()).unwrap();
         changed.etag = location_service::model::Etag::generate();
-        write.update(&changed).await.unwrap();
+        write.update(std::slice::from_ref(&changed)).await.unwrap();
         write.commit(None).await.unwrap();
         let stale = v1::UpdateLocationRequest {
             location: Some(v1::Location {
@@ -456,9 +456,9 @@ async fn an_error_that_reveals_a_write_reopens_its_tags() {
         // A deletion whose caller retries.
         cached(&mut client, "run").await;
         let mut write = store.begin().await.unwrap();
-        let before = write.lock(b.id).await.unwrap().unwrap();
-        write.delete(b.id).await.unwrap();
-        write.record_previous_image(&before.image()).await.unwrap();
+        let before = write.lock(&[b.id]).await.unwrap().remove(0);
+        write.delete(&[b.id]).await.unwrap();
+        write.record_previous_images(&[before.image()]).await.unwrap();
         write.commit(None).await.unwrap();
         let again = v1::DeleteLocationRequest {
             id: b.id.to_string(),

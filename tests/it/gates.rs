@@ -156,8 +156,12 @@ impl Store for GatedStore {
         }))
     }
 
-    async fn delete_previous_image(&self, id: LocationId, noted: Micros) -> StoreResult<()> {
-        self.inner.delete_previous_image(id, noted).await
+    async fn delete_previous_images(
+        &self,
+        ids: &[LocationId],
+        recorded: Micros,
+    ) -> StoreResult<()> {
+        self.inner.delete_previous_images(ids, recorded).await
     }
 
     async fn purge_expired(&self, age: Duration) -> StoreResult<()> {
@@ -184,8 +188,8 @@ struct GatedTransaction {
 
 #[async_trait]
 impl Transaction for GatedTransaction {
-    async fn lock(&mut self, id: LocationId) -> StoreResult<Option<Location>> {
-        self.inner.lock(id).await
+    async fn lock(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Location>> {
+        self.inner.lock(ids).await
     }
 
     async fn insert(&mut self, locations: &[Location]) -> StoreResult<()> {
@@ -193,20 +197,20 @@ impl Transaction for GatedTransaction {
         self.inner.insert(locations).await
     }
 
-    async fn update(&mut self, location: &Location) -> StoreResult<()> {
-        self.inner.update(location).await
+    async fn update(&mut self, locations: &[Location]) -> StoreResult<()> {
+        self.inner.update(locations).await
     }
 
-    async fn delete(&mut self, id: LocationId) -> StoreResult<()> {
-        self.inner.delete(id).await
+    async fn delete(&mut self, ids: &[LocationId]) -> StoreResult<()> {
+        self.inner.delete(ids).await
     }
 
     async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>> {
         self.inner.take_previous_images(ids).await
     }
 
-    async fn record_previous_image(&mut self, image: &Image) -> StoreResult<Micros> {
-        self.inner.record_previous_image(image).await
+    async fn record_previous_images(&mut self, images: &[Image]) -> StoreResult<Micros> {
+        self.inner.record_previous_images(images).await
     }
 
     async fn find_idempotency_records(

@@ -11,8 +11,8 @@ use std::{
 
 use location_service::{
     model::{
-        Address, CacheServer, Capacity, Cursor, Details, Epoch, Etag, ListQuery, Location,
-        LocationId, LocationState, LocationType, Micros, Order, OrderField, OwnerId, Predicate,
+        Address, CacheServer, Capacity, Cursor, Details, Epoch, Etag, LabelKey, ListQuery,
+        Location, LocationId, LocationState, LocationType, Micros, Order, OrderField, OwnerId, Predicate,
         RegionCode, ReportQuery, SortValue, Text,
     },
     store::{
@@ -61,7 +61,7 @@ fn location(name: &str, run: &str, owner: &str, number: i64) -> Location {
             state: LocationState::Active,
             description: Text::default(),
             labels: BTreeMap::from([(
-                Text::parse("key".to_owned()).unwrap(),
+                LabelKey::parse("key".to_owned()).unwrap(),
                 Text::parse("välue".to_owned()).unwrap(),
             )]),
         },
@@ -214,11 +214,11 @@ async fn writes_what_it_is_given(store: &dyn Store) {
     assert!(second.next.is_none());
 
     let mut write = store.begin().await.unwrap();
-    let mut changed = write.lock(large.id).await.unwrap().unwrap();
+    let mut changed = write.lock(&[large.id]).await.unwrap().remove(0);
     assert_eq!(changed, large);
     changed.details.production_run_id = Text::default();
-    write.update(&changed).await.unwrap();
-    write.delete(locations[0].id).await.unwrap();
+    write.update(std::slice::from_ref(&changed)).await.unwrap();
+    write.delete(&[locations[0].id]).await.unwrap();
     write.commit(None).await.unwrap();
     let ids = [large.id, locations[0].id];
     assert_eq!(store.get(&ids, None).await.unwrap(), [changed.clone()]);
@@ -241,7 +241,7 @@ async fn writes_what_it_is_given(store: &dyn Store) {
     // Dropping it rolls it back and releases its locks.
     let mut write = store.begin().await.unwrap();
     write.insert(&twice[..1]).await.unwrap();
-    write.lock(large.id).await.unwrap();
+    write.lock(&[large.id]).await.unwrap();
     drop(write);
     insert(store, &twice[..1]).await;
     store.ping().await.unwrap();
@@ -383,28 +383,29 @@ async fn a_second_writer_waits_for_the_first_but_not_for_ever() {
     insert(&*store, std::slice::from_ref(&place)).await;
 
     let mut first = store.begin().await.unwrap();
-    let mut changed = first.lock(place.id).await.unwrap().unwrap();
+    let mut changed = first.lock(&[place.id]).await.unwrap().remove(0);
     let mut second = store.begin().await.unwrap();
-    let (seen, ()) = tokio::join!(second.lock(place.id), async {
+    let ids = [place.id];
+    let (seen, ()) = tokio::join!(second.lock(&ids), async {
         until("the second waits", Duration::from_secs(3), async || {
             waiting(&url).await == 1
         })
         .await;
         changed.update_time = Micros(2);
-        first.update(&changed).await.unwrap();
+        first.update(std::slice::from_ref(&changed)).await.unwrap();
         first.commit(None).await.unwrap();
     });
-    assert_eq!(seen.unwrap(), Some(changed));
+    assert_eq!(seen.unwrap(), [changed]);
 
     let mut third = store.begin().await.unwrap();
-    let late = tokio::join!(third.lock(place.id), async {
+    let late = tokio::join!(third.lock(&ids), async {
         // Stays busy, so that only the third is given up on.
         until("the third waits", Duration::from_secs(3), async || {
             waiting(&url).await == 1
         })
         .await;
         until("the third gives up", Duration::from_secs(7), async || {
-            second.lock(place.id).await.unwrap();
+            second.lock(&[place.id]).await.unwrap();
             waiting(&url).await == 0
         })
         .await;
@@ -736,9 +737,9 @@ async fn a_database_that_is_away_fails_fast_and_comes_back() {
     assert_back().await;
 
     let mut write = store.begin().await.unwrap();
-    write.lock(place.id).await.unwrap();
+    write.lock(&[place.id]).await.unwrap();
     server.stop();
-    let lost = write.delete(place.id).await;
+    let lost = write.delete(&[place.id]).await;
     assert!(matches!(lost, Err(StoreError::Unavailable(_))), "{lost:?}");
     server.start_again();
     assert_back().await;

@@ -5,7 +5,7 @@ use std::{future::poll_fn, net::SocketAddr};
 use bytes::{Buf, BufMut, Bytes};
 use h2::client::SendRequest;
 use http::{HeaderMap, HeaderValue, Method};
-use location_service::{proto::location::v1, server::MAX_REQUEST_BYTES};
+use location_service::{api::MAX_REQUEST_BYTES, proto::location::v1};
 use prost::Message;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -23,14 +23,16 @@ use tonic_types::StatusExt as _;
 
 use crate::harness::{PATIENCE, TestApp, create, of_run, storage, token};
 
-const METHODS: [&str; 8] = [
+const METHODS: [&str; 10] = [
     "ListLocations",
     "GetLocation",
     "BatchGetLocations",
     "CreateLocation",
     "BatchCreateLocations",
     "UpdateLocation",
+    "BatchUpdateLocations",
     "DeleteLocation",
+    "BatchDeleteLocations",
     "ListLocationReports",
 ];
 
@@ -186,7 +188,29 @@ fn valid_message(method: &str) -> Vec<u8> {
             update_mask: Some(prost_types::FieldMask {
                 paths: vec!["capacity".to_owned(), "labels.colour".to_owned()],
             }),
-            validate_only: false,
+            ..Default::default()
+        }
+        .encode_to_vec(),
+        "BatchUpdateLocations" => v1::BatchUpdateLocationsRequest {
+            requests: vec![
+                v1::UpdateLocationRequest {
+                    location: Some(location),
+                    allow_missing: true,
+                    ..Default::default()
+                };
+                2
+            ],
+        }
+        .encode_to_vec(),
+        "BatchDeleteLocations" => v1::BatchDeleteLocationsRequest {
+            requests: vec![
+                v1::DeleteLocationRequest {
+                    id,
+                    allow_missing: true,
+                    ..Default::default()
+                };
+                2
+            ],
         }
         .encode_to_vec(),
         "DeleteLocation" => v1::DeleteLocationRequest {
@@ -389,10 +413,10 @@ async fn garbage_instead_of_http_2_closes_only_that_connection() {
 /// The response on a stream.
 #[derive(Debug)]
 pub struct RawResponse {
-    http_status: u16,
+    pub http_status: u16,
     pub code: Option<Code>,
     message: String,
-    headers: HeaderMap,
+    pub headers: HeaderMap,
     pub body: Vec<u8>,
 }
 

@@ -6,7 +6,7 @@ use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 use location_service::{
     cache::Tag,
     model::{
-        Address, Capacity, Details, Etag, ListQuery, Location, LocationId, LocationState,
+        Address, Capacity, Details, Etag, LabelKey, LabelValue, ListQuery, Location, LocationId, LocationState,
         LocationType, Micros, Order, OrderField, Predicate, ReportQuery, Text,
     },
     store::{Migrate, Store, sqlite},
@@ -32,7 +32,9 @@ enum Write {
     Delete(usize),
 }
 
-fn text<const MIN: usize, const MAX: usize>(valid: &str) -> Text<MIN, MAX> {
+fn text<const MIN: usize, const MAX: usize, const NAME: bool>(
+    valid: &str,
+) -> Text<MIN, MAX, NAME> {
     Text::parse(valid.to_owned()).expect("valid text")
 }
 
@@ -46,9 +48,10 @@ fn locations() -> impl Strategy<Value = Location> {
         0..3_i64,
         select(&[LocationState::Active, LocationState::Inactive][..]),
         0..5_i64,
+        labels(),
     )
         .prop_map(
-            |(id, kind, run, owner, name, capacity, state, time)| Location {
+            |(id, kind, run, owner, name, capacity, state, time, labels)| Location {
                 id: LocationId(Uuid::from_bytes(id)),
                 kind,
                 owner: text(owner),
@@ -60,13 +63,19 @@ fn locations() -> impl Strategy<Value = Location> {
                     capacity: Capacity::new(capacity).expect("not negative"),
                     state,
                     description: Text::default(),
-                    labels: BTreeMap::default(),
+                    labels,
                 },
                 create_time: Micros(time),
                 update_time: Micros(time),
                 etag: Etag::generate(),
             },
         )
+}
+
+fn labels() -> impl Strategy<Value = BTreeMap<LabelKey, LabelValue>> {
+    let label = |key: &str| (LabelKey::parse(key.to_owned()).expect("valid"), text(key));
+    proptest::sample::subsequence(vec![label("a"), label("b")], 0..=2)
+        .prop_map(|labels| labels.into_iter().collect())
 }
 
 fn writes() -> impl Strategy<Value = Write> {
@@ -108,10 +117,12 @@ fn queries() -> impl Strategy<Value = ListQuery> {
         1..5_u32,
         0..2_u32,
         any::<bool>(),
+        labels(),
     )
         .prop_map(
-            |(predicate, state, text, (field, descending), limit, skip, count)| ListQuery {
+            |(predicate, state, text, (field, descending), limit, skip, count, labels)| ListQuery {
                 predicate,
+                labels,
                 state,
                 text: text.to_owned(),
                 order: Order { field, descending },
@@ -148,18 +159,17 @@ async fn apply(store: &dyn Store, rows: &[Location], write: &Write) -> Vec<Locat
                 let after = Location {
                     id: before.id,
                     kind: before.kind,
-                    owner: before.owner.clone(),
                     create_time: before.create_time,
                     ..to.clone()
                 };
-                transaction.update(&after).await.expect("updated");
+                transaction.update(std::slice::from_ref(&after)).await.expect("updated");
                 vec![before.clone(), after]
             }
             None => Vec::new(),
         },
         Write::Delete(index) => match row(*index) {
             Some(before) => {
-                transaction.delete(before.id).await.expect("deleted");
+                transaction.delete(&[before.id]).await.expect("deleted");
                 vec![before.clone()]
             }
             None => Vec::new(),
@@ -186,7 +196,7 @@ async fn check(
 ) -> Result<(), TestCaseError> {
     let mut transaction = store.begin().await.expect("begun");
     for row in leftover.drain(..) {
-        transaction.delete(row.id).await.expect("deleted");
+        transaction.delete(&[row.id]).await.expect("deleted");
     }
     if !rows.is_empty() {
         transaction.insert(rows).await.expect("the ids are new");

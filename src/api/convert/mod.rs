@@ -6,10 +6,10 @@ mod write;
 
 pub use self::{
     query::{
-        ExplainList, Paged, batch_get, batch_get_response, explain_list, get, invalidate, list,
-        reports, within_request,
+        EXPLAINED, ExplainList, Paged, batch_get, batch_get_response, explain_list, get, invalidate,
+        list, reports,
     },
-    write::{WriteCall, batch_create, create, delete, update},
+    write::{batch_create, batch_delete, batch_update, create, delete, update, written},
 };
 use super::limits::MAX_BATCH;
 use crate::{

@@ -1,32 +1,27 @@
 //! Requests to read, and requests to the cache.
 
-use std::collections::HashMap;
-
-use prost::Message as _;
+use std::collections::{BTreeMap, HashMap};
 
 use super::{MAX_BATCH, check_batch, optional, predicate};
 use crate::{
     cache::Tag,
     error::{Error, Result, Violations},
     model::{
-        ListQuery, Location, LocationId, Order, OrderField, OwnerId, Principal, ReportQuery, Text,
-        fold_case,
+        LabelKey, LabelValue, ListQuery, Location, LocationId, MAX_LABELS, Order, OrderField,
+        OwnerId, Principal, ReportQuery, Text, fold_case,
     },
-    proto::{from_proto::location_state, location::v1},
+    proto::{MAX_RESPONSE_BYTES, from_proto::location_state, location::v1, response_bytes},
 };
 
 const DEFAULT_PAGE_SIZE: u32 = 50;
 
 const MAX_PAGE_SIZE: u32 = 1_000;
 
-/// Maximum size of a response; by default, gRPC clients reject larger messages.
-const MAX_RESPONSE_BYTES: usize = 4 << 20;
-
-/// Upper bound of the tag and the length that precede an item in a response.
-const ITEM_OVERHEAD_BYTES: usize = 5;
-
 /// Text to find in display names.
 type QueryText = Text<0, 256>;
+
+/// The path of the list in a request to explain it.
+pub const EXPLAINED: &str = "request.";
 
 /// A page of a list.
 pub struct Paged<Query> {
@@ -54,6 +49,7 @@ pub fn list(request: v1::ListLocationsRequest) -> Result<Paged<ListQuery>> {
         violations.check("state", location_state(request.state))
     });
     let text = violations.check("query", QueryText::parse(request.query));
+    let labels = labels(request.labels, &mut violations);
     let order = violations.check("order_by", parse_order(&request.order_by));
     let limit = violations.check("page_size", parse_page_size(request.page_size));
     let skip = violations.check("skip", parse_count(request.skip));
@@ -62,6 +58,7 @@ pub fn list(request: v1::ListLocationsRequest) -> Result<Paged<ListQuery>> {
             predicate: predicate?,
             state: state?,
             text: fold_case(text?.as_str()),
+            labels,
             order: order?,
             limit: limit?,
             skip: skip?,
@@ -72,6 +69,29 @@ pub fn list(request: v1::ListLocationsRequest) -> Result<Paged<ListQuery>> {
         query: violations.finish(query)?,
         page_token: request.page_token,
     })
+}
+
+/// Parses the labels of a filter. Those that are invalid are left out.
+fn labels(
+    labels: BTreeMap<String, String>,
+    violations: &mut Violations,
+) -> BTreeMap<LabelKey, LabelValue> {
+    if labels.len() > MAX_LABELS {
+        let count = labels.len();
+        violations.add(
+            "labels",
+            format!("must have at most {MAX_LABELS} labels, has {count}"),
+        );
+        return BTreeMap::new();
+    }
+    let parse = |(key, value): (String, String)| {
+        let shown: String = key.chars().take(LabelKey::MAX).collect();
+        let parsed = LabelKey::parse(key).map_err(|violation| format!("key {shown:?} {violation}"));
+        let key = violations.check("labels", parsed);
+        let value = violations.check(format!("labels.{shown}"), LabelValue::parse(value));
+        key.zip(value)
+    };
+    labels.into_iter().filter_map(parse).collect()
 }
 
 pub fn reports(request: v1::ListLocationReportsRequest) -> Result<Paged<ReportQuery>> {
@@ -109,16 +129,9 @@ pub fn batch_get(request: &v1::BatchGetLocationsRequest) -> Result<Vec<LocationI
 /// Returns the locations in the order of the ids.
 pub fn batch_get_response(
     ids: &[LocationId],
-    found: HashMap<LocationId, Location>,
+    found: &HashMap<LocationId, Location>,
 ) -> Result<v1::BatchGetLocationsResponse> {
-    let found: HashMap<LocationId, v1::Location> = found
-        .into_iter()
-        .map(|(id, location)| (id, location.into()))
-        .collect();
-    let bytes: usize = ids
-        .iter()
-        .map(|id| found[id].encoded_len() + ITEM_OVERHEAD_BYTES)
-        .sum();
+    let bytes = response_bytes(ids.iter().map(|id| &found[id]));
     if bytes > MAX_RESPONSE_BYTES {
         return Err(Error::invalid(
             "ids",
@@ -129,7 +142,7 @@ pub fn batch_get_response(
         ));
     }
     Ok(v1::BatchGetLocationsResponse {
-        locations: ids.iter().map(|id| found[id].clone()).collect(),
+        locations: ids.iter().map(|id| found[id].clone().into()).collect(),
     })
 }
 
@@ -146,19 +159,8 @@ pub fn explain_list(request: v1::ExplainListRequest) -> Result<ExplainList> {
     };
     Ok(ExplainList {
         subject: Principal { subject, admin },
-        list: list(listed).map_err(within_request)?,
+        list: list(listed).map_err(|error| error.within(EXPLAINED))?,
     })
-}
-
-/// Prefixes the violations of an embedded list request with its path, `request`.
-pub fn within_request(error: Error) -> Error {
-    match error {
-        Error::InvalidArgument(mut violations) => {
-            violations.prefix("request.");
-            Error::InvalidArgument(violations)
-        }
-        error => error,
-    }
 }
 
 /// Returns the tag to invalidate; `None` for all tags.

@@ -9,19 +9,32 @@ use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessag
 
 use crate::{
     error::{Error, Result, Violations},
-    model::{Details, LabelKey, Location, LocationType},
+    model::{Details, LabelKey, Location, LocationType, OwnerId, Principal},
     proto::{
         self,
         from_proto::{Fields, location_type},
         location::v1,
     },
+    service::Edited,
 };
 
-/// The output only fields, which updates ignore (AIP-203).
-const OUTPUT_ONLY: [&str; 5] = ["id", "owner_id", "create_time", "update_time", "etag"];
+/// The output only fields, which updates ignore (AIP-161).
+const OUTPUT_ONLY: [&str; 4] = ["id", "create_time", "update_time", "etag"];
 
 /// The immutable field.
 const TYPE: &str = "type";
+
+/// The field that only an admin can change.
+const OWNER: &str = "owner_id";
+
+/// A field whose unset value stands for a default, so that a mask can't clear it.
+const STATE: &str = "state";
+
+/// The position, which is there as a whole or not at all.
+const COORDINATES: &str = "coordinates";
+
+/// The parts of the position.
+const COORDINATE_PATHS: [&str; 2] = ["coordinates.latitude", "coordinates.longitude"];
 
 /// The prefix of violations.
 const LOCATION: &str = "location";
@@ -38,6 +51,8 @@ pub struct Changes {
     mask: Vec<String>,
     /// The type, if the mask names it.
     kind: Option<LocationType>,
+    /// The new owner.
+    owner: Option<OwnerId>,
 }
 
 impl Changes {
@@ -45,6 +60,7 @@ impl Changes {
     pub fn parse(
         location: &v1::Location,
         mask: Vec<String>,
+        caller: &Principal,
         violations: &mut Violations,
     ) -> Result<Self> {
         let mut changes = Self {
@@ -52,14 +68,20 @@ impl Changes {
             paths: Vec::new(),
             mask: Vec::new(),
             kind: None,
+            owner: None,
         };
+        let mask: BTreeSet<_> = mask.into_iter().collect();
+        let is_explicit = !mask.is_empty() && !mask.contains("*");
+        if is_explicit {
+            changes.owner = check_explicit(location, &mask, caller, violations);
+        }
         for path in changes.expand(mask, violations) {
-            if OUTPUT_ONLY.contains(&path.as_str()) {
+            if path == OWNER || OUTPUT_ONLY.contains(&path.as_str()) {
                 continue;
             }
             if path == TYPE {
-                // The caller doesn't know the type if it is unspecified.
-                if location.r#type != 0 {
+                // The caller may not know the type.
+                if location.r#type != 0 || is_explicit {
                     let field = format!("{LOCATION}.{TYPE}");
                     changes.kind = violations.check(field, location_type(location.r#type));
                 }
@@ -77,8 +99,11 @@ impl Changes {
 
     /// Returns the paths of a mask without repeats. An empty mask stands for the fields that are
     /// set, and `*` for all.
-    fn expand(&self, mask: Vec<String>, violations: &mut Violations) -> BTreeSet<String> {
-        let mut paths: BTreeSet<_> = mask.into_iter().collect();
+    fn expand(
+        &self,
+        mut paths: BTreeSet<String>,
+        violations: &mut Violations,
+    ) -> BTreeSet<String> {
         let all = paths.remove("*");
         if all && !paths.is_empty() {
             violations.add("update_mask", "must not have other paths next to *");
@@ -94,8 +119,8 @@ impl Changes {
         paths
     }
 
-    /// Returns the details of a location with the changes.
-    pub fn apply(&self, current: &Location) -> Result<Details> {
+    /// Returns the fields of a location with the changes.
+    pub fn apply(&self, current: &Location) -> Result<Edited> {
         let mut violations = Violations::default();
         if self.kind.is_some_and(|kind| kind != current.kind) {
             violations.add(
@@ -103,8 +128,19 @@ impl Changes {
                 "is immutable: leave it unset, or create another location",
             );
         }
+        let names = |path: &str| self.mask.iter().any(|named| named == path);
+        if current.details.coordinates.is_none()
+            && !names(COORDINATES)
+            && COORDINATE_PATHS.into_iter().filter(|path| names(path)).count() == 1
+        {
+            violations.add(
+                "update_mask",
+                "names one of the coordinates of a location without a position: name coordinates",
+            );
+        }
         let details = self.merge(&current.clone().into(), &mut violations)?;
-        violations.finish(Some(details))
+        let owner = self.owner.as_ref().unwrap_or(&current.owner).clone();
+        violations.finish(Some(Edited { owner, details }))
     }
 
     /// Merges the masked fields into a location. Only the masked fields are checked: limits may have
@@ -117,6 +153,42 @@ impl Changes {
         let merged = merged.transcode_to().map_err(Error::internal)?;
         Ok(Fields::masked(LOCATION, &self.mask, violations).details(merged))
     }
+}
+
+/// Checks the fields that a mask names, other than by `*`: each must be able to have an effect.
+/// Returns the new owner, if it is one of them.
+fn check_explicit(
+    location: &v1::Location,
+    mask: &BTreeSet<String>,
+    caller: &Principal,
+    violations: &mut Violations,
+) -> Option<OwnerId> {
+    if mask.contains(STATE) && location.state == 0 {
+        violations.add(
+            format!("{LOCATION}.{STATE}"),
+            "is required if the mask names it: set it, or leave it out of the mask",
+        );
+    }
+    if location.coordinates.is_none() && COORDINATE_PATHS.iter().any(|path| mask.contains(*path)) {
+        violations.add(
+            format!("{LOCATION}.{COORDINATES}"),
+            "is required if the mask names one of the coordinates; name coordinates to remove the \
+             position",
+        );
+    }
+    if !mask.contains(OWNER) {
+        return None;
+    }
+    let field = format!("{LOCATION}.{OWNER}");
+    let owner = violations.check(field.clone(), OwnerId::parse(location.owner_id.clone()))?;
+    if !caller.admin && owner != caller.subject {
+        violations.add(
+            field,
+            "can be changed only by an admin: leave it out of the mask",
+        );
+        return None;
+    }
+    Some(owner)
 }
 
 /// The path of a field, or of a label.
@@ -132,7 +204,7 @@ impl Path {
             let shown: String = text.chars().take(MAX_SHOWN_CHARS).collect();
             format!(
                 "{shown:?} isn't a field of Location: use a path such as display_name, \
-                 address.locality or labels.colour, or *"
+                 address.locality, labels.colour or labels.`a.b`, or *"
             )
         })?;
         if let Some(key) = &path.key {
@@ -155,8 +227,11 @@ impl Path {
             let Some(inner) = inner else {
                 return Some(Self { fields, key: None });
             };
+            if OUTPUT_ONLY.contains(&name) {
+                return None;
+            }
             if field.is_map() {
-                let key = Some(unquote(inner).to_owned());
+                let key = Some(unquote(inner)?.to_owned());
                 return Some(Self { fields, key });
             }
             message = match field.kind() {
@@ -212,9 +287,11 @@ fn copy(
     }
 }
 
-/// Removes the backticks around a key with special characters (AIP-161).
-fn unquote(key: &str) -> &str {
-    key.strip_prefix('`')
-        .and_then(|key| key.strip_suffix('`'))
-        .unwrap_or(key)
+/// Removes the backticks around a key, which a key with a dot needs (AIP-161). `None` if they aren't
+/// balanced or are missing.
+fn unquote(key: &str) -> Option<&str> {
+    match key.strip_prefix('`') {
+        Some(quoted) => quoted.strip_suffix('`').filter(|key| !key.contains('`')),
+        None => Some(key).filter(|key| !key.contains(['.', '`'])),
+    }
 }

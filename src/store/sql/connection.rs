@@ -140,6 +140,13 @@ where
         Err(StoreError::Conflict(Arc::new(error)))
     }
 
+    /// Runs a statement without values.
+    pub(super) async fn run(&mut self, sql: &str) -> StoreResult<()> {
+        self.command(sql.to_owned(), TIMEOUT)
+            .await?
+            .map_err(DB::map_error)
+    }
+
     /// Runs statements without values, in one message. The outer error is a time-out.
     pub(in crate::store) async fn command(
         &mut self,

@@ -28,6 +28,9 @@ pub(super) trait Dialect: Database + HasStatementCache + Bind {
     /// Begins a transaction that will write.
     const BEGIN: &'static str;
 
+    /// Begins a transaction whose statements read one snapshot.
+    const BEGIN_SNAPSHOT: &'static str;
+
     /// The suffix of a SELECT that locks the rows it returns.
     const FOR_UPDATE: &'static str;
 

@@ -81,8 +81,8 @@ pub(super) trait StatementExt {
     /// Appends a WHERE clause for the predicate. `type_column` is the expression for the type.
     fn filter(&mut self, predicate: &Predicate, type_column: &str) -> &mut Self;
 
-    /// Appends the WHERE clause of a list.
-    fn filter_list(&mut self, query: &ListQuery) -> &mut Self;
+    /// Appends the FROM and WHERE clauses of a list.
+    fn from_list(&mut self, query: &ListQuery) -> &mut Self;
 }
 
 impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
@@ -143,8 +143,16 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
         self.owned_by(owner.as_ref())
     }
 
-    fn filter_list(&mut self, query: &ListQuery) -> &mut Self {
+    fn from_list(&mut self, query: &ListQuery) -> &mut Self {
         let Predicate { run, owner, .. } = &query.predicate;
+        let mut labels = query.labels.iter();
+        let driver = driving_label(query).and_then(|_| labels.next());
+        if driver.is_some() {
+            // SQLite reads the tables of a CROSS JOIN in this order; PostgreSQL chooses.
+            self.push(" FROM location_labels CROSS JOIN locations");
+        } else {
+            self.push(" FROM locations");
+        }
         // SQLite has no statistics, and would prefer the index on the type to the ones on the run
         // and the owner, which are far more selective. A unary plus disables a column's index.
         let type_column = if run.is_some() || owner.is_some() {
@@ -153,6 +161,20 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
             "type"
         };
         self.filter(&query.predicate, type_column);
+        if let Some(label) = driver {
+            self.push(" AND id = location_id AND create_time = location_create_time");
+            self.push(" AND label_key = ").value(label.0.as_str());
+            self.push(" AND label_value = ").value(label.1.as_str());
+        }
+        for (key, value) in labels {
+            self.push(
+                " AND EXISTS (SELECT 1 FROM location_labels AS other \
+                 WHERE other.location_id = id AND other.location_create_time = create_time \
+                 AND other.label_key = ",
+            );
+            self.value(key.as_str()).push(" AND other.label_value = ");
+            self.value(value.as_str()).push(")");
+        }
         if let Some(state) = query.state {
             self.push(" AND state = ").value(Value::Int(state as i64));
         }
@@ -165,6 +187,30 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
     }
 }
 
+/// The columns of the index on labels that locations are ordered by, if a list is read from it: the
+/// indexes on the run and on the owner are more selective.
+fn driving_label(query: &ListQuery) -> Option<(&'static str, &'static str)> {
+    let Predicate { run, owner, .. } = &query.predicate;
+    let driven = !query.labels.is_empty() && run.is_none() && owner.is_none();
+    driven.then_some(("location_create_time", "location_id"))
+}
+
+fn order_column(field: OrderField) -> &'static str {
+    match field {
+        OrderField::CreateTime => "create_time",
+        OrderField::UpdateTime => "update_time",
+        OrderField::DisplayName => "display_name",
+        OrderField::Capacity => "capacity",
+    }
+}
+
+/// The number of locations on all pages of a list.
+pub(super) fn count_statement<DB: Dialect>(query: &ListQuery) -> QueryBuilder<DB> {
+    let mut statement = QueryBuilder::new("SELECT count(*)");
+    statement.from_list(query);
+    statement
+}
+
 /// The SELECT of a page of locations. It returns one row more than the page's limit, which shows
 /// whether another page follows.
 pub(in crate::store) fn list_statement<DB: Dialect>(
@@ -172,11 +218,9 @@ pub(in crate::store) fn list_statement<DB: Dialect>(
     after: Option<&Cursor>,
 ) -> QueryBuilder<DB> {
     let Order { field, descending } = query.order;
-    let column = match field {
-        OrderField::CreateTime => "create_time",
-        OrderField::UpdateTime => "update_time",
-        OrderField::DisplayName => "display_name",
-        OrderField::Capacity => "capacity",
+    let (column, id_column) = match driving_label(query) {
+        Some(columns) if field == OrderField::CreateTime => columns,
+        _ => (order_column(field), "id"),
     };
     let (compare, direction) = if descending {
         ("<", " DESC")
@@ -186,20 +230,19 @@ pub(in crate::store) fn list_statement<DB: Dialect>(
     let mut statement = QueryBuilder::new("SELECT ");
     statement
         .read_columns()
-        .push(" FROM locations")
-        .filter_list(query);
+        .from_list(query);
     if let Some(Cursor { value, id }) = after {
         let value = match value {
             SortValue::Number(number) => Value::Int(*number),
             SortValue::Text(text) => Value::Text(text.clone()),
         };
         statement
-            .push(format_args!(" AND ({column}, id) {compare} "))
+            .push(format_args!(" AND ({column}, {id_column}) {compare} "))
             .tuples([[value, (*id).into()]]);
     }
     statement
         .push(format_args!(
-            " ORDER BY {column}{direction}, id{direction} LIMIT "
+            " ORDER BY {column}{direction}, {id_column}{direction} LIMIT "
         ))
         .value(Value::Int(i64::from(query.limit) + 1))
         .push(" OFFSET ")

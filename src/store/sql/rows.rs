@@ -206,7 +206,7 @@ impl<'de> Visitor<'de> for StoredLabels {
     fn visit_map<A: MapAccess<'de>>(mut self, mut labels: A) -> Result<Self, A::Error> {
         while let Some((key, value)) = labels.next_entry()? {
             self.0
-                .insert(Text::from_trusted(key), Text::from_trusted(value));
+                .insert(LabelKey::from_trusted(key), Text::from_trusted(value));
         }
         Ok(self)
     }

@@ -12,8 +12,10 @@ use super::{
         QUERY_TIMEOUT, Store, StoreError, StoreResult, Transaction, sqlite::OpenFile, wal::Wal,
     },
     Dialect,
-    connection::{ConnectionGuard, TIMEOUT},
-    query::{StatementExt as _, Value, get_statement, list_statement, report_statement},
+    connection::ConnectionGuard,
+    query::{
+        StatementExt as _, Value, count_statement, get_statement, list_statement, report_statement,
+    },
     rows::{ImageRow, LocationRow, RecordRow, ReportRow},
     transaction::SqlTransaction,
 };
@@ -78,6 +80,56 @@ impl<DB: Dialect> SqlStore<DB> {
     }
 }
 
+/// The rows of a page, with one more than its limit if others follow.
+struct ListRows {
+    items: Vec<Location>,
+    /// Whether rows were left out to bound the size of the page.
+    cut: bool,
+    total: Option<i64>,
+}
+
+impl<DB: Dialect> ConnectionGuard<DB>
+where
+    for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
+    DB::Arguments: IntoArguments<DB>,
+    LocationRow: for<'r> FromRow<'r, DB::Row>,
+    (i64,): for<'r> FromRow<'r, DB::Row>,
+{
+    /// Reads a page, and its total in the same snapshot.
+    async fn list_rows(
+        &mut self,
+        query: &ListQuery,
+        after: Option<&Cursor>,
+    ) -> StoreResult<ListRows> {
+        if !query.count {
+            let (items, cut) = self.page(&mut list_statement(query, after)).await?;
+            return Ok(ListRows {
+                items,
+                cut,
+                total: None,
+            });
+        }
+        self.in_transaction = true;
+        self.run(DB::BEGIN_SNAPSHOT).await?;
+        let rows = async {
+            let (items, cut) = self.page(&mut list_statement(query, after)).await?;
+            let totals = self.rows(&mut count_statement(query)).await?;
+            Ok(ListRows {
+                items,
+                cut,
+                total: totals.first().map(|(total,)| *total),
+            })
+        };
+        let rows = rows.await;
+        // Also before another attempt. After another error the connection is closed.
+        if matches!(rows, Ok(_) | Err(StoreError::Conflict(_))) {
+            self.run("ROLLBACK").await?;
+            self.in_transaction = false;
+        }
+        rows
+    }
+}
+
 impl<DB: Dialect> SqlStore<DB>
 where
     for<'c> &'c mut DB::Connection: Executor<'c, Database = DB>,
@@ -92,17 +144,14 @@ where
         after: Option<&Cursor>,
     ) -> StoreResult<Page<Location, Cursor>> {
         let mut reader = self.reader().await?;
-        let (mut items, cut) = match reader.page(&mut list_statement(query, after)).await {
+        let ListRows {
+            mut items,
+            cut,
+            total,
+        } = match reader.list_rows(query, after).await {
             // The plan was stale: see `ConnectionGuard`.
-            Err(StoreError::Conflict(_)) => reader.page(&mut list_statement(query, after)).await?,
-            page => page?,
-        };
-        let total = if query.count {
-            let mut statement = QueryBuilder::new("SELECT count(*) FROM locations");
-            let rows = reader.rows(statement.filter_list(query)).await?;
-            rows.first().map(|(total,)| *total)
-        } else {
-            None
+            Err(StoreError::Conflict(_)) => reader.list_rows(query, after).await?,
+            rows => rows?,
         };
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let more = cut || items.len() > limit;
@@ -199,19 +248,21 @@ where
     async fn begin(&self) -> StoreResult<Box<dyn Transaction>> {
         let mut writer = self.writer().await?;
         writer.in_transaction = true;
-        writer
-            .command(DB::BEGIN.to_owned(), TIMEOUT)
-            .await?
-            .map_err(DB::map_error)?;
+        writer.run(DB::BEGIN).await?;
         Ok(Box::new(SqlTransaction(writer)))
     }
 
-    async fn delete_previous_image(&self, id: LocationId, recorded: Micros) -> StoreResult<()> {
-        let mut statement = QueryBuilder::new("DELETE FROM former_images WHERE id = ");
+    async fn delete_previous_images(
+        &self,
+        ids: &[LocationId],
+        recorded: Micros,
+    ) -> StoreResult<()> {
+        let mut statement = QueryBuilder::new("DELETE FROM former_images WHERE noted_time = ");
         statement
-            .value(id)
-            .push(" AND noted_time = ")
-            .value(Value::Int(recorded.0));
+            .value(Value::Int(recorded.0))
+            .push(" AND id IN (")
+            .values(ids.iter().map(|id| (*id).into()))
+            .push(")");
         self.writer().await?.execute(&mut statement).await
     }
 

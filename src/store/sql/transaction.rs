@@ -11,9 +11,27 @@ use super::{
     Dialect,
     connection::{ConnectionGuard, TIMEOUT},
     query::{StatementExt as _, Value},
-    rows::{ImageRow, LOCATION_COLUMNS, LocationRow, RecordRow},
+    rows::{Column, ImageRow, LOCATION_COLUMNS, LocationRow, RecordRow},
 };
 use crate::model::{Epoch, Image, Location, LocationId, Micros, OwnerId};
+
+/// The INSERT of locations, without an ON CONFLICT clause.
+fn insert_statement<DB: Dialect>(locations: &[Location]) -> QueryBuilder<DB> {
+    let mut statement = QueryBuilder::new("INSERT INTO locations (");
+    for (index, column) in LOCATION_COLUMNS.iter().enumerate() {
+        statement
+            .push(if index == 0 { "" } else { ", " })
+            .push(column.name);
+    }
+    statement
+        .push(") VALUES ")
+        .tuples(locations.iter().map(|location| {
+            LOCATION_COLUMNS
+                .iter()
+                .map(|column| (column.value)(location))
+        }));
+    statement
+}
 
 /// A connection on which a transaction has begun.
 pub(super) struct SqlTransaction<DB: Dialect>(pub(super) ConnectionGuard<DB>);
@@ -29,32 +47,22 @@ where
     (Uuid,): for<'r> FromRow<'r, DB::Row>,
     (i64,): for<'r> FromRow<'r, DB::Row>,
 {
-    async fn lock(&mut self, id: LocationId) -> StoreResult<Option<Location>> {
+    async fn lock(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Location>> {
         let mut statement = QueryBuilder::new("SELECT ");
         statement
             .read_columns()
-            .push(" FROM locations WHERE id = ")
-            .value(id)
+            .push(" FROM locations WHERE id IN (")
+            .values(ids.iter().map(|id| (*id).into()))
+            // In one order, so that two batches don't wait for each other.
+            .push(") ORDER BY id")
             .push(DB::FOR_UPDATE);
         let rows: Vec<LocationRow> = self.0.rows(&mut statement).await?;
-        Ok(rows.into_iter().next().map(|row| row.location))
+        Ok(rows.into_iter().map(|row| row.location).collect())
     }
 
     async fn insert(&mut self, locations: &[Location]) -> StoreResult<()> {
-        let mut statement = QueryBuilder::new("INSERT INTO locations (");
-        for (index, column) in LOCATION_COLUMNS.iter().enumerate() {
-            statement
-                .push(if index == 0 { "" } else { ", " })
-                .push(column.name);
-        }
-        statement
-            .push(") VALUES ")
-            .tuples(locations.iter().map(|location| {
-                LOCATION_COLUMNS
-                    .iter()
-                    .map(|column| (column.value)(location))
-            }))
-            .push(" ON CONFLICT (id) DO NOTHING RETURNING id");
+        let mut statement = insert_statement::<DB>(locations);
+        statement.push(" ON CONFLICT (id) DO NOTHING RETURNING id");
         let rows: Vec<(Uuid,)> = self.0.rows(&mut statement).await?;
         if rows.len() == locations.len() {
             return Ok(());
@@ -71,22 +79,23 @@ where
         })
     }
 
-    async fn update(&mut self, location: &Location) -> StoreResult<()> {
-        let mut statement = QueryBuilder::new("UPDATE locations SET ");
-        for (index, column) in LOCATION_COLUMNS.iter().skip(1).enumerate() {
-            statement
-                .push(if index == 0 { "" } else { ", " })
-                .push(column.name)
-                .push(" = ")
-                .value((column.value)(location));
+    async fn update(&mut self, locations: &[Location]) -> StoreResult<()> {
+        // All of them exist: one statement replaces any number.
+        let mut statement = insert_statement::<DB>(locations);
+        statement.push(" ON CONFLICT (id) DO UPDATE SET ");
+        for (index, Column { name, .. }) in LOCATION_COLUMNS.iter().skip(1).enumerate() {
+            let separator = if index == 0 { "" } else { ", " };
+            statement.push(format_args!("{separator}{name} = excluded.{name}"));
         }
-        statement.push(" WHERE id = ").value(location.id);
         self.0.execute(&mut statement).await
     }
 
-    async fn delete(&mut self, id: LocationId) -> StoreResult<()> {
-        let mut statement = QueryBuilder::new("DELETE FROM locations WHERE id = ");
-        self.0.execute(statement.value(id)).await
+    async fn delete(&mut self, ids: &[LocationId]) -> StoreResult<()> {
+        let mut statement = QueryBuilder::new("DELETE FROM locations WHERE id IN (");
+        statement
+            .values(ids.iter().map(|id| (*id).into()))
+            .push(")");
+        self.0.execute(&mut statement).await
     }
 
     async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>> {
@@ -98,24 +107,20 @@ where
         rows.into_iter().map(Image::try_from).collect()
     }
 
-    async fn record_previous_image(&mut self, image: &Image) -> StoreResult<Micros> {
-        let Image {
-            id,
-            kind,
-            run,
-            owner,
-        } = image;
+    async fn record_previous_images(&mut self, images: &[Image]) -> StoreResult<Micros> {
         let mut statement = QueryBuilder::new(
             "INSERT INTO former_images (id, type, production_run_id, owner_id, noted_time) VALUES ",
         );
         statement
-            .tuples([[
-                (*id).into(),
-                Value::Int(*kind as i64),
-                run.as_str().into(),
-                owner.as_str().into(),
-                Value::Now,
-            ]])
+            .tuples(images.iter().map(|image| {
+                [
+                    image.id.into(),
+                    Value::Int(image.kind as i64),
+                    image.run.as_str().into(),
+                    image.owner.as_str().into(),
+                    Value::Now,
+                ]
+            }))
             .push(
                 " ON CONFLICT (id) DO UPDATE SET type = excluded.type, \
                  production_run_id = excluded.production_run_id, owner_id = excluded.owner_id, \

@@ -292,8 +292,10 @@ async fn errors_that_reveal_a_write_invalidate_its_lists(app: &TestApp) {
         location_id: location.id.clone(),
         ..create(storage("y", "paris"))
     };
+    let unchanged = location.clone();
     let stale = v1::Location {
         etag: "stale".to_owned(),
+        capacity: 9,
         ..location
     };
     let paris = |kind, run: &str, owner: &str| {
@@ -309,6 +311,9 @@ async fn errors_that_reveal_a_write_invalidate_its_lists(app: &TestApp) {
             .expect_err("stale")
     };
     expect_invalidated(app, "a stale etag", write, paris).await;
+    let request = update(unchanged, &["capacity"]);
+    let write = async { app.admin().update_location(request).await.expect("unchanged") };
+    expect_invalidated(app, "an update that changes nothing", write, paris).await;
 }
 
 /// A request of an admin with these cache directives.

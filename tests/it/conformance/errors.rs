@@ -50,7 +50,7 @@ impl Store for Down {
         down()
     }
 
-    async fn delete_previous_image(&self, _: LocationId, _: Micros) -> StoreResult<()> {
+    async fn delete_previous_images(&self, _: &[LocationId], _: Micros) -> StoreResult<()> {
         down()
     }
 

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use location_service::proto::location::v1;
 use tonic::Response;
 
-use super::{bad_fields, batch, created, delete};
+use super::{bad_fields, batch, created, delete, reason};
 use crate::harness::{TestApp, create, names, of_run, storage};
 
 on_every_pair! { app:
@@ -213,6 +213,12 @@ async fn a_token_of_another_request_is_refused(app: &TestApp) {
         ..request.clone()
     };
     client.list_locations(same).await.expect("it is the same");
+    let counted = Request {
+        include_total_size: true,
+        ..request.clone()
+    };
+    let counted = client.list_locations(counted).await.expect("the same list");
+    assert_eq!(counted.get_ref().total_size, 10);
     for other in [
         Request {
             r#type: 2,
@@ -251,7 +257,7 @@ async fn a_token_of_another_request_is_refused(app: &TestApp) {
             ..request.clone()
         },
         Request {
-            include_total_size: true,
+            labels: [("a".to_owned(), String::new())].into(),
             ..request.clone()
         },
     ] {
@@ -260,6 +266,7 @@ async fn a_token_of_another_request_is_refused(app: &TestApp) {
             .await
             .expect_err("another request");
         assert_eq!(bad_fields(&status), ["page_token"]);
+        assert_eq!(reason(&status), "PAGE_TOKEN_INVALID");
     }
     let reports = v1::ListLocationReportsRequest {
         production_run_id: request.production_run_id,
@@ -356,7 +363,7 @@ async fn pages_of_large_locations_stay_under_4_mib(app: &TestApp) {
     let large = || v1::Location {
         description: "🚚".repeat(2_000),
         labels: (0..64)
-            .map(|key| (format!("{key:🚚>63}"), "🚚".repeat(255)))
+            .map(|key| (format!("{key:k>63}"), "🚚".repeat(255)))
             .collect(),
         ..storage("large", "")
     };

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use location_service::proto::location::v1;
 use tonic::{Code, Status};
 
-use super::{batch, count, delete, get, reason, update, uuid};
+use super::{batch, count, delete, get, metadata, reason, update, uuid};
 use crate::harness::{TestApp, create, storage};
 
 on_every_pair! { app:
@@ -15,6 +15,8 @@ on_every_pair! { app:
     a_batch_may_repeat_and_retry_requests
     concurrent_calls_with_one_request_id_create_one_location
     a_failed_call_does_not_use_up_its_request_id
+    a_retry_is_the_same_location_in_any_form
+    a_retry_may_be_validated
 }
 
 fn once(id: u128, name: &str) -> v1::CreateLocationRequest {
@@ -82,7 +84,10 @@ async fn a_request_id_with_another_body_is_refused(app: &TestApp) {
         let response = client
             .batch_create_locations(batch([once(3, "z"), other]))
             .await;
-        assert_reused(&response.expect_err("reused"));
+        let status = response.expect_err("reused");
+        assert_reused(&status);
+        assert_eq!(metadata(&status)["requestId"], uuid(1));
+        assert_eq!(metadata(&status)["field"], "requests[1].request_id");
     }
     assert_eq!(count(app).await, 1);
 }
@@ -176,4 +181,56 @@ async fn a_failed_call_does_not_use_up_its_request_id(app: &TestApp) {
         .expect_err("the id is used");
     assert_eq!(reason(&status), "LOCATION_EXISTS");
     client.create_location(once(1, "z")).await.expect("created");
+}
+
+async fn a_retry_is_the_same_location_in_any_form(app: &TestApp) {
+    let mut client = app.admin();
+    let first = client.create_location(once(1, "x")).await.expect("created").into_inner();
+    let change = |change: fn(&mut v1::Location)| {
+        let mut request = once(1, "x");
+        change(request.location.as_mut().expect("given"));
+        request
+    };
+    for same in [
+        change(|location| location.id = uuid(7)),
+        change(|location| location.etag = "mine".to_owned()),
+        change(|location| location.create_time = Some(prost_types::Timestamp::default())),
+        change(|location| location.owner_id = "root".to_owned()),
+        change(|location| location.state = v1::LocationState::Active.into()),
+        change(|location| location.address = Some(v1::Address::default())),
+    ] {
+        let response = client.create_location(same).await.expect("a retry");
+        assert_eq!(response.into_inner(), first);
+    }
+    for other in [
+        change(|location| location.owner_id = "ann".to_owned()),
+        change(|location| location.state = v1::LocationState::Inactive.into()),
+        change(|location| location.coordinates = Some(v1::LatLng::default())),
+    ] {
+        assert_reused(&client.create_location(other).await.expect_err("reused"));
+    }
+    assert_eq!(count(app).await, 1);
+}
+
+async fn a_retry_may_be_validated(app: &TestApp) {
+    let mut client = app.admin();
+    let first = client.create_location(once(1, "x")).await.expect("created").into_inner();
+    let validated = |name| v1::CreateLocationRequest {
+        validate_only: true,
+        ..once(1, name)
+    };
+    let response = client.create_location(validated("x")).await.expect("a retry");
+    assert_eq!(response.into_inner(), first);
+    let status = client.create_location(validated("y")).await;
+    assert_reused(&status.expect_err("reused"));
+    // A validated creation doesn't use up its request id.
+    for name in ["a", "b"] {
+        let request = v1::CreateLocationRequest {
+            request_id: uuid(2),
+            ..validated(name)
+        };
+        let response = client.create_location(request).await.expect("valid").into_inner();
+        assert_eq!((response.id.as_str(), response.etag.as_str()), ("", ""));
+    }
+    assert_eq!(count(app).await, 1);
 }

@@ -3,8 +3,8 @@
 use location_service::proto::location::v1;
 use tonic::Code;
 
-use super::{bad_fields, created, full, get, read, reason, update, uuid};
-use crate::harness::TestApp;
+use super::{bad_fields, created, delete, full, get, is_hit, metadata, read, reason, update, uuid};
+use crate::harness::{TestApp, names, of_run, storage};
 
 on_every_pair! { app:
     an_empty_mask_changes_the_fields_that_are_set
@@ -16,6 +16,10 @@ on_every_pair! { app:
     an_invalid_mask_changes_nothing
     limits_apply_to_the_result_of_an_update
     a_mask_may_repeat_paths_at_no_cost
+    a_mask_that_can_have_no_effect_is_refused
+    an_update_that_changes_nothing_writes_nothing
+    an_admin_moves_a_location_to_another_owner
+    a_missing_location_is_created_on_request
 }
 
 /// Updates the full location, and returns it before and after.
@@ -126,16 +130,13 @@ async fn a_mask_changes_only_the_fields_that_it_names(app: &TestApp) {
         display_name: "ignored".to_owned(),
         ..v1::Location::default()
     };
-    let clear: [(&str, Clear); 7] = [
+    let clear: [(&str, Clear); 6] = [
         ("production_run_id", |location| {
             location.production_run_id.clear();
         }),
         ("address", |location| location.address = None),
         ("coordinates", |location| location.coordinates = None),
         ("capacity", |location| location.capacity = 0),
-        ("state", |location| {
-            location.state = v1::LocationState::Active.into();
-        }),
         ("description", |location| location.description.clear()),
         ("labels", |location| location.labels.clear()),
     ];
@@ -193,6 +194,7 @@ async fn a_mask_reaches_into_fields(app: &TestApp) {
     let paths = [
         "address.postal_code",
         "address.administrative_area",
+        "coordinates.latitude",
         "coordinates.longitude",
         "labels.colour",
     ];
@@ -204,10 +206,7 @@ async fn a_mask_reaches_into_fields(app: &TestApp) {
             administrative_area: "Île-de-France".to_owned(),
             ..v1::Address::default()
         });
-        location.coordinates = Some(v1::LatLng {
-            latitude: 0.0,
-            longitude: 2.365_6,
-        });
+        location.coordinates = full().coordinates;
         location
             .labels
             .insert("colour".to_owned(), "grün".to_owned());
@@ -226,7 +225,6 @@ async fn output_only_fields_are_ignored(app: &TestApp) {
     for paths in [
         &[
             "id",
-            "owner_id",
             "create_time",
             "update_time",
             "etag",
@@ -285,6 +283,20 @@ async fn an_invalid_mask_changes_nothing(app: &TestApp) {
         "coordinates.altitude",
         "labels.",
         "labels.``",
+        "labels.*",
+        "labels.`",
+        "labels.`a",
+        "labels.a`",
+        "labels.`a`b`",
+        "labels.a.b",
+        "labels.Upper",
+        "labels.1",
+        "labels.é",
+        "labels.`a b`",
+        "labels.`labels.a`.b",
+        "address.address_lines[0]",
+        "create_time.seconds",
+        "state.x",
         "display_name.x",
         "location.capacity",
         "1",
@@ -342,7 +354,7 @@ async fn an_invalid_mask_changes_nothing(app: &TestApp) {
     // Each label is valid, but together they are too many.
     let mut change = before.clone();
     change.labels = (0..62)
-        .map(|number| (number.to_string(), String::new()))
+        .map(|number| (format!("k{number}"), String::new()))
         .collect();
     let keys: Vec<_> = change
         .labels
@@ -401,7 +413,7 @@ async fn limits_apply_to_the_result_of_an_update(app: &TestApp) {
 }
 
 async fn a_mask_may_repeat_paths_at_no_cost(app: &TestApp) {
-    let labels = (0..64).map(|number| (number.to_string(), "🚚".repeat(255)));
+    let labels = (0..64).map(|number| (format!("k{number}"), "🚚".repeat(255)));
     let change = v1::Location {
         labels: labels.collect(),
         ..full()
@@ -413,4 +425,201 @@ async fn a_mask_may_repeat_paths_at_no_cost(app: &TestApp) {
         location.labels = change.labels;
     });
     assert_eq!(response, expected);
+}
+
+async fn a_mask_that_can_have_no_effect_is_refused(app: &TestApp) {
+    let mut client = app.user("ann");
+    let before = created(&mut client, full()).await;
+    let bare = created(&mut client, storage("bare", "")).await;
+    let position = v1::Location {
+        id: bare.id.clone(),
+        coordinates: Some(v1::LatLng {
+            latitude: 48.5,
+            longitude: 2.5,
+        }),
+        ..v1::Location::default()
+    };
+    let of = |change: v1::Location| v1::Location {
+        id: before.id.clone(),
+        ..change
+    };
+    let unset = || of(v1::Location::default());
+    let owned_by = |owner: &str| {
+        of(v1::Location {
+            owner_id: owner.to_owned(),
+            ..v1::Location::default()
+        })
+    };
+    for (change, paths, field) in [
+        (unset(), &["state"][..], "location.state"),
+        (unset(), &["capacity", "state"], "location.state"),
+        (unset(), &["type"], "location.type"),
+        (unset(), &["coordinates.latitude"], "location.coordinates"),
+        (unset(), &["coordinates.longitude"], "location.coordinates"),
+        (position.clone(), &["coordinates.latitude"], "update_mask"),
+        (position.clone(), &["coordinates.longitude"], "update_mask"),
+        (owned_by("bob"), &["owner_id"], "location.owner_id"),
+        (owned_by(""), &["owner_id", "capacity"], "location.owner_id"),
+    ] {
+        let status = client.update_location(update(change, paths)).await;
+        assert_eq!(bad_fields(&status.expect_err("no effect")), [field], "{paths:?}");
+    }
+    // These have one, or say what is there.
+    for paths in [&["owner_id"][..], &["id", "etag", "create_time", "update_time"]] {
+        let change = owned_by("ann");
+        let response = client.update_location(update(change, paths)).await;
+        assert_eq!(response.expect("unchanged").into_inner(), before, "{paths:?}");
+    }
+    let paths = ["coordinates.latitude", "coordinates.longitude"];
+    let response = client.update_location(update(position.clone(), &paths)).await;
+    assert_eq!(response.expect("both").get_ref().coordinates, position.coordinates);
+}
+
+async fn an_update_that_changes_nothing_writes_nothing(app: &TestApp) {
+    let mut client = app.admin();
+    let first = created(&mut client, full()).await;
+    let change = v1::Location {
+        capacity: 13,
+        ..first.clone()
+    };
+    let second = client.update_location(update(change.clone(), &[])).await;
+    let second = second.expect("updated").into_inner();
+    assert_ne!(second.etag, first.etag);
+    let run = of_run(&first.production_run_id);
+    // A retry with the old etag, and equal values in other forms.
+    for (change, paths) in [
+        (change.clone(), &[][..]),
+        (change.clone(), &["*"]),
+        (change.clone(), &["capacity", "labels", "address.locality"]),
+        (second.clone(), &["*"]),
+        (
+            v1::Location {
+                id: first.id.clone(),
+                etag: "\"any\"".to_owned(),
+                ..v1::Location::default()
+            },
+            &["labels.absent"],
+        ),
+    ] {
+        client.list_locations(run.clone()).await.expect("listed");
+        let list = client.list_locations(run.clone()).await.expect("listed");
+        assert!(is_hit(&list));
+        let response = client.update_location(update(change, paths)).await;
+        assert_eq!(response.expect("unchanged").into_inner(), second, "{paths:?}");
+        // It acknowledges the write that came before.
+        let list = client.list_locations(run.clone()).await.expect("listed");
+        assert!(!is_hit(&list), "{paths:?}");
+        assert_eq!(list.get_ref().locations, [second.clone()]);
+    }
+    assert_eq!(read(&mut client, &first.id).await, second);
+    let other = v1::Location {
+        capacity: 14,
+        ..first
+    };
+    let status = client.update_location(update(other, &[])).await;
+    let status = status.expect_err("stale");
+    assert_eq!(status.code(), Code::Aborted);
+    assert_eq!(metadata(&status)["id"], second.id);
+}
+
+async fn an_admin_moves_a_location_to_another_owner(app: &TestApp) {
+    let (mut ann, mut bob, mut admin) = (app.user("ann"), app.user("bob"), app.admin());
+    let before = created(&mut ann, storage("x", "run")).await;
+    let all = v1::ListLocationsRequest::default;
+    for client in [&mut ann, &mut bob, &mut admin] {
+        for _ in 0..2 {
+            client.list_locations(all()).await.expect("listed");
+        }
+    }
+    read(&mut ann, &before.id).await;
+    let to = |owner: &str| v1::Location {
+        owner_id: owner.to_owned(),
+        ..before.clone()
+    };
+    let moved = admin.update_location(update(to("bob"), &["owner_id"])).await;
+    let moved = moved.expect("moved").into_inner();
+    let expected = changed(before.clone(), &moved, |location| {
+        location.owner_id = "bob".to_owned();
+    });
+    assert_eq!(moved, expected);
+    assert_eq!(names(&ann.list_locations(all()).await.expect("listed")), [""; 0]);
+    assert_eq!(names(&bob.list_locations(all()).await.expect("listed")), ["x"]);
+    assert_eq!(names(&admin.list_locations(all()).await.expect("listed")), ["x"]);
+    let status = ann.get_location(get(&before.id)).await.expect_err("bob's");
+    assert_eq!(status.code(), Code::NotFound);
+    assert_eq!(read(&mut bob, &before.id).await, moved);
+    for bad in ["", " bob", "b\u{200b}ob"] {
+        let location = v1::Location {
+            etag: String::new(),
+            ..to(bad)
+        };
+        let status = admin.update_location(update(location, &["owner_id"])).await;
+        assert_eq!(bad_fields(&status.expect_err("bad")), ["location.owner_id"]);
+    }
+    // Only a mask that names it moves the location.
+    for paths in [&[][..], &["*"]] {
+        let location = v1::Location {
+            etag: String::new(),
+            ..to("carl")
+        };
+        let response = admin.update_location(update(location, paths)).await;
+        assert_eq!(response.expect("unchanged").get_ref().owner_id, "bob");
+    }
+}
+
+async fn a_missing_location_is_created_on_request(app: &TestApp) {
+    let mut client = app.user("ann");
+    let upsert = |location: v1::Location, paths: &[&str]| v1::UpdateLocationRequest {
+        allow_missing: true,
+        ..update(location, paths)
+    };
+    let location = v1::Location {
+        id: uuid(1),
+        capacity: 5,
+        ..storage("x", "run")
+    };
+    client.list_locations(of_run("run")).await.expect("listed");
+    let would = v1::UpdateLocationRequest {
+        validate_only: true,
+        ..upsert(location.clone(), &["capacity"])
+    };
+    let would = client.update_location(would).await.expect("valid");
+    assert_eq!((would.get_ref().etag.as_str(), would.get_ref().id.clone()), ("", uuid(1)));
+    // The mask doesn't count.
+    let first = client.update_location(upsert(location.clone(), &["capacity"])).await;
+    let first = first.expect("created").into_inner();
+    assert_eq!((first.display_name.as_str(), first.capacity), ("x", 5));
+    assert_eq!((first.owner_id.as_str(), &first.id), ("ann", &uuid(1)));
+    assert_eq!(names(&client.list_locations(of_run("run")).await.expect("listed")), ["x"]);
+    assert_eq!(read(&mut client, &first.id).await, first);
+    let again = client.update_location(upsert(location.clone(), &[])).await;
+    assert_eq!(again.expect("there").into_inner(), first);
+    let change = v1::Location {
+        capacity: 6,
+        ..location.clone()
+    };
+    let second = client.update_location(upsert(change, &["capacity"])).await;
+    assert_eq!(second.expect("updated").get_ref().capacity, 6);
+
+    let status = app.user("bob").update_location(upsert(location.clone(), &[])).await;
+    let status = status.expect_err("ann's");
+    assert_eq!(status.code(), Code::AlreadyExists);
+    client.delete_location(delete(&uuid(1))).await.expect("deleted");
+    let stale = v1::Location {
+        etag: first.etag.clone(),
+        ..location.clone()
+    };
+    let status = client.update_location(upsert(stale, &[])).await;
+    assert_eq!(status.expect_err("it had an etag").code(), Code::Aborted);
+    let nameless = v1::Location {
+        display_name: String::new(),
+        r#type: 0,
+        ..location.clone()
+    };
+    let status = client.update_location(upsert(nameless, &["capacity"])).await;
+    assert_eq!(
+        bad_fields(&status.expect_err("incomplete")),
+        ["location.display_name", "location.type"]
+    );
+    client.update_location(upsert(location, &[])).await.expect("created again");
 }

@@ -96,10 +96,15 @@ async fn every_violation_of_a_list_is_reported(app: &TestApp) {
         state: -1,
         query: long("x", 257),
         order_by: "colour".to_owned(),
+        labels: [("Upper", String::new()), ("a", long("x", 256))]
+            .map(|(key, value)| (key.to_owned(), value))
+            .into(),
         ..v1::ListLocationsRequest::default()
     };
     let status = app.admin().list_locations(request).await.expect_err("bad");
     let expected = [
+        "labels",
+        "labels.a",
         "order_by",
         "owner_id",
         "page_size",
@@ -164,7 +169,7 @@ async fn values_at_the_limits_are_accepted_and_stored(app: &TestApp) {
         state: v1::LocationState::Active.into(),
         description: long("🚚", 2_000),
         labels: (0..64)
-            .map(|number| (format!("{number:é>63}"), long("é", 255)))
+            .map(|number| (format!("{number:k>63}"), long("é", 255)))
             .collect(),
         ..v1::Location::default()
     };
@@ -195,7 +200,7 @@ async fn values_past_the_limits_are_refused(app: &TestApp) {
     fn address(location: &mut v1::Location) -> &mut v1::Address {
         location.address.get_or_insert_default()
     }
-    let changes: [(&str, Change); 19] = [
+    let changes: [(&str, Change); 24] = [
         ("type", |location| location.r#type = 0),
         ("type", |location| location.r#type = i32::MIN),
         ("display_name", |location| {
@@ -239,14 +244,25 @@ async fn values_past_the_limits_are_refused(app: &TestApp) {
         ("state", |location| location.state = -1),
         ("labels", |location| {
             location.labels = (0..65)
-                .map(|key| (key.to_string(), String::new()))
+                .map(|key| (format!("k{key}"), String::new()))
                 .collect();
         }),
+        ("labels", |location| {
+            location.labels = [("camelKey".to_owned(), String::new())].into();
+        }),
+        ("labels", |location| {
+            location.labels = [("0".to_owned(), String::new())].into();
+        }),
+        ("display_name", |location| location.display_name = " x".into()),
+        ("production_run_id", |location| {
+            location.production_run_id = "x\u{200b}".into();
+        }),
+        ("owner_id", |location| location.owner_id = "a\nb".into()),
         ("labels", |location| {
             location.labels = [(String::new(), String::new())].into();
         }),
         ("labels", |location| {
-            location.labels = [(long("é", 64), String::new())].into();
+            location.labels = [(long("k", 64), String::new())].into();
         }),
         ("labels.a\0", |location| {
             location.labels = [("a".to_owned(), "\0".to_owned())].into();

@@ -5,7 +5,9 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
-use super::{bad_fields, batch, count, created, delete, full, get, read, reason, update, uuid};
+use super::{
+    bad_fields, batch, count, created, delete, full, get, metadata, read, reason, update, uuid,
+};
 use crate::harness::{TestApp, create, storage};
 
 on_every_pair! { app:
@@ -93,6 +95,7 @@ async fn a_client_may_choose_the_id_once(app: &TestApp) {
     let status = client.create_location(request).await.expect_err("used");
     assert_eq!(status.code(), Code::AlreadyExists);
     assert_eq!(reason(&status), "LOCATION_EXISTS");
+    assert_eq!(metadata(&status)["id"], uuid(0xABC));
     let resource = status.get_details_resource_info().expect("given");
     assert_eq!(resource.resource_type, "location.v1.Location");
     assert_eq!(resource.resource_name, uuid(0xABC));
@@ -182,6 +185,21 @@ async fn a_batch_is_read_in_the_order_of_its_ids_or_not_at_all(app: &TestApp) {
     assert_eq!(reason(&status), "LOCATION_NOT_FOUND");
     let resource = status.get_details_resource_info().expect("given");
     assert_eq!(resource.resource_name, uuid(1));
+    assert_eq!(metadata(&status)["indexes"], "1");
+    // Every missing location is named.
+    let mut request = ids(&locations);
+    for id in request.ids.iter_mut().step_by(2) {
+        *id = Uuid::new_v4().to_string();
+    }
+    let status = client.batch_get_locations(request).await.expect_err("missing");
+    let expected: Vec<_> = (0..1_000).step_by(2).map(|index| index.to_string()).collect();
+    assert_eq!(metadata(&status)["indexes"], expected.join(","));
+    let missing = (0..1_000).map(|_| Uuid::new_v4().to_string());
+    let request = v1::BatchGetLocationsRequest {
+        ids: missing.collect(),
+    };
+    let status = client.batch_get_locations(request).await.expect_err("missing");
+    assert_eq!(metadata(&status)["indexes"], "0-999");
 
     let mut request = ids(&locations[..3]);
     request.ids[0] = String::new();
@@ -264,6 +282,7 @@ async fn a_stale_etag_aborts_and_a_current_one_does_not(app: &TestApp) {
             let status = response.expect_err("stale");
             assert_eq!(status.code(), Code::Aborted);
             assert_eq!(reason(&status), "ETAG_MISMATCH");
+            assert_eq!(metadata(&status)["id"], first.id);
         }
     }
     assert_eq!(read(&mut client, &first.id).await, third);
@@ -284,12 +303,18 @@ async fn validate_only_checks_everything_and_changes_nothing(app: &TestApp) {
     };
     let would = client.create_location(try_create(create(full()))).await;
     let would = would.expect("valid").into_inner();
-    assert_eq!(would.display_name, full().display_name);
-    let status = client
-        .get_location(get(&would.id))
-        .await
-        .expect_err("not created");
-    assert_eq!(status.code(), Code::NotFound);
+    assert_eq!(would, full(), "nothing is generated");
+    let chosen = v1::CreateLocationRequest {
+        location_id: uuid(8),
+        ..create(full())
+    };
+    let would = client.create_location(try_create(chosen)).await;
+    let would = would.expect("valid").into_inner();
+    let expected = v1::Location {
+        id: uuid(8),
+        ..full()
+    };
+    assert_eq!(would, expected);
     let used = v1::CreateLocationRequest {
         location_id: location.id.clone(),
         ..create(full())
@@ -329,7 +354,17 @@ async fn validate_only_checks_everything_and_changes_nothing(app: &TestApp) {
         .await
         .expect("valid")
         .into_inner();
-    assert_eq!(would.display_name, "z");
+    let expected = v1::Location {
+        display_name: "z".to_owned(),
+        update_time: None,
+        etag: String::new(),
+        ..location.clone()
+    };
+    assert_eq!(would, expected);
+    let mut request = update(location.clone(), &["display_name"]);
+    request.validate_only = true;
+    let would = client.update_location(request).await.expect("valid");
+    assert_eq!(would.into_inner(), location, "it would change nothing");
     for allow_missing in [false, true] {
         let request = v1::DeleteLocationRequest {
             validate_only: true,
@@ -352,9 +387,11 @@ async fn times_and_etags_change_with_every_update(app: &TestApp) {
     let mut client = app.admin();
     let mut last = created(&mut client, storage("x", "")).await;
     for _ in 0..20 {
-        let response = client
-            .update_location(update(last.clone(), &["capacity"]))
-            .await;
+        let change = v1::Location {
+            capacity: last.capacity + 1,
+            ..last.clone()
+        };
+        let response = client.update_location(update(change, &["capacity"])).await;
         let next = response.expect("updated").into_inner();
         assert_eq!(next.create_time, last.create_time);
         let time = |location: &v1::Location| {

@@ -1,0 +1,185 @@
+//! Creations.
+
+use std::collections::HashMap;
+
+use uuid::Uuid;
+
+use super::{
+    super::call::{Creation, Generated, Written},
+    Applied, Rejected, Statements,
+};
+use crate::{
+    error::{Error, Result},
+    model::{Etag, Location, LocationId, Micros, OwnerId},
+    proto,
+    store::{IdempotencyRecord, StoreError, Transaction},
+};
+
+/// The result of a creation with a request id.
+struct Known {
+    fingerprint: [u8; 32],
+    location: Location,
+    /// [`Generated::Nothing`] for that of an earlier call.
+    generated: Generated,
+}
+
+/// A location to insert.
+struct Insert {
+    /// The index of its request in the batch.
+    index: usize,
+    location: Location,
+}
+
+/// Returns the results of earlier creations by request id.
+async fn find_known(
+    transaction: &mut dyn Transaction,
+    caller: &OwnerId,
+    request_ids: &[Uuid],
+) -> Result<HashMap<Uuid, Known>> {
+    if request_ids.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let records = transaction
+        .find_idempotency_records(caller, request_ids)
+        .await?;
+    records
+        .into_iter()
+        .map(|record| {
+            let known = Known {
+                fingerprint: record.fingerprint,
+                location: proto::decode_location(&record.location)?,
+                generated: Generated::Nothing,
+            };
+            Ok((record.request_id, known))
+        })
+        .collect()
+}
+
+impl Statements<'_> {
+    /// Creates locations, all or none.
+    pub(super) async fn create(
+        &mut self,
+        creations: &[Creation],
+        new_ids: &[LocationId],
+    ) -> Result<Applied, Rejected> {
+        let caller = &self.caller.subject;
+        let request_ids: Vec<Uuid> = creations.iter().filter_map(|new| new.request_id).collect();
+        let mut known = find_known(self.transaction, caller, &request_ids).await?;
+        let known_before = known.len();
+        let now = Micros::now();
+        let mut inserts = Vec::new();
+        let mut applied = Applied::default();
+        for (index, creation) in creations.iter().enumerate() {
+            let earlier = creation
+                .request_id
+                .and_then(|id| Some((id, known.get(&id)?)));
+            if let Some((request_id, earlier)) = earlier {
+                if earlier.fingerprint != creation.fingerprint {
+                    return Err(Rejected {
+                        error: Error::RequestIdReused {
+                            id: request_id,
+                            field: self.path(index, "request_id"),
+                        },
+                        images: vec![earlier.location.image()],
+                    });
+                }
+                // The first call may have died before it reopened the tags.
+                applied.images.push(earlier.location.image());
+                if earlier.generated == Generated::Nothing {
+                    applied.revealed.push(earlier.location.image());
+                }
+                applied.locations.push(Written {
+                    location: earlier.location.clone(),
+                    generated: earlier.generated,
+                });
+                continue;
+            }
+            let new = creation.location.clone();
+            let location = Location {
+                id: new_ids[index],
+                kind: new.kind,
+                owner: new.owner,
+                details: new.details,
+                create_time: now,
+                update_time: now,
+                etag: Etag::generate(),
+            };
+            let generated = Generated::ForCreation {
+                id: new.id.is_none(),
+            };
+            if let Some(request_id) = creation.request_id {
+                let new = Known {
+                    fingerprint: creation.fingerprint,
+                    location: location.clone(),
+                    generated,
+                };
+                known.insert(request_id, new);
+            }
+            applied.images.push(location.image());
+            applied.locations.push(Written {
+                location: location.clone(),
+                generated,
+            });
+            inserts.push(Insert { index, location });
+        }
+        let records: Vec<_> = inserts
+            .iter()
+            .filter_map(|insert| {
+                let creation = &creations[insert.index];
+                Some(IdempotencyRecord {
+                    request_id: creation.request_id?,
+                    fingerprint: creation.fingerprint,
+                    location: proto::encode_location(&insert.location),
+                })
+            })
+            .collect();
+        let (indexes, locations): (Vec<_>, Vec<_>) = inserts
+            .into_iter()
+            .map(|insert| (insert.index, insert.location))
+            .unzip();
+        if !locations.is_empty()
+            && let Err(error) = self.transaction.insert(&locations).await
+        {
+            let StoreError::AlreadyExists { indexes: used, .. } = error else {
+                return Err(error.into());
+            };
+            // The ids may belong to another call with the same request ids, whose records are visible
+            // now.
+            if !request_ids.is_empty()
+                && self
+                    .transaction
+                    .find_idempotency_records(caller, &request_ids)
+                    .await?
+                    .len()
+                    > known_before
+            {
+                return Err(concurrent_request_id().into());
+            }
+            let used = used
+                .into_iter()
+                .map(|used| (indexes[used], locations[used].id));
+            let Some(used) = self.culprits(used.collect()) else {
+                return Err(Error::internal("no location exists").into());
+            };
+            return self.reject(Error::AlreadyExists, used).await;
+        }
+        let chosen: Vec<_> = creations.iter().filter_map(|new| new.location.id).collect();
+        if !chosen.is_empty() {
+            let previous = self.transaction.take_previous_images(&chosen).await?;
+            applied.images.extend(previous);
+        }
+        if !records.is_empty()
+            && !self
+                .transaction
+                .save_idempotency_records(caller, &records)
+                .await?
+        {
+            return Err(concurrent_request_id().into());
+        }
+        Ok(applied)
+    }
+}
+
+fn concurrent_request_id() -> Error {
+    Error::conflict("a concurrent call uses the same request_id")
+}

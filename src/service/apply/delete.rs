@@ -1,0 +1,70 @@
+//! Deletions.
+
+use std::collections::HashMap;
+
+use super::{super::call::Deletion, Applied, Rejected, Statements};
+use crate::{
+    error::Error,
+    model::{Image, Location},
+};
+
+impl Statements<'_> {
+    /// Deletes locations in order, all or none.
+    pub(super) async fn delete(&mut self, deletions: &[Deletion]) -> Result<Applied, Rejected> {
+        let mut ids: Vec<_> = deletions.iter().map(|deletion| deletion.id).collect();
+        ids.sort_unstable();
+        ids.dedup();
+        let scope = self.caller.scope();
+        let mut present: HashMap<_, Location> = self
+            .transaction
+            .lock(&ids)
+            .await?
+            .into_iter()
+            .filter(|location| scope.is_none_or(|owner| *owner == location.owner))
+            .map(|location| (location.id, location))
+            .collect();
+        let mut deleted: Vec<Image> = Vec::new();
+        let (mut missing, mut stale) = (Vec::new(), Vec::new());
+        for (index, deletion) in deletions.iter().enumerate() {
+            let Deletion {
+                id,
+                etag,
+                allow_missing,
+            } = deletion;
+            match present.remove(id) {
+                None if *allow_missing => {}
+                None => missing.push((index, *id)),
+                Some(location) if etag.as_ref().is_some_and(|etag| *etag != location.etag) => {
+                    stale.push((index, *id));
+                }
+                Some(location) => deleted.push(location.image()),
+            }
+        }
+        if let Some(missing) = self.culprits(missing) {
+            return self.reject(Error::NotFound, missing).await;
+        }
+        if let Some(stale) = self.culprits(stale) {
+            return self.reject(Error::EtagMismatch, stale).await;
+        }
+        let mut images = self.transaction.take_previous_images(&ids).await?;
+        // Of the locations that are missing, the response reveals the deletion.
+        let is_deleted = |image: &Image| deleted.iter().any(|other| other.id == image.id);
+        let revealed = images
+            .iter()
+            .filter(|image| !is_deleted(image))
+            .cloned()
+            .collect();
+        if !deleted.is_empty() {
+            let ids: Vec<_> = deleted.iter().map(|image| image.id).collect();
+            self.transaction.delete(&ids).await?;
+            // The records outlive the write, because a deletion may be retried.
+            self.transaction.record_previous_images(&deleted).await?;
+            images.extend(deleted);
+        }
+        Ok(Applied {
+            images,
+            revealed,
+            ..Applied::default()
+        })
+    }
+}

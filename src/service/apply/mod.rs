@@ -1,0 +1,113 @@
+//! The statements of a write within its transaction.
+
+mod create;
+mod delete;
+mod update;
+
+use super::call::{Write, Written};
+use crate::{
+    error::{Culprits, Error},
+    model::{Image, Location, LocationId, Micros, Principal},
+    store::{StoreError, Transaction},
+};
+
+/// The effect of a write within its transaction.
+#[derive(Default)]
+pub(super) struct Applied {
+    /// The locations to return.
+    pub locations: Vec<Written>,
+    /// Images before and after the write, plus the ones before the previous moves or deletions:
+    /// acknowledging this write implies that those were committed, and their writers may have died
+    /// before they reopened their tags. Earlier images don't matter: the previous writes closed their
+    /// tags.
+    pub images: Vec<Image>,
+    /// Those of the images that earlier writes have left, and that the response reveals even if this
+    /// write isn't executed.
+    pub revealed: Vec<Image>,
+    /// The records of the images before moves. The next write needs them until this one has reopened
+    /// its tags.
+    pub previous_images: Option<PreviousImages>,
+}
+
+/// Records of images, which were made at one time.
+pub(super) struct PreviousImages {
+    pub ids: Vec<LocationId>,
+    pub recorded: Micros,
+}
+
+/// A write that isn't executed.
+pub(super) struct Rejected {
+    pub error: Error,
+    /// The images that earlier writes have left, which the error reveals to have been committed:
+    /// their writers may have died before they reopened their tags.
+    pub images: Vec<Image>,
+}
+
+impl From<Error> for Rejected {
+    fn from(error: Error) -> Self {
+        Self {
+            error,
+            images: Vec::new(),
+        }
+    }
+}
+
+impl From<StoreError> for Rejected {
+    fn from(error: StoreError) -> Self {
+        Error::from(error).into()
+    }
+}
+
+/// A write's transaction and its circumstances.
+pub(super) struct Statements<'a> {
+    pub transaction: &'a mut dyn Transaction,
+    pub caller: &'a Principal,
+    /// Whether errors have the indexes of requests.
+    pub batch: bool,
+}
+
+impl Statements<'_> {
+    /// Executes a write's statements. `new_ids` are the ids of the locations to create.
+    pub async fn apply(
+        &mut self,
+        write: &Write,
+        new_ids: &[LocationId],
+    ) -> Result<Applied, Rejected> {
+        match write {
+            Write::Create(creations) => self.create(creations, new_ids).await,
+            Write::Update(updates) => self.update(updates).await,
+            Write::Delete(deletions) => self.delete(deletions).await,
+        }
+    }
+
+    /// The path of a request's field: in a batch, with its index.
+    fn path(&self, index: usize, field: &str) -> String {
+        if self.batch {
+            format!("requests[{index}].{field}")
+        } else {
+            field.to_owned()
+        }
+    }
+
+    /// The locations that requests fail for. `None` if there are none.
+    fn culprits(&self, items: Vec<(usize, LocationId)>) -> Option<Culprits> {
+        Culprits::new(items, self.batch)
+    }
+
+    /// Rejects a write, with the images that earlier writes of these locations have left.
+    async fn reject<T>(
+        &mut self,
+        error: impl FnOnce(Culprits) -> Error,
+        culprits: Culprits,
+    ) -> Result<T, Rejected> {
+        let ids: Vec<_> = culprits.ids().collect();
+        let error = error(culprits);
+        let mut images = self.transaction.take_previous_images(&ids).await?;
+        // A location that wasn't found may be another owner's.
+        if !matches!(error, Error::NotFound(_)) {
+            let locations = self.transaction.lock(&ids).await?;
+            images.extend(locations.iter().map(Location::image));
+        }
+        Err(Rejected { error, images })
+    }
+}
