@@ -41,8 +41,8 @@ use location_service::{
     },
     proto::location::v1,
     service::{
-        CacheMode, CachedResponse, Concurrency, Creation, Deletion, Edited, Service, Source, Update,
-        Write, WriteCall,
+        CacheMode, CachedResponse, Concurrency, Creation, Deletion, Edited, Service, Source,
+        Update, Write, WriteCall,
     },
     store::{Migrate, postgres},
 };

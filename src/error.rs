@@ -133,7 +133,9 @@ pub enum Error {
     MalformedMessage(String),
 
     /// The message is compressed with an unknown encoding.
-    #[error("the encoding of the request message isn't supported: send it plain, or with gzip or zstd")]
+    #[error(
+        "the encoding of the request message isn't supported: send it plain, or with gzip or zstd"
+    )]
     UnsupportedEncoding,
 
     /// The caller lacks the permission.

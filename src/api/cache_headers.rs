@@ -23,7 +23,9 @@ pub fn cache_mode(headers: &HeaderMap) -> CacheMode {
         let directive = directive.trim();
         let is = |name: &str| directive.eq_ignore_ascii_case(name);
         mode = match mode {
-            CacheMode::Default | CacheMode::NoCache | CacheMode::NoStore if is("only-if-cached") => {
+            CacheMode::Default | CacheMode::NoCache | CacheMode::NoStore
+                if is("only-if-cached") =>
+            {
                 CacheMode::OnlyIfCached
             }
             CacheMode::Default | CacheMode::NoCache if is("no-store") => CacheMode::NoStore,

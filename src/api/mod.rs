@@ -78,11 +78,7 @@ impl LocationApi {
         self.service.reports(caller, query, &page_token, mode).await
     }
 
-    async fn write(
-        &self,
-        caller: Principal,
-        call: WriteCall,
-    ) -> Result<Vec<v1::Location>, Status> {
+    async fn write(&self, caller: Principal, call: WriteCall) -> Result<Vec<v1::Location>, Status> {
         let validate_only = call.validate_only;
         let locations = self.service.write(caller, call).await?;
         Ok(locations

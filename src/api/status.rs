@@ -150,7 +150,10 @@ fn metadata(error: &Error) -> HashMap<String, String> {
             ("value", limit.as_millis().to_string()),
         ],
         Error::TooManyWatches(value) => {
-            vec![("limit", "watches".to_owned()), ("value", value.to_string())]
+            vec![
+                ("limit", "watches".to_owned()),
+                ("value", value.to_string()),
+            ]
         }
         Error::RequestIdReused { id, field } => {
             vec![("requestId", id.to_string()), ("field", field.clone())]

@@ -85,7 +85,10 @@ fn check_name(text: &str) -> Result<(), String> {
     if text.starts_with(char::is_whitespace) || text.ends_with(char::is_whitespace) {
         return Err("must not begin or end with white space".to_owned());
     }
-    match text.chars().find(|char| char.is_control() || is_invisible(*char)) {
+    match text
+        .chars()
+        .find(|char| char.is_control() || is_invisible(*char))
+    {
         Some(char) => Err(format!(
             "must not contain control or invisible characters, has U+{:04X}",
             u32::from(char)
@@ -302,9 +305,28 @@ mod tests {
             assert!(name(good).is_ok(), "{good:?}");
         }
         for bad in [
-            " x", "x ", "\u{3000}x", "x\u{a0}", "a\tb", "a\nb", "\u{1b}[0m", "\u{7f}x", "x\u{85}y",
-            "x\u{200b}", "\u{feff}x", "a\u{200d}b", "a\u{ad}b", "a\u{2060}b", "a\u{202e}b",
-            "a\u{2028}b", "\u{3164}", "\u{2800}", "x\u{fe0f}", "x\u{e0020}", " ", "\u{200b}",
+            " x",
+            "x ",
+            "\u{3000}x",
+            "x\u{a0}",
+            "a\tb",
+            "a\nb",
+            "\u{1b}[0m",
+            "\u{7f}x",
+            "x\u{85}y",
+            "x\u{200b}",
+            "\u{feff}x",
+            "a\u{200d}b",
+            "a\u{ad}b",
+            "a\u{2060}b",
+            "a\u{202e}b",
+            "a\u{2028}b",
+            "\u{3164}",
+            "\u{2800}",
+            "x\u{fe0f}",
+            "x\u{e0020}",
+            " ",
+            "\u{200b}",
         ] {
             assert!(name(bad).is_err(), "{bad:?}");
         }
@@ -321,7 +343,9 @@ mod tests {
             assert!(key(good).is_ok(), "{good}");
         }
         let long = "k".repeat(LabelKey::MAX + 1);
-        for bad in ["", "1", "_a", ".a", "camelKey", "A", "é", "a b", "a`", "a*", "*", &long] {
+        for bad in [
+            "", "1", "_a", ".a", "camelKey", "A", "é", "a b", "a`", "a*", "*", &long,
+        ] {
             assert!(key(bad).is_err(), "{bad}");
         }
     }

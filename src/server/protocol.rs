@@ -74,7 +74,11 @@ mod tests {
             refuse_other_protocols(&request).map(|response| response.status().as_u16())
         };
         let grpc = Some("application/grpc");
-        for content_type in ["application/grpc", "application/grpc+proto", "application/grpc;x=y"] {
+        for content_type in [
+            "application/grpc",
+            "application/grpc+proto",
+            "application/grpc;x=y",
+        ] {
             assert_eq!(refused(Version::HTTP_2, "POST", Some(content_type)), None);
         }
         for content_type in [

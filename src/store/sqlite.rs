@@ -258,8 +258,8 @@ mod tests {
     use super::*;
     use crate::{
         model::{
-            Cursor, LabelKey, ListQuery, LocationId, LocationType, Order, OrderField, Predicate, ReportQuery,
-            SortValue, Text,
+            Cursor, LabelKey, ListQuery, LocationId, LocationType, Order, OrderField, Predicate,
+            ReportQuery, SortValue, Text,
         },
         store::sql::{list_statement, report_statement},
     };
@@ -370,11 +370,23 @@ mod tests {
             for after in [None, Some(after)] {
                 let plan = plan(&pool, list_statement(&query, after.as_ref())).await;
                 for (step, table) in plan.iter().zip(tables) {
-                    assert!(step.starts_with("SEARCH") || step.contains("SUBQUERY"), "{plan:?}");
-                    assert!(step.contains(table) || step.contains("SUBQUERY"), "{plan:?}");
+                    assert!(
+                        step.starts_with("SEARCH") || step.contains("SUBQUERY"),
+                        "{plan:?}"
+                    );
+                    assert!(
+                        step.contains(table) || step.contains("SUBQUERY"),
+                        "{plan:?}"
+                    );
                 }
-                assert!(!plan.iter().any(|step| step.contains("TEMP B-TREE")), "{plan:?}");
-                assert!(!plan.iter().any(|step| step.starts_with("SCAN")), "{plan:?}");
+                assert!(
+                    !plan.iter().any(|step| step.contains("TEMP B-TREE")),
+                    "{plan:?}"
+                );
+                assert!(
+                    !plan.iter().any(|step| step.starts_with("SCAN")),
+                    "{plan:?}"
+                );
             }
         }
 

@@ -1,8 +1,13 @@
 //! Sessions of clients in other languages with the real binary.
 
-use std::{path::Path, process::Command};
+use std::{
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
 
 use serde_json::{Value, json};
+use servers::{postgres::Postgres, redis::RedisServer};
 use uuid::Uuid;
 
 use crate::{
@@ -45,6 +50,57 @@ async fn node_with_grpc_js() {
         Some(&modules),
     )
     .await;
+}
+
+/// A stock client that retries UNAVAILABLE creates nothing twice while PostgreSQL is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn python_retries_through_kills_of_postgresql() {
+    const KILLS: usize = 4;
+    let (postgres, redis) = (Postgres::start(), RedisServer::start());
+    let home = Home::new();
+    let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
+    command
+        .args(["serve", "--listen", "127.0.0.1:0", "--jwt-secret-file"])
+        .arg(home.dir.path().join("secret"))
+        .arg(format!("--database-url={}", postgres.database().await))
+        .arg(format!("--redis-url={}", redis.url()));
+    let service = home.run(command).await.expect("it starts");
+    let mut python = isolated(tool("python/bin/python"));
+    python
+        .arg(in_repository("tests/clients/retries.py"))
+        .arg(service.url.trim_start_matches("http://"))
+        .arg(in_repository("proto"))
+        .arg(token("root", true))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut client = python.spawn().expect("Python runs");
+    let kills = tokio::task::spawn_blocking(move || {
+        for _ in 0..KILLS {
+            // The writes of a second or so, whose moments differ.
+            std::thread::sleep(Duration::from_millis(1_100));
+            // The main process begins again without them.
+            let main = postgres.pid();
+            let children = format!("/proc/{main}/task/{main}/children");
+            let children = std::fs::read_to_string(children).expect("the server runs");
+            // Some may have ended because of the others.
+            servers::signal("KILL", children.split_whitespace());
+        }
+        std::thread::sleep(Duration::from_millis(1_500));
+        postgres
+    });
+    let postgres = kills.await.expect("no panic");
+    drop(client.stdin.take());
+    let output = tokio::task::spawn_blocking(move || client.wait_with_output());
+    let output = output.await.expect("no panic").expect("it ends");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        printed.ends_with("the session is over\n"),
+        "{printed}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    println!("{printed}");
+    drop((service, postgres, redis));
 }
 
 /// Calls with grpcurl.

@@ -431,7 +431,7 @@ async fn an_error_that_reveals_a_write_reopens_its_tags() {
         assert_eq!(error.code(), Code::AlreadyExists, "{pair:?}");
         assert_eq!(listed(&mut client, "run").await, ["b", "a"], "{pair:?}");
 
-        // An update whose caller retries with the same etag.
+        // An update with a stale etag.
         cached(&mut client, "run").await;
         let mut write = store.begin().await.unwrap();
         let mut changed = write.lock(&[b.id]).await.unwrap().remove(0);
@@ -444,7 +444,7 @@ async fn an_error_that_reveals_a_write_reopens_its_tags() {
             location: Some(v1::Location {
                 id: b.id.to_string(),
                 etag: "\"stale\"".to_owned(),
-                display_name: "c".to_owned(),
+                display_name: "d".to_owned(),
                 ..v1::Location::default()
             }),
             ..v1::UpdateLocationRequest::default()
@@ -458,7 +458,10 @@ async fn an_error_that_reveals_a_write_reopens_its_tags() {
         let mut write = store.begin().await.unwrap();
         let before = write.lock(&[b.id]).await.unwrap().remove(0);
         write.delete(&[b.id]).await.unwrap();
-        write.record_previous_images(&[before.image()]).await.unwrap();
+        write
+            .record_previous_images(&[before.image()])
+            .await
+            .unwrap();
         write.commit(None).await.unwrap();
         let again = v1::DeleteLocationRequest {
             id: b.id.to_string(),

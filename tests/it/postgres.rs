@@ -12,8 +12,8 @@ use std::{
 use location_service::{
     model::{
         Address, CacheServer, Capacity, Cursor, Details, Epoch, Etag, LabelKey, ListQuery,
-        Location, LocationId, LocationState, LocationType, Micros, Order, OrderField, OwnerId, Predicate,
-        RegionCode, ReportQuery, SortValue, Text,
+        Location, LocationId, LocationState, LocationType, Micros, Order, OrderField, OwnerId,
+        Predicate, RegionCode, ReportQuery, SortValue, Text,
     },
     store::{
         Migrate, OpenError, Store, StoreError, StoreResult,

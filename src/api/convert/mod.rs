@@ -6,8 +6,8 @@ mod write;
 
 pub use self::{
     query::{
-        EXPLAINED, ExplainList, Paged, batch_get, batch_get_response, explain_list, get, invalidate,
-        list, reports,
+        EXPLAINED, ExplainList, Paged, batch_get, batch_get_response, explain_list, get,
+        invalidate, list, reports,
     },
     write::{batch_create, batch_delete, batch_update, create, delete, update, written},
 };

@@ -99,11 +99,7 @@ impl Changes {
 
     /// Returns the paths of a mask without repeats. An empty mask stands for the fields that are
     /// set, and `*` for all.
-    fn expand(
-        &self,
-        mut paths: BTreeSet<String>,
-        violations: &mut Violations,
-    ) -> BTreeSet<String> {
+    fn expand(&self, mut paths: BTreeSet<String>, violations: &mut Violations) -> BTreeSet<String> {
         let all = paths.remove("*");
         if all && !paths.is_empty() {
             violations.add("update_mask", "must not have other paths next to *");
@@ -131,7 +127,11 @@ impl Changes {
         let names = |path: &str| self.mask.iter().any(|named| named == path);
         if current.details.coordinates.is_none()
             && !names(COORDINATES)
-            && COORDINATE_PATHS.into_iter().filter(|path| names(path)).count() == 1
+            && COORDINATE_PATHS
+                .into_iter()
+                .filter(|path| names(path))
+                .count()
+                == 1
         {
             violations.add(
                 "update_mask",

@@ -91,7 +91,10 @@ fn batch<Request, Item>(
     for (index, request) in requests.into_iter().take(MAX_BATCH).enumerate() {
         let mut own = Violations::default();
         if validate_only(&request) != only_validated {
-            own.add("validate_only", "must be the same in all requests of a batch");
+            own.add(
+                "validate_only",
+                "must be the same in all requests of a batch",
+            );
         }
         items.extend(parse(request, &mut own)?);
         own.prefix(&format!("requests[{index}]."));

@@ -100,9 +100,7 @@ impl Statements<'_> {
         let is_stale = etag.as_ref().is_some_and(|etag| *etag != before.etag);
         match edit(before) {
             // RFC 9110, 13.1.1: the change has been made already.
-            Ok(Edited { owner, details })
-                if owner == before.owner && details == before.details =>
-            {
+            Ok(Edited { owner, details }) if owner == before.owner && details == before.details => {
                 return Ok(Some(Written {
                     location: before.clone(),
                     generated: Generated::Nothing,
@@ -193,8 +191,13 @@ impl Statements<'_> {
             Some(PreviousImages { ids, recorded })
         };
         // A creation reveals that the location was deleted.
-        let is_new = |image: &crate::model::Image| new.iter().any(|location| location.id == image.id);
-        let revealed = previous.iter().filter(|image| is_new(image)).cloned().collect();
+        let is_new =
+            |image: &crate::model::Image| new.iter().any(|location| location.id == image.id);
+        let revealed = previous
+            .iter()
+            .filter(|image| is_new(image))
+            .cloned()
+            .collect();
         images.extend(previous);
         Ok(Applied {
             locations,

@@ -228,9 +228,7 @@ pub(in crate::store) fn list_statement<DB: Dialect>(
         (">", "")
     };
     let mut statement = QueryBuilder::new("SELECT ");
-    statement
-        .read_columns()
-        .from_list(query);
+    statement.read_columns().from_list(query);
     if let Some(Cursor { value, id }) = after {
         let value = match value {
             SortValue::Number(number) => Value::Int(*number),

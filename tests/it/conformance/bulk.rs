@@ -53,7 +53,9 @@ fn with_capacity(location: &v1::Location, capacity: i64) -> v1::UpdateLocationRe
 async fn a_batch_is_updated_in_order_or_not_at_all(app: &TestApp) {
     let mut client = app.admin();
     let before = stored(&mut client, 1_000, "run").await;
-    let requests = (1..).zip(&before).map(|(capacity, location)| with_capacity(location, capacity));
+    let requests = (1..)
+        .zip(&before)
+        .map(|(capacity, location)| with_capacity(location, capacity));
     let after = client.batch_update_locations(updates(requests)).await;
     let after = after.expect("updated").into_inner().locations;
     assert_eq!(after.len(), 1_000);
@@ -87,8 +89,14 @@ async fn a_batch_is_updated_in_order_or_not_at_all(app: &TestApp) {
     ];
     let response = client.batch_update_locations(updates(requests)).await;
     let response = response.expect("updated").into_inner().locations;
-    assert_eq!((response[0].capacity, response[0].display_name.as_str()), (7, "0000"));
-    assert_eq!((response[2].capacity, response[2].display_name.as_str()), (7, "renamed"));
+    assert_eq!(
+        (response[0].capacity, response[0].display_name.as_str()),
+        (7, "0000")
+    );
+    assert_eq!(
+        (response[2].capacity, response[2].display_name.as_str()),
+        (7, "renamed")
+    );
     assert_eq!(response[1], after[1]);
     assert_eq!(read(&mut client, &x.id).await, response[2]);
 
@@ -119,7 +127,10 @@ async fn a_batch_is_updated_in_order_or_not_at_all(app: &TestApp) {
     assert_eq!(read(&mut client, &after[2].id).await, after[2]);
     for requests in [vec![], vec![with_capacity(x, 1); 1_001]] {
         let status = client.batch_update_locations(updates(requests)).await;
-        assert_eq!(bad_fields(&status.expect_err("too few or many")), ["requests"]);
+        assert_eq!(
+            bad_fields(&status.expect_err("too few or many")),
+            ["requests"]
+        );
     }
 }
 
@@ -127,7 +138,9 @@ async fn a_batch_is_deleted_in_order_or_not_at_all(app: &TestApp) {
     let mut client = app.admin();
     let all = stored(&mut client, 1_000, "run").await;
     let twice = [delete(&all[0].id), delete(&all[1].id), delete(&all[0].id)];
-    let status = client.batch_delete_locations(deletions(twice.clone())).await;
+    let status = client
+        .batch_delete_locations(deletions(twice.clone()))
+        .await;
     let status = status.expect_err("it is deleted once");
     assert_eq!(status.code(), Code::NotFound);
     assert_eq!(metadata(&status)["indexes"], "2");
@@ -136,20 +149,31 @@ async fn a_batch_is_deleted_in_order_or_not_at_all(app: &TestApp) {
         allow_missing: true,
         ..request
     });
-    client.batch_delete_locations(deletions(twice)).await.expect("deleted");
+    client
+        .batch_delete_locations(deletions(twice))
+        .await
+        .expect("deleted");
     assert_eq!(count(app).await, 998);
     let rest = all[2..].iter().map(|location| v1::DeleteLocationRequest {
         etag: location.etag.clone(),
         ..delete(&location.id)
     });
-    client.batch_delete_locations(deletions(rest)).await.expect("deleted");
+    client
+        .batch_delete_locations(deletions(rest))
+        .await
+        .expect("deleted");
     assert_eq!(count(app).await, 0);
-    let status = client.batch_delete_locations(deletions([delete("x")])).await;
+    let status = client
+        .batch_delete_locations(deletions([delete("x")]))
+        .await;
     assert_eq!(bad_fields(&status.expect_err("bad")), ["requests[0].id"]);
     let requests = [vec![], vec![delete(&uuid(1)); 1_001]];
     for requests in requests {
         let status = client.batch_delete_locations(deletions(requests)).await;
-        assert_eq!(bad_fields(&status.expect_err("too few or many")), ["requests"]);
+        assert_eq!(
+            bad_fields(&status.expect_err("too few or many")),
+            ["requests"]
+        );
     }
 }
 
@@ -166,7 +190,10 @@ async fn every_request_that_fails_for_one_cause_is_named(app: &TestApp) {
     });
     let status = client.batch_update_locations(updates(requests)).await;
     let status = status.expect_err("stale");
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::Aborted, "ETAG_MISMATCH"));
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::Aborted, "ETAG_MISMATCH")
+    );
     assert_eq!(metadata(&status)["indexes"], "1-2,5");
     let requests = all.iter().map(|location| v1::DeleteLocationRequest {
         etag: "\"stale\"".to_owned(),
@@ -182,7 +209,10 @@ async fn every_request_that_fails_for_one_cause_is_named(app: &TestApp) {
     let requests = requests.map(|location| with_capacity(&location, 3));
     let status = client.batch_update_locations(updates(requests)).await;
     let status = status.expect_err("missing");
-    assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "LOCATION_NOT_FOUND"));
+    assert_eq!(
+        (status.code(), reason(&status).as_str()),
+        (Code::NotFound, "LOCATION_NOT_FOUND")
+    );
     assert_eq!(metadata(&status)["indexes"], "0,2");
     for location in &all {
         assert_eq!(read(&mut client, &location.id).await, *location);
@@ -196,15 +226,22 @@ async fn batches_of_another_owner_are_not_found(app: &TestApp) {
     let requests = [&his[0], &hers[1]].map(|location| with_capacity(location, 1));
     let status = bob.batch_update_locations(updates(requests)).await;
     let status = status.expect_err("ann's");
-    assert_eq!((status.code(), metadata(&status)["indexes"].as_str()), (Code::NotFound, "1"));
+    assert_eq!(
+        (status.code(), metadata(&status)["indexes"].as_str()),
+        (Code::NotFound, "1")
+    );
     let requests = [&his[0], &hers[0]].map(|location| delete(&location.id));
-    let status = bob.batch_delete_locations(deletions(requests.clone())).await;
+    let status = bob
+        .batch_delete_locations(deletions(requests.clone()))
+        .await;
     assert_eq!(status.expect_err("ann's").code(), Code::NotFound);
     let requests = requests.map(|request| v1::DeleteLocationRequest {
         allow_missing: true,
         ..request
     });
-    bob.batch_delete_locations(deletions(requests)).await.expect("his own is deleted");
+    bob.batch_delete_locations(deletions(requests))
+        .await
+        .expect("his own is deleted");
     assert_eq!(count(app).await, 2);
 }
 
@@ -235,7 +272,11 @@ async fn a_batch_may_create_update_and_move(app: &TestApp) {
     assert_eq!(response[1].owner_id, "bob");
     let list = client.list_locations(of_run("run")).await.expect("listed");
     assert_eq!(list.get_ref().locations, [response[2].clone()]);
-    let list = app.user("bob").list_locations(of_run("other")).await.expect("listed");
+    let list = app
+        .user("bob")
+        .list_locations(of_run("other"))
+        .await
+        .expect("listed");
     assert_eq!(list.get_ref().locations, [response[1].clone()]);
 }
 
@@ -255,7 +296,10 @@ async fn validate_only_changes_nothing(app: &TestApp) {
         validate_only: true,
         ..delete(&all[index].id)
     });
-    client.batch_delete_locations(deletions(requests)).await.expect("valid");
+    client
+        .batch_delete_locations(deletions(requests))
+        .await
+        .expect("valid");
     for location in &all {
         assert_eq!(read(&mut client, &location.id).await, *location);
     }
@@ -284,15 +328,24 @@ fn lists(from: &str, to: &str) -> [(v1::ListLocationsRequest, bool); 8] {
 
 async fn fill(client: &mut Client, lists: &[(v1::ListLocationsRequest, bool)]) {
     for (request, _) in lists {
-        client.list_locations(request.clone()).await.expect("listed");
-        let list = client.list_locations(request.clone()).await.expect("listed");
+        client
+            .list_locations(request.clone())
+            .await
+            .expect("listed");
+        let list = client
+            .list_locations(request.clone())
+            .await
+            .expect("listed");
         assert!(is_hit(&list), "{request:?}");
     }
 }
 
 async fn check(client: &mut Client, lists: &[(v1::ListLocationsRequest, bool)]) {
     for (request, changed) in lists {
-        let list = client.list_locations(request.clone()).await.expect("listed");
+        let list = client
+            .list_locations(request.clone())
+            .await
+            .expect("listed");
         assert_eq!(is_hit(&list), !changed, "{request:?}");
     }
 }
@@ -309,7 +362,9 @@ async fn a_moved_batch_invalidates_its_runs_and_no_other(app: &TestApp) {
         };
         update(moved, &["production_run_id"])
     });
-    ann.batch_update_locations(updates(requests)).await.expect("moved");
+    ann.batch_update_locations(updates(requests))
+        .await
+        .expect("moved");
     check(&mut admin, &lists).await;
     let list = v1::ListLocationsRequest {
         page_size: 1_000,
@@ -320,7 +375,9 @@ async fn a_moved_batch_invalidates_its_runs_and_no_other(app: &TestApp) {
     // The next write doesn't invalidate the runs that they have left.
     fill(&mut admin, &lists).await;
     let moved = list.get_ref().locations[0].clone();
-    ann.update_location(with_capacity(&moved, 3)).await.expect("updated");
+    ann.update_location(with_capacity(&moved, 3))
+        .await
+        .expect("updated");
     let list = admin.list_locations(of_run("from")).await.expect("listed");
     assert!(is_hit(&list));
 }
@@ -332,7 +389,9 @@ async fn a_deleted_batch_invalidates_its_run_and_no_other(app: &TestApp) {
     fill(&mut admin, &lists[2..]).await;
     read(&mut ann, &all[7].id).await;
     let requests = all.iter().map(|location| delete(&location.id));
-    ann.batch_delete_locations(deletions(requests)).await.expect("deleted");
+    ann.batch_delete_locations(deletions(requests))
+        .await
+        .expect("deleted");
     check(&mut admin, &lists[2..]).await;
     let list = admin.list_locations(of_run("from")).await.expect("listed");
     assert_eq!(names(&list), [""; 0]);
@@ -349,7 +408,9 @@ async fn a_response_that_clients_refuse_is_refused_before_the_write(app: &TestAp
                 .collect(),
             ..storage("large", "")
         };
-        let response = client.batch_create_locations(batch(vec![create(large); 35])).await;
+        let response = client
+            .batch_create_locations(batch(vec![create(large); 35]))
+            .await;
         all.extend(response.expect("created").into_inner().locations);
     }
     let requests = |count: usize| updates(all[..count].iter().map(|it| with_capacity(it, 1)));
@@ -362,5 +423,8 @@ async fn a_response_that_clients_refuse_is_refused_before_the_write(app: &TestAp
     assert_eq!(bad_fields(&status.expect_err("too large")), ["requests"]);
     assert_eq!(read(&mut client, &all[0].id).await, all[0]);
     requests.requests.truncate(30);
-    client.batch_update_locations(requests).await.expect("it fits");
+    client
+        .batch_update_locations(requests)
+        .await
+        .expect("it fits");
 }

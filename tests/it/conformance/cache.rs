@@ -312,7 +312,12 @@ async fn errors_that_reveal_a_write_invalidate_its_lists(app: &TestApp) {
     };
     expect_invalidated(app, "a stale etag", write, paris).await;
     let request = update(unchanged, &["capacity"]);
-    let write = async { app.admin().update_location(request).await.expect("unchanged") };
+    let write = async {
+        app.admin()
+            .update_location(request)
+            .await
+            .expect("unchanged")
+    };
     expect_invalidated(app, "an update that changes nothing", write, paris).await;
 }
 

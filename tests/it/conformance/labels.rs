@@ -35,7 +35,12 @@ async fn lists_have_only_locations_with_all_labels(app: &TestApp) {
     for (name, run, owner, pairs) in [
         ("a", "x", "ann", &[("colour", "red"), ("size", "xl")][..]),
         ("b", "x", "bob", &[("colour", "red"), ("size", "s")]),
-        ("c", "y", "ann", &[("colour", "Red"), ("k8s.io/app-x_1", "\"é\\\u{1}")]),
+        (
+            "c",
+            "y",
+            "ann",
+            &[("colour", "Red"), ("k8s.io/app-x_1", "\"é\\\u{1}")],
+        ),
         ("d", "x", "ann", &[("colour", "")]),
         ("e", "", "ann", &[]),
     ] {
@@ -87,18 +92,29 @@ async fn lists_have_only_locations_with_all_labels(app: &TestApp) {
                 include_total_size: true,
                 ..request.clone()
             };
-            let list = client.list_locations(request.clone()).await.expect("listed");
+            let list = client
+                .list_locations(request.clone())
+                .await
+                .expect("listed");
             let mut found = names(&list);
             found.sort_unstable();
             assert_eq!(found.concat(), expected, "{request:?}");
-            assert_eq!(list.get_ref().total_size as usize, found.len(), "{request:?}");
+            assert_eq!(
+                list.get_ref().total_size as usize,
+                found.len(),
+                "{request:?}"
+            );
         }
     }
     let request = Request {
         labels: labels(red),
         ..any()
     };
-    let list = app.user("bob").list_locations(request).await.expect("listed");
+    let list = app
+        .user("bob")
+        .list_locations(request)
+        .await
+        .expect("listed");
     assert_eq!(names(&list), ["b"]);
 }
 
@@ -117,7 +133,11 @@ async fn lists_by_label_follow_every_write(app: &TestApp) {
         }
     };
     listed(&[]).await;
-    let a = created(&mut client, labelled("a", "", &[("colour", "red"), ("x", "")])).await;
+    let a = created(
+        &mut client,
+        labelled("a", "", &[("colour", "red"), ("x", "")]),
+    )
+    .await;
     listed(&["a"]).await;
     let b = created(&mut client, storage("b", "run")).await;
     listed(&["a"]).await;
@@ -130,23 +150,38 @@ async fn lists_by_label_follow_every_write(app: &TestApp) {
         update(change, paths)
     };
     for (request, expected) in [
-        (change(&b, &[("colour", "red")], &["labels.colour"]), &["b", "a"][..]),
-        (change(&a, &[("colour", "blue")], &["labels.colour"]), &["b"]),
+        (
+            change(&b, &[("colour", "red")], &["labels.colour"]),
+            &["b", "a"][..],
+        ),
+        (
+            change(&a, &[("colour", "blue")], &["labels.colour"]),
+            &["b"],
+        ),
         (change(&a, &[("colour", "red")], &["labels"]), &["b", "a"]),
         (change(&b, &[], &["labels.colour"]), &["a"]),
-        (change(&b, &[("y", ""), ("colour", "red")], &["labels"]), &["b", "a"]),
+        (
+            change(&b, &[("y", ""), ("colour", "red")], &["labels"]),
+            &["b", "a"],
+        ),
         (change(&a, &[], &["*"]), &["b"]),
     ] {
         client.update_location(request).await.expect("updated");
         listed(expected).await;
     }
-    client.delete_location(delete(&b.id)).await.expect("deleted");
+    client
+        .delete_location(delete(&b.id))
+        .await
+        .expect("deleted");
     listed(&[]).await;
     let requests = [&a, &a].map(|location| change(location, &[("colour", "red")], &["labels"]));
     let request = v1::BatchUpdateLocationsRequest {
         requests: requests.into(),
     };
-    client.batch_update_locations(request).await.expect("updated");
+    client
+        .batch_update_locations(request)
+        .await
+        .expect("updated");
     listed(&["a"]).await;
 }
 
@@ -160,7 +195,10 @@ async fn pages_by_label_are_complete(app: &TestApp) {
         let run = ["x", "y"][number % 2];
         create(labelled(&format!("{:02}", number * 7 % 60), run, pairs))
     });
-    client.batch_create_locations(batch(requests)).await.expect("created");
+    client
+        .batch_create_locations(batch(requests))
+        .await
+        .expect("created");
     for (run, pairs, expected) in [
         (None, &[("even", "no")][..], 60),
         (None, &[("even", "no"), ("third", "yes")], 20),
@@ -174,13 +212,19 @@ async fn pages_by_label_are_complete(app: &TestApp) {
                 page_size: 1_000,
                 ..Request::default()
             };
-            let whole = client.list_locations(request.clone()).await.expect("listed");
+            let whole = client
+                .list_locations(request.clone())
+                .await
+                .expect("listed");
             let whole = whole.into_inner().locations;
             assert_eq!(whole.len(), expected);
             request.page_size = 7;
             let mut seen = Vec::new();
             loop {
-                let page = client.list_locations(request.clone()).await.expect("listed");
+                let page = client
+                    .list_locations(request.clone())
+                    .await
+                    .expect("listed");
                 let page = page.into_inner();
                 seen.extend(page.locations);
                 request.page_token = page.next_page_token;
@@ -218,7 +262,9 @@ async fn labels_that_cannot_exist_are_refused(app: &TestApp) {
     }
     for count in [65, 300] {
         let request = Request {
-            labels: (0..count).map(|number| (format!("k{number}"), String::new())).collect(),
+            labels: (0..count)
+                .map(|number| (format!("k{number}"), String::new()))
+                .collect(),
             ..Request::default()
         };
         let status = app.admin().list_locations(request).await;

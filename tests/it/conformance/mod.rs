@@ -8,21 +8,21 @@ use tonic_types::StatusExt as _;
 
 use crate::harness::{Client, TestApp, cache_status, create, storage, token};
 
+mod bulk;
 mod cache;
 mod calls;
 mod errors;
+mod labels;
 mod lists;
 mod paging;
 mod persistence;
+mod protocol;
 mod reports;
 mod request_ids;
 mod scope;
+mod snapshots;
 mod updates;
 mod validation;
-mod bulk;
-mod labels;
-mod protocol;
-mod snapshots;
 mod writes;
 
 /// Whether the response came from the cache, from any tier.

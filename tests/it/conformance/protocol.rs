@@ -33,18 +33,84 @@ async fn every_error_has_a_reason(app: &TestApp) {
     let compressed = &[1, 0, 0, 0, 0][..];
     let unsupported = [GRPC, ("grpc-encoding", "deflate")];
     for (path, headers, body, code, expected) in [
-        ("/location.v1.LocationService/Nothing", &[GRPC][..], empty, Code::Unimplemented, "UNKNOWN_METHOD"),
-        ("/location.v1.Nothing/ListLocations", &[GRPC], empty, Code::Unimplemented, "UNKNOWN_METHOD"),
-        ("/nothing", &[GRPC], empty, Code::Unimplemented, "UNKNOWN_METHOD"),
+        (
+            "/location.v1.LocationService/Nothing",
+            &[GRPC][..],
+            empty,
+            Code::Unimplemented,
+            "UNKNOWN_METHOD",
+        ),
+        (
+            "/location.v1.Nothing/ListLocations",
+            &[GRPC],
+            empty,
+            Code::Unimplemented,
+            "UNKNOWN_METHOD",
+        ),
+        (
+            "/nothing",
+            &[GRPC],
+            empty,
+            Code::Unimplemented,
+            "UNKNOWN_METHOD",
+        ),
         ("/", &[GRPC], empty, Code::Unimplemented, "UNKNOWN_METHOD"),
-        (LIST, &[GRPC], truncated, Code::InvalidArgument, "MALFORMED_MESSAGE"),
-        (CREATE, &[GRPC], truncated, Code::InvalidArgument, "MALFORMED_MESSAGE"),
-        (CREATE, &[GRPC], &empty[..3], Code::InvalidArgument, "MALFORMED_MESSAGE"),
-        (CREATE, &[GRPC], &[], Code::InvalidArgument, "MALFORMED_MESSAGE"),
-        (LIST, &unsupported, compressed, Code::Unimplemented, "UNSUPPORTED_ENCODING"),
-        (CREATE, &unsupported, compressed, Code::Unimplemented, "UNSUPPORTED_ENCODING"),
-        (CREATE, &[GRPC], &[0, 0xFF, 0, 0, 0], Code::ResourceExhausted, "MESSAGE_TOO_LARGE"),
-        ("/grpc.health.v1.Health/Check", &[GRPC], &[0, 0, 0, 0, 3, 0x0A, 1, b'x'], Code::NotFound, "NOTFOUND"),
+        (
+            LIST,
+            &[GRPC],
+            truncated,
+            Code::InvalidArgument,
+            "MALFORMED_MESSAGE",
+        ),
+        (
+            CREATE,
+            &[GRPC],
+            truncated,
+            Code::InvalidArgument,
+            "MALFORMED_MESSAGE",
+        ),
+        (
+            CREATE,
+            &[GRPC],
+            &empty[..3],
+            Code::InvalidArgument,
+            "MALFORMED_MESSAGE",
+        ),
+        (
+            CREATE,
+            &[GRPC],
+            &[],
+            Code::InvalidArgument,
+            "MALFORMED_MESSAGE",
+        ),
+        (
+            LIST,
+            &unsupported,
+            compressed,
+            Code::Unimplemented,
+            "UNSUPPORTED_ENCODING",
+        ),
+        (
+            CREATE,
+            &unsupported,
+            compressed,
+            Code::Unimplemented,
+            "UNSUPPORTED_ENCODING",
+        ),
+        (
+            CREATE,
+            &[GRPC],
+            &[0, 0xFF, 0, 0, 0],
+            Code::ResourceExhausted,
+            "MESSAGE_TOO_LARGE",
+        ),
+        (
+            "/grpc.health.v1.Health/Check",
+            &[GRPC],
+            &[0, 0, 0, 0, 3, 0x0A, 1, b'x'],
+            Code::NotFound,
+            "NOTFOUND",
+        ),
     ] {
         let response = send(app, Method::POST, path, headers, body.to_vec()).await;
         assert_eq!(response.http_status, 200, "{path}");
@@ -94,20 +160,41 @@ async fn http_1_gets_a_line_of_text(app: &TestApp) {
         let status = response.split_once(' ').map(|(_, rest)| &rest[..3]);
         assert_eq!(status, Some("426"), "{response}");
         assert!(response.contains("\r\nupgrade: h2c\r\n"), "{response}");
-        assert!(response.contains("This port serves gRPC over HTTP/2"), "{response}");
+        assert!(
+            response.contains("This port serves gRPC over HTTP/2"),
+            "{response}"
+        );
     }
 }
 
 async fn no_store_stores_nothing(app: &TestApp) {
     let mut client = app.admin();
     let list = |directive| with(of_run("run"), "cache-control", directive);
-    for directive in ["no-store", "No-Store", "no-cache, no-store", "max-age=0,no-store"] {
-        let response = client.list_locations(list(directive)).await.expect("listed");
-        assert_eq!(cache_status(&response), "location-service; fwd=request", "{directive}");
+    for directive in [
+        "no-store",
+        "No-Store",
+        "no-cache, no-store",
+        "max-age=0,no-store",
+    ] {
+        let response = client
+            .list_locations(list(directive))
+            .await
+            .expect("listed");
+        assert_eq!(
+            cache_status(&response),
+            "location-service; fwd=request",
+            "{directive}"
+        );
     }
     let response = client.list_locations(of_run("run")).await.expect("listed");
-    assert_eq!(cache_status(&response), "location-service; fwd=miss; stored");
-    let response = client.list_locations(list("no-store")).await.expect("listed");
+    assert_eq!(
+        cache_status(&response),
+        "location-service; fwd=miss; stored"
+    );
+    let response = client
+        .list_locations(list("no-store"))
+        .await
+        .expect("listed");
     assert_eq!(cache_status(&response), "location-service; fwd=request");
     // It leaves the entry where it is.
     let response = client.list_locations(of_run("run")).await.expect("listed");
@@ -123,14 +210,23 @@ async fn only_if_cached_reads_nothing(app: &TestApp) {
     client.list_locations(of_run("run")).await.expect("listed");
     let response = client.list_locations(list()).await.expect("a hit");
     assert!(is_hit(&response));
-    client.create_location(create(storage("x", "run"))).await.expect("created");
-    let status = client.list_locations(list()).await.expect_err("it has changed");
+    client
+        .create_location(create(storage("x", "run")))
+        .await
+        .expect("created");
+    let status = client
+        .list_locations(list())
+        .await
+        .expect_err("it has changed");
     assert_eq!(reason(&status), "NOT_CACHED");
     let request = with(get(&uuid(1)), "cache-control", "only-if-cached");
     let status = client.get_location(request).await.expect_err("not cached");
     assert_eq!(reason(&status), "NOT_CACHED");
     let request = v1::ListLocationReportsRequest::default();
     let request = with(request, "cache-control", "only-if-cached");
-    let status = client.list_location_reports(request).await.expect_err("not cached");
+    let status = client
+        .list_location_reports(request)
+        .await
+        .expect_err("not cached");
     assert_eq!(reason(&status), "NOT_CACHED");
 }

@@ -185,7 +185,11 @@ async fn a_failed_call_does_not_use_up_its_request_id(app: &TestApp) {
 
 async fn a_retry_is_the_same_location_in_any_form(app: &TestApp) {
     let mut client = app.admin();
-    let first = client.create_location(once(1, "x")).await.expect("created").into_inner();
+    let first = client
+        .create_location(once(1, "x"))
+        .await
+        .expect("created")
+        .into_inner();
     let change = |change: fn(&mut v1::Location)| {
         let mut request = once(1, "x");
         change(request.location.as_mut().expect("given"));
@@ -214,12 +218,19 @@ async fn a_retry_is_the_same_location_in_any_form(app: &TestApp) {
 
 async fn a_retry_may_be_validated(app: &TestApp) {
     let mut client = app.admin();
-    let first = client.create_location(once(1, "x")).await.expect("created").into_inner();
+    let first = client
+        .create_location(once(1, "x"))
+        .await
+        .expect("created")
+        .into_inner();
     let validated = |name| v1::CreateLocationRequest {
         validate_only: true,
         ..once(1, name)
     };
-    let response = client.create_location(validated("x")).await.expect("a retry");
+    let response = client
+        .create_location(validated("x"))
+        .await
+        .expect("a retry");
     assert_eq!(response.into_inner(), first);
     let status = client.create_location(validated("y")).await;
     assert_reused(&status.expect_err("reused"));
@@ -229,7 +240,11 @@ async fn a_retry_may_be_validated(app: &TestApp) {
             request_id: uuid(2),
             ..validated(name)
         };
-        let response = client.create_location(request).await.expect("valid").into_inner();
+        let response = client
+            .create_location(request)
+            .await
+            .expect("valid")
+            .into_inner();
         assert_eq!((response.id.as_str(), response.etag.as_str()), ("", ""));
     }
     assert_eq!(count(app).await, 1);

@@ -33,7 +33,11 @@ async fn a_page_and_its_total_are_of_one_time(app: &TestApp) {
                 ..of_run("run")
             };
             let request = with(request, "cache-control", "no-cache");
-            let list = client.list_locations(request).await.expect("listed").into_inner();
+            let list = client
+                .list_locations(request)
+                .await
+                .expect("listed")
+                .into_inner();
             assert_eq!(list.locations.len(), list.total_size as usize);
         }
     };
@@ -60,7 +64,10 @@ async fn a_batch_of_reads_is_of_one_time(app: &TestApp) {
             let request = v1::BatchUpdateLocationsRequest {
                 requests: requests.collect(),
             };
-            client.batch_update_locations(request).await.expect("updated");
+            client
+                .batch_update_locations(request)
+                .await
+                .expect("updated");
         }
         done.store(true, Ordering::Relaxed);
     };
@@ -70,7 +77,10 @@ async fn a_batch_of_reads_is_of_one_time(app: &TestApp) {
             ids: pair.iter().map(|location| location.id.clone()).collect(),
         };
         while !done.load(Ordering::Relaxed) {
-            let found = client.batch_get_locations(request.clone()).await.expect("found");
+            let found = client
+                .batch_get_locations(request.clone())
+                .await
+                .expect("found");
             let found = found.into_inner().locations;
             assert_eq!(found[0].capacity, found[1].capacity);
         }

@@ -223,13 +223,7 @@ async fn output_only_fields_are_ignored(app: &TestApp) {
         ..v1::Location::default()
     };
     for paths in [
-        &[
-            "id",
-            "create_time",
-            "update_time",
-            "etag",
-            "capacity",
-        ][..],
+        &["id", "create_time", "update_time", "etag", "capacity"][..],
         &[],
     ] {
         let (before, response) = updated(app, change.clone(), paths).await;
@@ -462,17 +456,33 @@ async fn a_mask_that_can_have_no_effect_is_refused(app: &TestApp) {
         (owned_by(""), &["owner_id", "capacity"], "location.owner_id"),
     ] {
         let status = client.update_location(update(change, paths)).await;
-        assert_eq!(bad_fields(&status.expect_err("no effect")), [field], "{paths:?}");
+        assert_eq!(
+            bad_fields(&status.expect_err("no effect")),
+            [field],
+            "{paths:?}"
+        );
     }
     // These have one, or say what is there.
-    for paths in [&["owner_id"][..], &["id", "etag", "create_time", "update_time"]] {
+    for paths in [
+        &["owner_id"][..],
+        &["id", "etag", "create_time", "update_time"],
+    ] {
         let change = owned_by("ann");
         let response = client.update_location(update(change, paths)).await;
-        assert_eq!(response.expect("unchanged").into_inner(), before, "{paths:?}");
+        assert_eq!(
+            response.expect("unchanged").into_inner(),
+            before,
+            "{paths:?}"
+        );
     }
     let paths = ["coordinates.latitude", "coordinates.longitude"];
-    let response = client.update_location(update(position.clone(), &paths)).await;
-    assert_eq!(response.expect("both").get_ref().coordinates, position.coordinates);
+    let response = client
+        .update_location(update(position.clone(), &paths))
+        .await;
+    assert_eq!(
+        response.expect("both").get_ref().coordinates,
+        position.coordinates
+    );
 }
 
 async fn an_update_that_changes_nothing_writes_nothing(app: &TestApp) {
@@ -505,7 +515,11 @@ async fn an_update_that_changes_nothing_writes_nothing(app: &TestApp) {
         let list = client.list_locations(run.clone()).await.expect("listed");
         assert!(is_hit(&list));
         let response = client.update_location(update(change, paths)).await;
-        assert_eq!(response.expect("unchanged").into_inner(), second, "{paths:?}");
+        assert_eq!(
+            response.expect("unchanged").into_inner(),
+            second,
+            "{paths:?}"
+        );
         // It acknowledges the write that came before.
         let list = client.list_locations(run.clone()).await.expect("listed");
         assert!(!is_hit(&list), "{paths:?}");
@@ -536,15 +550,26 @@ async fn an_admin_moves_a_location_to_another_owner(app: &TestApp) {
         owner_id: owner.to_owned(),
         ..before.clone()
     };
-    let moved = admin.update_location(update(to("bob"), &["owner_id"])).await;
+    let moved = admin
+        .update_location(update(to("bob"), &["owner_id"]))
+        .await;
     let moved = moved.expect("moved").into_inner();
     let expected = changed(before.clone(), &moved, |location| {
         location.owner_id = "bob".to_owned();
     });
     assert_eq!(moved, expected);
-    assert_eq!(names(&ann.list_locations(all()).await.expect("listed")), [""; 0]);
-    assert_eq!(names(&bob.list_locations(all()).await.expect("listed")), ["x"]);
-    assert_eq!(names(&admin.list_locations(all()).await.expect("listed")), ["x"]);
+    assert_eq!(
+        names(&ann.list_locations(all()).await.expect("listed")),
+        [""; 0]
+    );
+    assert_eq!(
+        names(&bob.list_locations(all()).await.expect("listed")),
+        ["x"]
+    );
+    assert_eq!(
+        names(&admin.list_locations(all()).await.expect("listed")),
+        ["x"]
+    );
     let status = ann.get_location(get(&before.id)).await.expect_err("bob's");
     assert_eq!(status.code(), Code::NotFound);
     assert_eq!(read(&mut bob, &before.id).await, moved);
@@ -584,13 +609,21 @@ async fn a_missing_location_is_created_on_request(app: &TestApp) {
         ..upsert(location.clone(), &["capacity"])
     };
     let would = client.update_location(would).await.expect("valid");
-    assert_eq!((would.get_ref().etag.as_str(), would.get_ref().id.clone()), ("", uuid(1)));
+    assert_eq!(
+        (would.get_ref().etag.as_str(), would.get_ref().id.clone()),
+        ("", uuid(1))
+    );
     // The mask doesn't count.
-    let first = client.update_location(upsert(location.clone(), &["capacity"])).await;
+    let first = client
+        .update_location(upsert(location.clone(), &["capacity"]))
+        .await;
     let first = first.expect("created").into_inner();
     assert_eq!((first.display_name.as_str(), first.capacity), ("x", 5));
     assert_eq!((first.owner_id.as_str(), &first.id), ("ann", &uuid(1)));
-    assert_eq!(names(&client.list_locations(of_run("run")).await.expect("listed")), ["x"]);
+    assert_eq!(
+        names(&client.list_locations(of_run("run")).await.expect("listed")),
+        ["x"]
+    );
     assert_eq!(read(&mut client, &first.id).await, first);
     let again = client.update_location(upsert(location.clone(), &[])).await;
     assert_eq!(again.expect("there").into_inner(), first);
@@ -601,10 +634,16 @@ async fn a_missing_location_is_created_on_request(app: &TestApp) {
     let second = client.update_location(upsert(change, &["capacity"])).await;
     assert_eq!(second.expect("updated").get_ref().capacity, 6);
 
-    let status = app.user("bob").update_location(upsert(location.clone(), &[])).await;
+    let status = app
+        .user("bob")
+        .update_location(upsert(location.clone(), &[]))
+        .await;
     let status = status.expect_err("ann's");
     assert_eq!(status.code(), Code::AlreadyExists);
-    client.delete_location(delete(&uuid(1))).await.expect("deleted");
+    client
+        .delete_location(delete(&uuid(1)))
+        .await
+        .expect("deleted");
     let stale = v1::Location {
         etag: first.etag.clone(),
         ..location.clone()
@@ -616,10 +655,15 @@ async fn a_missing_location_is_created_on_request(app: &TestApp) {
         r#type: 0,
         ..location.clone()
     };
-    let status = client.update_location(upsert(nameless, &["capacity"])).await;
+    let status = client
+        .update_location(upsert(nameless, &["capacity"]))
+        .await;
     assert_eq!(
         bad_fields(&status.expect_err("incomplete")),
         ["location.display_name", "location.type"]
     );
-    client.update_location(upsert(location, &[])).await.expect("created again");
+    client
+        .update_location(upsert(location, &[]))
+        .await
+        .expect("created again");
 }

@@ -253,7 +253,9 @@ async fn values_past_the_limits_are_refused(app: &TestApp) {
         ("labels", |location| {
             location.labels = [("0".to_owned(), String::new())].into();
         }),
-        ("display_name", |location| location.display_name = " x".into()),
+        ("display_name", |location| {
+            location.display_name = " x".into()
+        }),
         ("production_run_id", |location| {
             location.production_run_id = "x\u{200b}".into();
         }),

@@ -191,14 +191,23 @@ async fn a_batch_is_read_in_the_order_of_its_ids_or_not_at_all(app: &TestApp) {
     for id in request.ids.iter_mut().step_by(2) {
         *id = Uuid::new_v4().to_string();
     }
-    let status = client.batch_get_locations(request).await.expect_err("missing");
-    let expected: Vec<_> = (0..1_000).step_by(2).map(|index| index.to_string()).collect();
+    let status = client
+        .batch_get_locations(request)
+        .await
+        .expect_err("missing");
+    let expected: Vec<_> = (0..1_000)
+        .step_by(2)
+        .map(|index| index.to_string())
+        .collect();
     assert_eq!(metadata(&status)["indexes"], expected.join(","));
     let missing = (0..1_000).map(|_| Uuid::new_v4().to_string());
     let request = v1::BatchGetLocationsRequest {
         ids: missing.collect(),
     };
-    let status = client.batch_get_locations(request).await.expect_err("missing");
+    let status = client
+        .batch_get_locations(request)
+        .await
+        .expect_err("missing");
     assert_eq!(metadata(&status)["indexes"], "0-999");
 
     let mut request = ids(&locations[..3]);

@@ -170,7 +170,7 @@ impl Worker {
                 ..proto(&after, label)
             }),
             update_mask: Some(FieldMask { paths }),
-            validate_only: false,
+            ..v1::UpdateLocationRequest::default()
         };
         let description = format!(
             "{description}{}",
