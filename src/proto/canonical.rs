@@ -97,9 +97,9 @@ impl From<&ListQuery> for v1::ListLocationsRequest {
     }
 }
 
-/// A digest of a location to create and its chosen id, for the comparison of requests with one
+/// A location to create and its chosen id in canonical form, for the comparison of requests with one
 /// `request_id`.
-pub fn fingerprint(new: &NewLocation) -> [u8; 32] {
+pub fn canonical_creation(new: &NewLocation) -> Vec<u8> {
     let NewLocation {
         id,
         kind,
@@ -120,7 +120,7 @@ pub fn fingerprint(new: &NewLocation) -> [u8; 32] {
         location_id: id.map(|id| id.to_string()).unwrap_or_default(),
         ..v1::CreateLocationRequest::default()
     };
-    blake3::hash(&request.encode_to_vec()).into()
+    request.encode_to_vec()
 }
 
 impl From<LocationId> for v1::GetLocationRequest {

@@ -5,7 +5,7 @@ use crate::{
     error::{Result, Violations},
     model::{Etag, LocationId, NewLocation, OwnerId, Principal, parse_uuid},
     proto::{
-        canonical::fingerprint,
+        canonical::canonical_creation,
         from_proto::{Fields, location_type},
         location::v1,
     },
@@ -124,7 +124,7 @@ fn creation(
     };
     let location = new_location(location, id, caller, violations)?;
     Some(Creation {
-        fingerprint: fingerprint(&location),
+        fingerprint: blake3::hash(&canonical_creation(&location)).into(),
         request_id: request_id?,
         location,
     })
