@@ -163,7 +163,7 @@ impl LocationService for LocationApi {
         request: Request<v1::DeleteLocationRequest>,
     ) -> Result<Response<()>, Status> {
         let caller = caller(&request)?;
-        let call = convert::delete(request.into_inner())?;
+        let call = convert::delete(request.get_ref())?;
         self.write(caller, call).await?;
         Ok(Response::new(()))
     }

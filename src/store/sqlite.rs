@@ -271,6 +271,7 @@ mod tests {
     }
 
     #[tokio::test]
+    #[expect(clippy::too_many_lines, reason = "a table of lists and their plans")]
     async fn lists_neither_scan_the_table_nor_sort() {
         let dir = tempfile::TempDir::new().expect("a temporary directory");
         let path = dir.path().join("plans.db");

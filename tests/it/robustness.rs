@@ -515,15 +515,20 @@ async fn malformed_frames_get_clear_errors() {
     let unknown = [GRPC, ("grpc-encoding", "br")];
     for (case, headers, body, code) in [
         ("an empty message", &[GRPC][..], frame(0, 0, &[]), Code::Ok),
-        ("nothing", &[GRPC], Vec::new(), Code::Internal),
-        ("half a header", &[GRPC], vec![0, 0], Code::Internal),
+        ("nothing", &[GRPC], Vec::new(), Code::InvalidArgument),
+        ("half a header", &[GRPC], vec![0, 0], Code::InvalidArgument),
         (
             "half a message",
             &[GRPC],
             frame(0, 9, &[1, 2]),
-            Code::Internal,
+            Code::InvalidArgument,
         ),
-        ("an unknown flag", &[GRPC], frame(7, 0, &[]), Code::Internal),
+        (
+            "an unknown flag",
+            &[GRPC],
+            frame(7, 0, &[]),
+            Code::InvalidArgument,
+        ),
         (
             "a length of 4 GiB",
             &[GRPC],
@@ -534,9 +539,14 @@ async fn malformed_frames_get_clear_errors() {
             "compressed with nothing",
             &[GRPC],
             frame(1, 2, &[1, 2]),
-            Code::Internal,
+            Code::InvalidArgument,
         ),
-        ("no gzip", &gzip, frame(1, 2, &[1, 2]), Code::Internal),
+        (
+            "no gzip",
+            &gzip,
+            frame(1, 2, &[1, 2]),
+            Code::InvalidArgument,
+        ),
         (
             "an unknown encoding",
             &unknown,

@@ -28,10 +28,10 @@ pub fn update(request: v1::UpdateLocationRequest, caller: &Principal) -> Result<
     Ok(single(Write::Update(vec![update]), validate_only))
 }
 
-pub fn delete(request: v1::DeleteLocationRequest) -> Result<WriteCall> {
+pub fn delete(request: &v1::DeleteLocationRequest) -> Result<WriteCall> {
     let validate_only = request.validate_only;
     let mut violations = Violations::default();
-    let deletion = deletion(&request, &mut violations);
+    let deletion = deletion(request, &mut violations);
     let deletion = violations.finish(deletion)?;
     Ok(single(Write::Delete(vec![deletion]), validate_only))
 }

@@ -57,6 +57,7 @@ async fn find_known(
 
 impl Statements<'_> {
     /// Creates locations, all or none.
+    #[expect(clippy::too_many_lines, reason = "one pass over the requests")]
     pub(super) async fn create(
         &mut self,
         creations: &[Creation],

@@ -82,7 +82,7 @@ pub(super) trait StatementExt {
     fn filter(&mut self, predicate: &Predicate, type_column: &str) -> &mut Self;
 
     /// Appends the FROM and WHERE clauses of a list.
-    fn from_list(&mut self, query: &ListQuery) -> &mut Self;
+    fn list_source(&mut self, query: &ListQuery) -> &mut Self;
 }
 
 impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
@@ -143,7 +143,7 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
         self.owned_by(owner.as_ref())
     }
 
-    fn from_list(&mut self, query: &ListQuery) -> &mut Self {
+    fn list_source(&mut self, query: &ListQuery) -> &mut Self {
         let Predicate { run, owner, .. } = &query.predicate;
         let mut labels = query.labels.iter();
         let driver = driving_label(query).and_then(|_| labels.next());
@@ -207,7 +207,7 @@ fn order_column(field: OrderField) -> &'static str {
 /// The number of locations on all pages of a list.
 pub(super) fn count_statement<DB: Dialect>(query: &ListQuery) -> QueryBuilder<DB> {
     let mut statement = QueryBuilder::new("SELECT count(*)");
-    statement.from_list(query);
+    statement.list_source(query);
     statement
 }
 
@@ -228,7 +228,7 @@ pub(in crate::store) fn list_statement<DB: Dialect>(
         (">", "")
     };
     let mut statement = QueryBuilder::new("SELECT ");
-    statement.read_columns().from_list(query);
+    statement.read_columns().list_source(query);
     if let Some(Cursor { value, id }) = after {
         let value = match value {
             SortValue::Number(number) => Value::Int(*number),
