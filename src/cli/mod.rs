@@ -22,8 +22,13 @@ use clap_complete::Shell;
 use tokio::runtime::Runtime;
 
 use self::{
-    args::ServeArgs, error::Error, healthcheck::HealthcheckArgs, token::TokenArgs,
-    transfer::export::ExportArgs, transfer::import::ImportArgs,
+    args::ServeArgs,
+    error::Error,
+    healthcheck::HealthcheckArgs,
+    token::TokenArgs,
+    transfer::delete::DeleteArgs,
+    transfer::export::ExportArgs,
+    transfer::import::{ImportArgs, ImportSummary},
 };
 
 /// Delivery and storage locations over gRPC, listed from a cache that is never stale
@@ -55,10 +60,12 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Migrates the database to this release's schema and exits
     Migrate(Box<ServeArgs>),
-    /// Creates locations in a running service from a CSV or NDJSON file
+    /// Creates or updates locations in a running service from a CSV or JSON file
     Import(Box<ImportArgs>),
     /// Writes the locations that the caller may read as NDJSON or CSV, for `import`
     Export(Box<ExportArgs>),
+    /// Deletes the locations whose ids are in a file from a running service
+    Delete(Box<DeleteArgs>),
     /// Prints a new JWT, signed with the configured secret
     #[command(after_help = token::EXAMPLES)]
     Token(TokenArgs),
@@ -96,14 +103,12 @@ pub fn run(cli: Cli) -> Result<(), Error> {
     match cli.command {
         Command::Serve(args) => block_on(serve::serve(args.check()?)),
         Command::Migrate(args) => block_on(serve::migrate(args.check()?)),
-        Command::Import(args) => block_on(async {
-            let summary = transfer::import::import(*args).await?;
-            print_summary(&summary)?;
-            match summary.exit_code() {
-                0 => Ok(()),
-                code => Err(Error::Incomplete(code)),
-            }
-        }),
+        Command::Import(args) => {
+            block_on(async { finish(&transfer::import::import(*args).await?) })
+        }
+        Command::Delete(args) => {
+            block_on(async { finish(&transfer::delete::delete(*args).await?) })
+        }
         Command::Export(args) => block_on(async {
             let summary = transfer::export::export(*args).await?;
             print_summary(&summary)
@@ -125,6 +130,15 @@ fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
     // A thread that is blocked in a read of stdin would otherwise delay the exit forever.
     runtime.shutdown_background();
     result
+}
+
+/// Prints the summary of an import or a deletion. Fails if not every row is done.
+fn finish(summary: &ImportSummary) -> Result<(), Error> {
+    print_summary(summary)?;
+    match summary.exit_code() {
+        0 => Ok(()),
+        code => Err(Error::Incomplete(code)),
+    }
 }
 
 /// Prints to stderr, because stdout holds the data of an export.

@@ -16,7 +16,7 @@ pub use self::{
         ReportQuery, SortValue,
     },
     text::{
-        AddressText, Description, DisplayName, Etag, LabelKey, LabelValue, LocationId, OwnerId,
-        PostalCode, ProductionRunId, RegionCode, Text, fold_case, parse_uuid,
+        AddressText, Description, DisplayName, Etag, FOLDING_VERSION, LabelKey, LabelValue,
+        LocationId, OwnerId, PostalCode, ProductionRunId, RegionCode, Text, fold_case, parse_uuid,
     },
 };

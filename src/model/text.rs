@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use unicode_normalization::UnicodeNormalization as _;
 use uuid::Uuid;
 
 /// The ISO 3166-1 alpha-2 codes, and XK, which the Unicode CLDR adds for Kosovo (AIP-143).
@@ -190,15 +191,38 @@ impl LabelKey {
     }
 }
 
-/// Folds the case of text, for comparison.
+/// The version of the rules of [`fold_case`]. Stored names are folded anew when it changes.
+pub const FOLDING_VERSION: i64 = 1;
+
+/// The dot above, which the lower case of "İ" has after its "i".
+const DOT_ABOVE: char = '\u{307}';
+
+/// Folds text for comparison: texts that differ only in their case or in their Unicode form become
+/// the same.
 ///
-/// Maps to upper case first: lower case only would keep "ß" apart from "SS", and the Greek final
-/// sigma from the other sigmas.
+/// The form is composed (NFC), and the case Unicode's full case folding, "ß" being "ss". Maps to upper
+/// case first: lower case only would keep "ß" apart from "SS", and the Greek final sigma from the
+/// other sigmas. Both are repeated until nothing changes, because "ẞ" first becomes "ß". The dot
+/// above is dropped unless it is a part of a composed letter, so that "İ", "I", "i" and "ı" are the
+/// same.
 pub fn fold_case(text: &str) -> String {
-    text.chars()
-        .flat_map(char::to_uppercase)
-        .flat_map(char::to_lowercase)
-        .collect()
+    if text.is_ascii() {
+        return text.to_ascii_lowercase();
+    }
+    let mut folded: String = text.nfc().collect();
+    loop {
+        let again: String = folded
+            .chars()
+            .flat_map(char::to_uppercase)
+            .flat_map(char::to_lowercase)
+            .filter(|char| *char != DOT_ABOVE)
+            .nfc()
+            .collect();
+        if again == folded {
+            return folded;
+        }
+        folded = again;
+    }
 }
 
 /// An ISO 3166-1 alpha-2 code, or XK. Empty means "none".
@@ -347,6 +371,49 @@ mod tests {
             "", "1", "_a", ".a", "camelKey", "A", "é", "a b", "a`", "a*", "*", &long,
         ] {
             assert!(key(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn texts_that_differ_in_case_or_form_are_the_same() {
+        for same in [
+            &["STRAẞE", "straße", "Strasse", "STRASSE"][..],
+            &[
+                "istiklal",
+                "İstiklal",
+                "ISTIKLAL",
+                "I\u{307}stiklal",
+                "ıstıklal",
+            ],
+            &["é", "E\u{301}", "e\u{301}", "É"],
+            &["ΣΊΣΥΦΟΣ", "σίσυφος", "σίσυφοσ"],
+            &["ﬃ", "FFI", "ffi"],
+            &["ŻÓŁĆ", "Z\u{307}o\u{301}łc\u{301}"],
+            &["\u{212b}", "å", "A\u{30a}"],
+        ] {
+            for text in same {
+                assert_eq!(fold_case(text), fold_case(same[0]), "{text}");
+            }
+        }
+        assert_ne!(fold_case("ż"), fold_case("z"));
+        assert_ne!(fold_case("é"), fold_case("e"));
+    }
+
+    #[test]
+    fn every_character_is_folded_with_its_cases_and_forms() {
+        // Beyond are only ideographs and private use.
+        for char in ('\0'..='\u{1ffff}').chain('\u{2f800}'..='\u{2fa1f}') {
+            let text = char.to_string();
+            let folded = fold_case(&text);
+            assert_eq!(fold_case(&folded), folded, "{char:?}");
+            for other in [
+                text.to_uppercase(),
+                text.to_lowercase(),
+                text.nfd().collect(),
+                text.nfc().collect(),
+            ] {
+                assert_eq!(fold_case(&other), folded, "{char:?}");
+            }
         }
     }
 }

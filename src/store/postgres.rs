@@ -30,7 +30,7 @@ use super::{
     epoch::{self, SettingsKey},
     identity::{TrustedServer, identify},
     schema,
-    sql::{Dialect, SqlStore},
+    sql::{Dialect, SqlStore, refold_names},
 };
 use crate::model::Epoch;
 
@@ -230,6 +230,12 @@ async fn ensure_schema(connect: &PgConnectOptions, migrate: Migrate) -> Result<(
     timeout(MIGRATION_TIMEOUT, ensured)
         .await
         .map_err(|elapsed| refused(elapsed.into()))??;
+    if migrate == Migrate::Auto {
+        timeout(MIGRATION_TIMEOUT, refold_names::<Postgres>(&mut connection))
+            .await
+            .map_err(|elapsed| refused(elapsed.into()))?
+            .map_err(|error| refused(error.into()))?;
+    }
     // The schema is there, whether or not the connection closes cleanly.
     let _ = connection.close().await;
     Ok(())

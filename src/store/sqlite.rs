@@ -20,7 +20,7 @@ use sqlx::{
 
 use super::{
     Migrate, OpenError, Store, StoreError, StoreResult, WAIT_SECS, schema,
-    sql::{Dialect, SqlStore},
+    sql::{Dialect, SqlStore, refold_names},
     wal::Wal,
 };
 use crate::model::Epoch;
@@ -78,6 +78,11 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     let mut connection = write_pool.acquire().await.map_err(refused)?;
     let database = path.display().to_string();
     schema::ensure(&mut *connection, &MIGRATIONS, migrate, &database, refused).await?;
+    if migrate == Migrate::Auto {
+        refold_names::<Sqlite>(&mut connection)
+            .await
+            .map_err(refused)?;
+    }
     drop(connection);
     let options = options.read_only(true);
     let read_pool = pool()

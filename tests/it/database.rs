@@ -15,7 +15,7 @@ use location_service::{
         sqlite,
     },
 };
-use sqlx::AssertSqlSafe;
+use sqlx::{AssertSqlSafe, Connection as _};
 use tempfile::TempDir;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -622,4 +622,41 @@ async fn the_databases_clock_purges() {
         store.purge_expired(Duration::ZERO).await.unwrap();
         assert_eq!(kept().await, 0);
     }
+}
+
+/// A location whose name was folded by the rules of another release.
+const FOLDED_OTHERWISE: &str = "\
+    INSERT INTO locations (id, type, display_name, display_name_lower, production_run_id, owner_id, \
+        address_lines, locality, administrative_area, postal_code, region_code, capacity, state, \
+        description, labels, create_time, update_time, etag) \
+    VALUES (ID, 2, 'İzmir', 'i\u{307}zmir', '', 'ann', '[]', '', '', '', '', 0, 1, '', '{}', 1, 1, 'e'); \
+    UPDATE name_folding SET version = 0";
+const FOLDED: &str = "SELECT count(*) FROM locations WHERE display_name_lower = 'izmir'";
+
+#[tokio::test]
+async fn names_are_folded_by_the_rules_of_the_release() {
+    let url = Postgres::shared().database().await;
+    postgres::migrate(&url).await.unwrap();
+    execute(&url, &FOLDED_OTHERWISE.replace("ID", "gen_random_uuid()")).await;
+    postgres::migrate(&url).await.unwrap();
+    assert_eq!(number(&url, FOLDED).await, 1);
+
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("a.db");
+    sqlite::migrate(&path).await.unwrap();
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(&path);
+    let mut connection = sqlx::SqliteConnection::connect_with(&options)
+        .await
+        .unwrap();
+    let insert = FOLDED_OTHERWISE.replace("ID", "randomblob(16)");
+    sqlx::raw_sql(AssertSqlSafe(insert))
+        .execute(&mut connection)
+        .await
+        .unwrap();
+    sqlite::migrate(&path).await.unwrap();
+    let folded: i64 = sqlx::query_scalar(FOLDED)
+        .fetch_one(&mut connection)
+        .await
+        .unwrap();
+    assert_eq!(folded, 1);
 }

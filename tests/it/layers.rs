@@ -39,9 +39,10 @@ const MODULES: &[Module] = &[
             "app", "auth", "config", "error", "model", "proto", "store", "telemetry",
         ],
         crates: &[
-            "base64", "clap", "clap_complete", "csv", "http", "indicatif", "prost",
-            "prost_reflect", "prost_types", "serde", "serde_json", "toml", "tonic",
-            "tonic_health", "tonic_types", "tracing_subscriber",
+            "base64", "clap", "clap_complete", "encoding_rs", "flate2", "http", "indicatif",
+            "memchr", "prost", "prost_reflect", "prost_types", "serde", "serde_json", "strsim",
+            "toml", "tonic", "tonic_health", "tonic_types", "tracing_subscriber",
+            "zstd",
         ],
     },
     Module {
@@ -126,7 +127,7 @@ const MODULES: &[Module] = &[
     Module {
         name: "model",
         modules: &[],
-        crates: &[],
+        crates: &["unicode_normalization"],
     },
     Module {
         name: "failpoints",

@@ -80,7 +80,7 @@ async fn an_import_that_runs_again_creates_nothing_twice_and_reports_rejected_ro
     assert_eq!(first.status.code(), Some(1), "{first:?}");
     let text = summary(&first);
     assert!(
-        text.contains("2,501 created, 0 already existed, 2 rejected"),
+        text.contains("2,501 created, 0 updated, 0 unchanged, 0 different, 2 rejected"),
         "{text}"
     );
     let rejects = fs::read_dir(home.dir.path())
@@ -97,9 +97,180 @@ async fn an_import_that_runs_again_creates_nothing_twice_and_reports_rejected_ro
     let second = import(&service, &file, &MAPPED);
     let text = summary(&second);
     assert!(
-        text.contains("0 created, 2,501 already existed, 2 rejected"),
+        text.contains("0 created, 0 updated, 2,501 unchanged, 0 different, 2 rejected"),
         "{text}"
     );
+}
+
+/// The counts of a summary: created, updated, unchanged, different, rejected. Checks that the exit
+/// code is 0 only without the last two.
+fn counts(output: &Output) -> [u64; 5] {
+    let text = summary(output);
+    let line = text.lines().find(|line| line.contains(" created, "));
+    let line = line.expect(&text);
+    let counts = ["created", "updated", "unchanged", "different", "rejected"].map(|name| {
+        let (before, _) = line.split_once(&format!(" {name}")).expect(&text);
+        let number = before.rsplit([' ', ':']).next().expect("a number");
+        number.replace(',', "").parse().expect(&text)
+    });
+    let is_complete = counts[3..] == [0, 0];
+    assert_eq!(output.status.success(), is_complete, "{text}");
+    counts
+}
+
+#[tokio::test]
+async fn rows_that_are_there_are_compared() {
+    let home = Home::new();
+    let service = home.start().await;
+    let run = |file: &Path, arguments: &[&str]| {
+        let keyed = ["--set", "type=storage", "--id-from", "k"];
+        counts(&import(&service, file, &[&keyed, arguments].concat()))
+    };
+    let stock = write(
+        &home,
+        "stock.csv",
+        "k,display_name,capacity\n1,A,1\n2,B,2\n3,C,3\n1,A,1\n",
+    );
+    assert_eq!(run(&stock, &["--dry-run"]), [3, 0, 0, 0, 1]);
+    assert_eq!(run(&stock, &[]), [3, 0, 0, 0, 1]);
+    let stock = write(
+        &home,
+        "stock.csv",
+        "k,display_name,capacity,description\n1,A,1,\n2,Beta,2,new\n3,C,,\n4,D,4,\n",
+    );
+    assert_eq!(run(&stock, &["--dry-run", "--update"]), [1, 2, 1, 0, 0]);
+    assert_eq!(run(&stock, &[]), [1, 0, 1, 2, 0]);
+    assert_eq!(run(&stock, &["--update"]), [0, 2, 2, 0, 0]);
+    assert_eq!(run(&stock, &["--update"]), [0, 0, 4, 0, 0]);
+    // The same keys in another run move only if they are asked to.
+    let moved = ["--set", "production_run_id=b"];
+    assert_eq!(run(&stock, &moved), [0, 0, 0, 4, 0]);
+    assert_eq!(
+        run(&stock, &[&moved[..], &["--id-namespace", "b"]].concat()),
+        [4, 0, 0, 0, 0]
+    );
+    let shown = import(
+        &service,
+        &stock,
+        &[
+            &["--set", "type=storage", "--id-from", "k", "--verbose"],
+            &moved[..],
+            &["--update"],
+        ]
+        .concat(),
+    );
+    assert_eq!(counts(&shown), [0, 4, 0, 0, 0]);
+    let lines = String::from_utf8_lossy(&shown.stdout);
+    assert!(
+        lines.starts_with("line 2: updated: production_run_id is `b` in the file"),
+        "{lines}"
+    );
+
+    // Rows without ids are counted by what is there now.
+    let dock = write(&home, "dock.csv", "display_name,capacity\rDock,5\rDock,5\r");
+    let storage = ["--set", "type=storage"];
+    assert_eq!(counts(&import(&service, &dock, &storage)), [2, 0, 0, 0, 0]);
+    assert_eq!(counts(&import(&service, &dock, &storage)), [0, 0, 2, 0, 0]);
+    let docks = home.dir.path().join("docks.ndjson");
+    let mut filtered = client_command(&service, "export", "root");
+    filtered
+        .arg(&docks)
+        .args(["--query", "DOCK", "--order-by", "display_name"]);
+    assert!(filtered.status().expect("the binary runs").success());
+    let deleted = client_command(&service, "delete", "root")
+        .arg("--from")
+        .arg(&docks)
+        .output()
+        .expect("the binary runs");
+    assert!(
+        summary(&deleted).ends_with("2 deleted, 0 missing, 0 rejected"),
+        "{deleted:?}"
+    );
+    assert_eq!(counts(&import(&service, &dock, &storage)), [2, 0, 0, 0, 0]);
+}
+
+#[tokio::test]
+async fn ids_of_locations_that_the_caller_may_not_see_are_rejects() {
+    let home = Home::new();
+    let service = home.start().await;
+    let as_user = |user: &str, arguments: &[&str]| {
+        let output = client_command(&service, "import", "root")
+            .env("LOCATION_SERVICE_TOKEN", token(user, false))
+            .arg(home.dir.path().join("sites.csv"))
+            .args(["--set", "type=storage"])
+            .args(arguments)
+            .output();
+        counts(&output.expect("the binary runs"))
+    };
+    write(&home, "sites.csv", "k,display_name\n1,A\n2,B\n3,C\n");
+    for arguments in [&["--id-from", "k"][..], &["--id-from", "k", "--update"]] {
+        assert_eq!(as_user("ann", arguments)[4], 0);
+        assert_eq!(as_user("bob", arguments), [0, 0, 0, 0, 3]);
+    }
+    assert_eq!(
+        as_user("bob", &["--id-from", "k", "--id-namespace", "bob"]),
+        [3, 0, 0, 0, 0]
+    );
+    // Without ids, each caller has rows of their own.
+    for user in ["ann", "bob"] {
+        assert_eq!(as_user(user, &[]), [3, 0, 0, 0, 0]);
+        assert_eq!(as_user(user, &[]), [0, 0, 3, 0, 0]);
+    }
+    // Only an admin chooses the owner: the row isn't there as the file has it.
+    write(&home, "sites.csv", "k,display_name,owner_id\n9,A,eve\n");
+    assert_eq!(as_user("bob", &["--id-from", "k"]), [0, 0, 0, 1, 0]);
+    assert_eq!(
+        as_user("bob", &["--id-from", "k", "--update"]),
+        [0, 0, 0, 0, 1]
+    );
+}
+
+#[tokio::test]
+async fn files_of_spreadsheets_come_in_and_go_out_exactly() {
+    let home = Home::new();
+    let service = home.start().await;
+    let text = "sep=;\r\nNr;Name;Breite;Länge;Plätze;Land;\r\n\
+                1; Zürich ;47,376886;8,541694;1.234;ch;\r\n;;;;;;\r\n\
+                2;\"Łódź; \"\"Süd\"\"\";40,631900787353516;-2,5e-7;5;UK;\r\n";
+    let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let file = home.dir.path().join("orte.csv");
+    fs::write(&file, [vec![0xff, 0xfe], utf16].concat()).expect("a file");
+    let mapped = [
+        "--decimal-comma",
+        "--set=type=delivery",
+        "--id-from=nr",
+        "--map=display_name=Name",
+        "--map=coordinates.latitude=Breite",
+        "--map=coordinates.longitude=Länge",
+        "--map=capacity=Plätze",
+        "--map=address.region_code=Land",
+    ];
+    assert_eq!(counts(&import(&service, &file, &mapped)), [2, 0, 0, 0, 0]);
+    assert_eq!(counts(&import(&service, &file, &mapped)), [0, 0, 2, 0, 0]);
+    for extension in ["csv.gz", "tsv.zst", "ndjson.gz", "ndjson"] {
+        let copy = home.dir.path().join(format!("copy.{extension}"));
+        let exported = client_command(&service, "export", "root")
+            .arg(&copy)
+            .output();
+        assert!(exported.expect("the binary runs").status.success());
+        let magic = fs::read(&copy).expect("a file");
+        assert_eq!(magic.starts_with(&[0x1f, 0x8b]), extension.ends_with("gz"));
+        assert_eq!(
+            counts(&import(&service, &copy, &[])),
+            [0, 0, 2, 0, 0],
+            "{extension}"
+        );
+    }
+    let copy = fs::read_to_string(home.dir.path().join("copy.ndjson")).expect("a file");
+    for part in [
+        r#""displayName":"Łódź; \"Süd\"""#,
+        r#""latitude":40.631900787353516,"longitude":-2.5e-7"#,
+        r#""regionCode":"GB""#,
+        r#""displayName":"Zürich""#,
+        r#""capacity":"1234""#,
+    ] {
+        assert!(copy.contains(part), "{part}: {copy}");
+    }
 }
 
 #[tokio::test]

@@ -1,6 +1,12 @@
 //! A client that authenticates, sets deadlines and retries.
 
-use std::{env, error::Error as _, path::PathBuf, time::Duration};
+use std::{
+    env,
+    error::Error as _,
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
 
 use clap::Args;
 use location_service::proto::location::v1::location_service_client::LocationServiceClient;
@@ -48,7 +54,7 @@ pub struct ConnectionArgs {
     )]
     pub server: String,
 
-    /// File with the JWT to send [default: the environment variable LOCATION_SERVICE_TOKEN; if that
+    /// File with the JWT to send, which is read again when the service refuses it [default: the environment variable LOCATION_SERVICE_TOKEN; if that
     /// isn't set, no token is sent]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
@@ -58,7 +64,8 @@ pub struct ConnectionArgs {
 #[derive(Debug, Clone)]
 pub struct Client {
     service: LocationServiceClient<Channel>,
-    authorization: Option<MetadataValue<Ascii>>,
+    authorization: Arc<RwLock<Option<MetadataValue<Ascii>>>>,
+    args: Arc<ConnectionArgs>,
 }
 
 impl Client {
@@ -87,8 +94,22 @@ impl Client {
             })?;
         Ok(Self {
             service: LocationServiceClient::new(channel),
-            authorization,
+            authorization: Arc::new(RwLock::new(authorization)),
+            args: Arc::new(args.clone()),
         })
+    }
+
+    /// Reads the token again. Returns whether it has changed since a call was made with `used`.
+    fn renew_token(&self, used: Option<&MetadataValue<Ascii>>) -> bool {
+        let Ok(token) = authorization(&self.args) else {
+            return false;
+        };
+        let has_changed = token.as_ref() != used;
+        *self
+            .authorization
+            .write()
+            .unwrap_or_else(PoisonError::into_inner) = token;
+        has_changed
     }
 
     /// Makes an idempotent call, with up to [`MAX_ATTEMPTS`] attempts.
@@ -101,18 +122,46 @@ impl Client {
         Q: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
+        self.call_noting(message, &mut false, method).await
+    }
+
+    /// Makes a call as [`Client::call`] does, and notes whether there were several attempts: each
+    /// but the last may have been executed without a response.
+    pub async fn call_noting<Q, A, F>(
+        &self,
+        message: Q,
+        was_retried: &mut bool,
+        method: impl Fn(LocationServiceClient<Channel>, Request<Q>) -> F,
+    ) -> Result<A, Status>
+    where
+        Q: Clone,
+        F: Future<Output = Result<Response<A>, Status>>,
+    {
         let mut attempt = 1;
         loop {
             let mut request = Request::new(message.clone());
             request.set_timeout(CALL_TIMEOUT);
-            if let Some(authorization) = &self.authorization {
+            let authorization = self
+                .authorization
+                .read()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone();
+            if let Some(authorization) = &authorization {
                 request
                     .metadata_mut()
                     .insert("authorization", authorization.clone());
             }
             match method(self.service.clone(), request).await {
                 Err(status) if attempt < MAX_ATTEMPTS && is_transient(&status) => {
+                    *was_retried = true;
                     sleep(backoff(&status, attempt)).await;
+                    attempt += 1;
+                }
+                Err(status)
+                    if attempt < MAX_ATTEMPTS
+                        && status.code() == Code::Unauthenticated
+                        && self.renew_token(authorization.as_ref()) =>
+                {
                     attempt += 1;
                 }
                 result => return result.map(Response::into_inner),
@@ -145,14 +194,25 @@ fn authorization(args: &ConnectionArgs) -> Result<Option<MetadataValue<Ascii>>, 
 }
 
 /// Whether another attempt may succeed. A status with a source was made by the client: the response
-/// was lost or late. `ABORTED` is a conflict with another write, never a stale etag, because no call
-/// sends one.
+/// was lost or late. All calls may be repeated after an unknown outcome: creations have ids, and
+/// updates etags.
 fn is_transient(status: &Status) -> bool {
-    status.source().is_some()
-        || matches!(
-            status.code(),
-            Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded | Code::Aborted
-        )
+    let has_reason = |reason| {
+        status
+            .get_details_error_info()
+            .is_some_and(|info| info.reason == reason)
+    };
+    if status.source().is_some() {
+        return true;
+    }
+    match status.code() {
+        Code::Unavailable | Code::DeadlineExceeded => true,
+        Code::ResourceExhausted => !has_reason("MESSAGE_TOO_LARGE"),
+        Code::Unknown => has_reason("OUTCOME_UNKNOWN"),
+        // A conflict with another write, or a stale etag.
+        Code::Aborted => !has_reason("ETAG_MISMATCH"),
+        _ => false,
+    }
 }
 
 /// The wait after an attempt, counted from 1: the delay that the service asks for, otherwise twice
@@ -199,8 +259,48 @@ mod tests {
             io::Error::other("broken pipe").into()
         )));
         assert!(is_transient(&Status::aborted("")));
+        let with_reason = |code, reason| {
+            let details = ErrorDetails::with_error_info(reason, "location.v1", []);
+            Status::with_error_details(code, "", details)
+        };
+        assert!(is_transient(&with_reason(Code::Unknown, "OUTCOME_UNKNOWN")));
+        assert!(!is_transient(&with_reason(Code::Unknown, "OTHER")));
+        assert!(!is_transient(&with_reason(Code::Aborted, "ETAG_MISMATCH")));
+        assert!(!is_transient(&with_reason(
+            Code::ResourceExhausted,
+            "MESSAGE_TOO_LARGE"
+        )));
         assert!(!is_transient(&Status::permission_denied("")));
         assert!(!is_transient(&Status::invalid_argument("")));
+    }
+
+    #[tokio::test]
+    async fn a_renewed_token_is_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        fs::write(&path, "a.b.c").unwrap();
+        let args = ConnectionArgs {
+            server: String::new(),
+            token_file: Some(path.clone()),
+        };
+        let first = authorization(&args).unwrap();
+        let client = Client {
+            service: LocationServiceClient::new(
+                Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
+            ),
+            authorization: Arc::new(RwLock::new(first.clone())),
+            args: Arc::new(args),
+        };
+        assert!(!client.renew_token(first.as_ref()), "it hasn't changed");
+        fs::write(&path, "d.e.f").unwrap();
+        assert!(client.renew_token(first.as_ref()));
+        let renewed = client.authorization.read().unwrap().clone().unwrap();
+        assert_eq!(renewed.to_str().unwrap(), "Bearer d.e.f");
+        // Another call with the first token, refused later, uses the renewed one.
+        assert!(client.renew_token(first.as_ref()));
+        assert!(!client.renew_token(Some(&renewed)));
+        fs::remove_file(&path).unwrap();
+        assert!(!client.renew_token(Some(&renewed)));
     }
 
     #[test]

@@ -1,59 +1,62 @@
 //! Locations as rows of CSV.
 
-use csv::{ByteRecord, Writer};
+use std::borrow::Cow;
+
 use location_service::proto::location::v1::Location;
 use prost_reflect::DynamicMessage;
 
 use super::{
     TransferError,
-    fields::{self, Constant, Field, Mapping},
-    ids::derive_id,
+    fields::{self, Field, Mapping, MappingSource},
+    import::records::Record,
+    names::normalize,
+    row::{Parsed, RowBuilder, RowRules},
 };
 
-/// Writes locations with one column for each field.
-pub struct Encoder {
-    fields: Vec<Field>,
-}
+/// The first columns of a file of rejected rows: the line of the row in the original file, and why
+/// it was rejected.
+pub const REJECT_COLUMNS: [&str; 2] = ["reject_line", "reject_reason"];
 
-impl Encoder {
-    pub fn new() -> Self {
-        Self {
-            fields: Field::all(),
+/// Appends a row, quoted where it is needed.
+pub fn append_row<'a>(cells: impl IntoIterator<Item = &'a str>, delimiter: u8, out: &mut Vec<u8>) {
+    let mut is_first = true;
+    for cell in cells {
+        if !is_first {
+            out.push(delimiter);
         }
+        let needs_quotes = cell
+            .bytes()
+            .any(|byte| byte == delimiter || matches!(byte, b'"' | b'\r' | b'\n'))
+            || cell.starts_with(char::is_whitespace)
+            || cell.ends_with(char::is_whitespace);
+        if needs_quotes {
+            out.push(b'"');
+            out.extend(cell.replace('"', "\"\"").bytes());
+            out.push(b'"');
+        } else {
+            out.extend(cell.bytes());
+        }
+        is_first = false;
     }
-
-    /// Appends the header row.
-    pub fn write_header(&self, out: &mut Vec<u8>) -> Result<(), TransferError> {
-        append_record(self.fields.iter().map(ToString::to_string), out)
-    }
-
-    /// Appends the row of a location.
-    pub fn write(&self, location: &DynamicMessage, out: &mut Vec<u8>) -> Result<(), TransferError> {
-        append_record(self.fields.iter().map(|field| field.get(location)), out)
-    }
-}
-
-fn append_record(
-    cells: impl Iterator<Item = String>,
-    out: &mut Vec<u8>,
-) -> Result<(), TransferError> {
-    let mut writer = Writer::from_writer(out);
-    writer
-        .write_record(cells.map(String::into_bytes))
-        .and_then(|()| Ok(writer.flush()?))
-        .map_err(|error| TransferError::Internal(error.to_string()))
+    out.push(b'\n');
 }
 
 /// The columns of a CSV file by the field that they hold.
 #[derive(Debug)]
 pub struct Columns {
     fields: Vec<Column<Field>>,
+    /// The values of `--map` that are text.
+    texts: Vec<(usize, Field, String)>,
     /// The column that ids are derived from.
     id_from: Option<Column<String>>,
-    constants: Vec<Constant>,
-    positions: Vec<Position>,
-    /// The number of columns.
+    /// The column with the original lines of rejected rows.
+    original_line: Option<usize>,
+    /// The number of columns, and how many of them are named: the others end a row in delimiters.
     width: usize,
+    named: usize,
+    /// Whether quoted cells keep the white space around their text, as in an export.
+    is_exact: bool,
+    rules: RowRules,
 }
 
 #[derive(Debug)]
@@ -62,171 +65,309 @@ struct Column<T> {
     holds: T,
 }
 
-/// A position and its coordinates, all of which must be given together.
-#[derive(Debug)]
-struct Position {
-    path: String,
-    coordinates: Vec<Field>,
-}
-
 impl Columns {
     /// Matches the arguments with the header. A column with the name of a field holds that field,
-    /// unless `map` or `constants` provide it.
+    /// unless `map` or a constant provides it.
     pub fn new(
         header: &[String],
         map: &[Mapping],
-        constants: &[Constant],
+        rules: RowRules,
         id_from: Option<&str>,
     ) -> Result<Self, TransferError> {
-        let mut fields = Vec::new();
-        for Mapping { field, column } in map {
-            fields.push(Column {
-                index: find(header, column, &format!("--map {field}="))?,
-                holds: field.clone(),
-            });
+        let columns = Self::match_header(header, map, rules, id_from)?;
+        columns.check_required(header)?;
+        Ok(columns)
+    }
+
+    fn match_header(
+        header: &[String],
+        map: &[Mapping],
+        rules: RowRules,
+        id_from: Option<&str>,
+    ) -> Result<Self, TransferError> {
+        let mut fields: Vec<Column<Field>> = Vec::new();
+        let mut texts = Vec::new();
+        for Mapping { field, source } in map {
+            let flag = format!("--map {field}=");
+            match source {
+                MappingSource::Column(column) => fields.push(Column {
+                    index: find(header, column, &flag)?,
+                    holds: field.clone(),
+                }),
+                MappingSource::Text(text) => {
+                    texts.push((fields.len(), field.clone(), text.clone()));
+                }
+            }
         }
         let id_from = id_from
             .map(|column| {
                 Ok(Column {
-                    index: find(header, column, "--id-from")?,
+                    index: find(header, column, "--id-from ")?,
                     holds: column.to_owned(),
                 })
             })
             .transpose()?;
-        for name in header {
-            let Ok(field) = name.parse::<Field>() else {
+        for (index, name) in header.iter().enumerate() {
+            let Some(field) = Field::by_name(name) else {
                 continue;
             };
             let is_given = (field.is_id() && id_from.is_some())
                 || map.iter().any(|mapping| mapping.field == field)
-                || constants.iter().any(|constant| constant.field == field);
-            if !is_given {
-                fields.push(Column {
-                    index: find(header, name, "column")?,
-                    holds: field,
-                });
+                || rules.is_constant(&field);
+            if is_given || field.is_output_only() {
+                continue;
             }
-        }
-        for required in Field::all().iter().filter(|field| field.is_required()) {
-            let is_given = fields.iter().any(|column| column.holds == *required)
-                || constants.iter().any(|constant| constant.field == *required);
-            if !is_given {
+            if let Some(other) = fields.iter().find(|column| column.holds == field) {
                 return Err(TransferError::Usage(format!(
-                    "every location needs a {required}: name its column with --map \
+                    "the columns `{}` and `{name}` both hold {field}: choose one of them with \
+                     --map {field}=COLUMN, or rename one",
+                    header[other.index]
+                )));
+            }
+            fields.push(Column {
+                index,
+                holds: field,
+            });
+        }
+        Ok(Self {
+            original_line: header
+                .iter()
+                .position(|name| name == REJECT_COLUMNS[0] && header.len() > 1),
+            fields,
+            texts,
+            id_from,
+            width: header.len(),
+            named: header
+                .iter()
+                .rposition(|name| !name.trim().is_empty())
+                .map_or(0, |last| last + 1),
+            is_exact: header.iter().any(|name| name == "etag"),
+            rules,
+        })
+    }
+
+    /// Matches only the column of the ids.
+    pub fn of_ids(
+        header: &[String],
+        rules: RowRules,
+        id_from: Option<&str>,
+    ) -> Result<Self, TransferError> {
+        let mut columns = Self::match_header(header, &[], rules, id_from)?;
+        columns.fields.retain(|column| column.holds.is_id());
+        if columns.fields.is_empty() && columns.id_from.is_none() {
+            return Err(TransferError::Usage(format!(
+                "the file has no column `id`: name the column of the keys with --id-from; it has {}",
+                header.join(", ")
+            )));
+        }
+        Ok(columns)
+    }
+
+    fn check_required(&self, header: &[String]) -> Result<(), TransferError> {
+        for required in Field::all().iter().filter(|field| field.is_required()) {
+            let is_given = self.fields.iter().any(|column| column.holds == *required)
+                || self.texts.iter().any(|(_, field, _)| field == required)
+                || self.rules.is_constant(required);
+            if !is_given {
+                let suggestion = header
+                    .iter()
+                    .find(|name| {
+                        Field::suggest(name).is_some_and(|name| name == required.to_string())
+                    })
+                    .map(|name| format!("did you mean --map {required}={}? ", shell_word(name)))
+                    .unwrap_or_default();
+                return Err(TransferError::Usage(format!(
+                    "every location needs a {required}: {suggestion}name its column with --map \
                      {required}=COLUMN or set it with --set {required}=VALUE; the file has the \
                      columns {}",
                     header.join(", ")
                 )));
             }
         }
-        Ok(Self {
-            fields,
-            id_from,
-            constants: constants.to_vec(),
-            positions: positions(),
-            width: header.len(),
-        })
+        Ok(())
     }
 
-    /// The names of the columns that aren't imported.
-    pub fn unused<'a>(&self, header: &'a [String]) -> Vec<&'a str> {
+    /// The columns that aren't imported, each with the field that it may be meant for.
+    pub fn unused(&self, header: &[String]) -> Vec<String> {
         let is_used = |index| {
             self.id_from
                 .as_ref()
                 .is_some_and(|column| column.index == index)
                 || self.fields.iter().any(|column| column.index == index)
         };
+        let is_known = |name: &str| {
+            name.trim().is_empty()
+                || REJECT_COLUMNS.contains(&name)
+                || Field::by_name(name).is_some_and(|field| field.is_output_only())
+        };
         header
             .iter()
             .enumerate()
-            .filter(|(index, _)| !is_used(*index))
-            .map(|(_, name)| name.as_str())
+            .filter(|(index, name)| !is_used(*index) && !is_known(name))
+            .map(|(_, name)| match Field::suggest(name) {
+                Some(field) if !self.holds(&field) => {
+                    format!("{name} (did you mean --map {field}={}?)", shell_word(name))
+                }
+                _ => name.clone(),
+            })
             .collect()
     }
 
+    fn holds(&self, path: &str) -> bool {
+        let is_path = |field: &Field| field.to_string() == path;
+        self.fields.iter().any(|column| is_path(&column.holds))
+            || self.texts.iter().any(|(_, field, _)| is_path(field))
+            || self
+                .rules
+                .constants
+                .iter()
+                .any(|constant| is_path(&constant.field))
+    }
+
+    /// Whether a row is complete: the header's last columns may have no name, and a row may end in
+    /// more delimiters.
+    pub fn fits(&self, record: &Record) -> bool {
+        record.len() >= self.named && self.is_blank_from(record, self.width)
+    }
+
+    /// Whether a row of so many cells is complete.
+    pub fn is_width(&self, count: usize) -> bool {
+        (self.named..=self.width).contains(&count)
+    }
+
+    fn is_blank_from(&self, record: &Record, first: usize) -> bool {
+        (first..record.len()).all(|index| record.bytes(index).trim_ascii().is_empty())
+    }
+
+    /// Whether all cells are empty, apart from those that tell why the row was rejected.
+    pub fn is_blank(&self, record: &Record) -> bool {
+        self.is_blank_from(record, self.reject_columns())
+    }
+
+    /// The number of columns that tell why the row was rejected.
+    fn reject_columns(&self) -> usize {
+        match self.original_line {
+            Some(0) => REJECT_COLUMNS.len(),
+            _ => 0,
+        }
+    }
+
     /// Parses a row. An empty cell leaves its field unset.
-    pub fn parse(&self, record: &ByteRecord) -> Result<Location, String> {
-        if record.len() != self.width {
+    pub fn parse(&self, record: &Record) -> Result<Parsed, String> {
+        if !self.fits(record) {
             return Err(format!(
                 "has {} fields, the header has {}",
-                record.len(),
-                self.width
+                record.len().saturating_sub(self.reject_columns()),
+                self.named.saturating_sub(self.reject_columns())
             ));
         }
-        let mut location = DynamicMessage::new(fields::descriptor().clone());
-        let mut given = Vec::new();
-        for Column { index, holds } in &self.fields {
-            let text = cell(record, *index).map_err(|error| format!("{holds} {error}"))?;
-            if text.is_empty() || holds.is_output_only() {
-                continue;
+        let mut row = RowBuilder::new(&self.rules);
+        let mut texts = self.texts.iter().peekable();
+        for (order, Column { index, holds }) in self.fields.iter().enumerate() {
+            while let Some((_, field, text)) = texts.next_if(|(before, ..)| *before <= order) {
+                row.text(field, text)?;
             }
-            holds
-                .set(&mut location, text)
+            let cell = self
+                .cell(record, *index)
                 .map_err(|error| format!("{holds} {error}"))?;
-            given.push(holds);
-        }
-        fields::set_constants(&mut location, &self.constants)?;
-        given.extend(self.constants.iter().map(|constant| &constant.field));
-        for Position { path, coordinates } in &self.positions {
-            let count = coordinates
-                .iter()
-                .filter(|part| given.contains(part))
-                .count();
-            if count != 0 && count != coordinates.len() {
-                let names: Vec<_> = coordinates.iter().map(Field::name).collect();
-                return Err(format!(
-                    "{path} needs both {}, or neither",
-                    names.join(" and ")
-                ));
+            let is_exact = self.is_exact && record.is_quoted(*index);
+            let text = if is_exact { &*cell } else { cell.trim() };
+            if text.trim().is_empty() && !(is_exact && !text.is_empty()) {
+                row.give(holds);
+            } else {
+                row.text(holds, text)?;
             }
         }
-        let mut location: Location = location.transcode_to().map_err(|error| error.to_string())?;
-        if let Some(Column { index, holds }) = &self.id_from {
-            let value = cell(record, *index).map_err(|error| format!("{holds} {error}"))?;
-            if value.is_empty() {
-                return Err(format!("{holds} is empty, so no id can be derived from it"));
-            }
-            location.id = derive_id(value);
+        for (_, field, text) in texts {
+            row.text(field, text)?;
         }
-        Ok(location)
+        let id = match &self.id_from {
+            None => None,
+            Some(Column { index, holds }) => {
+                let value = self
+                    .cell(record, *index)
+                    .map_err(|error| format!("{holds} {error}"))?;
+                let value = value.trim();
+                if value.is_empty() {
+                    return Err(format!("{holds} is empty, so no id can be derived from it"));
+                }
+                Some(value.to_owned())
+            }
+        };
+        let mut parsed = row.finish(id.as_deref())?;
+        if let Some(index) = self.original_line {
+            let line = self.cell(record, index)?;
+            parsed.original_line = line.trim().parse().ok();
+        }
+        Ok(parsed)
+    }
+
+    fn cell<'a>(&self, record: &'a Record, index: usize) -> Result<Cow<'a, str>, String> {
+        if index >= record.len() {
+            return Ok(Cow::Borrowed(""));
+        }
+        record.text(index).ok_or_else(|| {
+            "isn't UTF-8: if the file is from a spreadsheet, try --encoding windows-1252".to_owned()
+        })
     }
 }
 
 fn find(header: &[String], column: &str, flag: &str) -> Result<usize, TransferError> {
-    let mut matches = header
-        .iter()
-        .enumerate()
-        .filter(|(_, name)| *name == column);
-    match (matches.next(), matches.next()) {
-        (Some((index, _)), None) => Ok(index),
-        (Some(_), Some(_)) => Err(TransferError::Usage(format!(
-            "{flag} {column}: the file has several columns of that name"
-        ))),
-        (None, _) => Err(TransferError::Usage(format!(
-            "{flag} {column}: the file has no such column; it has {}",
-            header.join(", ")
-        ))),
+    let matching = |is_same: &dyn Fn(&str) -> bool| -> Vec<usize> {
+        let named = header.iter().enumerate();
+        named
+            .filter(|(_, name)| is_same(name))
+            .map(|(index, _)| index)
+            .collect()
+    };
+    let mut matches = matching(&|name| name == column);
+    if matches.is_empty() {
+        let wanted = normalize(column);
+        matches = matching(&|name| normalize(name) == wanted);
     }
-}
-
-fn cell(record: &ByteRecord, index: usize) -> Result<&str, String> {
-    std::str::from_utf8(record.get(index).unwrap_or_default()).map_err(|_| "isn't UTF-8".to_owned())
-}
-
-/// The positions in a location.
-fn positions() -> Vec<Position> {
-    let mut positions: Vec<Position> = Vec::new();
-    for field in Field::all() {
-        let Some(path) = field.position() else {
-            continue;
-        };
-        match positions.iter_mut().find(|position| position.path == path) {
-            Some(position) => position.coordinates.push(field),
-            None => positions.push(Position {
-                path,
-                coordinates: vec![field],
-            }),
+    match matches[..] {
+        [index] => Ok(index),
+        [] => {
+            let near = header
+                .iter()
+                .map(|name| {
+                    (
+                        strsim::damerau_levenshtein(&normalize(name), &normalize(column)),
+                        name,
+                    )
+                })
+                .filter(|(distance, _)| *distance <= column.len() / 3)
+                .min()
+                .map(|(_, name)| format!("did you mean `{name}`? "))
+                .unwrap_or_default();
+            Err(TransferError::Usage(format!(
+                "{flag}{column}: the file has no such column; {near}it has {}",
+                header.join(", ")
+            )))
         }
+        _ => Err(TransferError::Usage(format!(
+            "{flag}{column}: the file has several columns of that name"
+        ))),
     }
-    positions
+}
+
+/// A name as one word of a command line.
+fn shell_word(name: &str) -> String {
+    if name
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte))
+    {
+        name.to_owned()
+    } else {
+        format!("'{}'", name.replace('\'', "'\\''"))
+    }
+}
+
+/// A location as a message.
+pub fn to_dynamic(location: &Location) -> Result<DynamicMessage, TransferError> {
+    let mut message = DynamicMessage::new(fields::descriptor().clone());
+    message
+        .transcode_from(location)
+        .map_err(|error| TransferError::Internal(error.to_string()))?;
+    Ok(message)
 }

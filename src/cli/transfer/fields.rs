@@ -10,11 +10,12 @@ use std::{
     str::FromStr,
 };
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
 use location_service::proto::LOCATION;
 use prost_reflect::{
     DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value,
 };
+
+use super::{json_text, numbers::NumberStyle, values};
 
 /// The fields that the service sets. An import ignores them, except the id, which has a field of its
 /// own in the request.
@@ -23,6 +24,9 @@ const OUTPUT_ONLY: [&str; 3] = ["create_time", "update_time", "etag"];
 /// The message of a position. All of its fields must be given together, because an omitted one would
 /// read as 0, which is a place on Earth.
 const POSITION: &str = "location.v1.LatLng";
+
+/// The name of the field with a country.
+const REGION_CODE: &str = "region_code";
 
 /// The package of messages whose JSON form is a scalar, such as `Timestamp`.
 const WELL_KNOWN: &str = "google.protobuf";
@@ -40,6 +44,8 @@ pub struct Field {
     leaf: FieldDescriptor,
     /// The key of the map entry.
     key: Option<String>,
+    /// The index in [`Field::all`].
+    index: usize,
 }
 
 impl Field {
@@ -53,6 +59,16 @@ impl Field {
     /// The id.
     pub fn is_id(&self) -> bool {
         self.is_at_top("id")
+    }
+
+    /// The state.
+    pub fn is_state(&self) -> bool {
+        self.is_at_top("state")
+    }
+
+    /// The owner.
+    pub fn is_owner(&self) -> bool {
+        self.is_at_top("owner_id")
     }
 
     /// Whether every location must have it.
@@ -95,10 +111,48 @@ impl Field {
         }
     }
 
-    /// Sets the field to the value of the text, which isn't empty. The error states the expected
-    /// form, as in "must be a whole number".
-    pub fn set(&self, location: &mut DynamicMessage, text: &str) -> Result<(), String> {
-        let value = self.parse(text)?;
+    /// Whether it holds several values, so that several columns can provide them.
+    pub fn is_list(&self) -> bool {
+        self.leaf.is_list()
+    }
+
+    /// Whether it is a whole map.
+    pub fn is_map(&self) -> bool {
+        self.leaf.is_map() && self.key.is_none()
+    }
+
+    /// The entry of the map with this key.
+    pub fn entry(&self, key: &str) -> Self {
+        Self {
+            key: Some(key.to_owned()),
+            ..self.clone()
+        }
+    }
+
+    /// The key of the map entry that it stands for.
+    pub fn key(&self) -> Option<&str> {
+        self.key.as_deref()
+    }
+
+    /// The index in [`Field::all`]. That of a map entry is its map's.
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Sets the field to the value of the text, which isn't empty: adds to a list, and to a map. The
+    /// error states the expected form, as in "must be a whole number".
+    pub fn set(
+        &self,
+        location: &mut DynamicMessage,
+        text: &str,
+        style: NumberStyle,
+    ) -> Result<(), String> {
+        let value = self.parse(text, style)?;
+        self.put(location, value)
+    }
+
+    /// Sets the field to a value of its kind: adds to a list, and to a map.
+    pub fn put(&self, location: &mut DynamicMessage, value: Value) -> Result<(), String> {
         let mut message = location;
         for parent in &self.parents {
             message = message
@@ -107,95 +161,210 @@ impl Field {
                 .expect("the kind of a parent is a message");
         }
         match (message.get_field_mut(&self.leaf), value) {
-            (Value::Map(entries), Value::Map(new)) => entries.extend(new),
+            (Value::Map(entries), Value::Map(new)) => {
+                for (key, value) in new {
+                    if entries.contains_key(&key) {
+                        let key = key.as_str().unwrap_or_default();
+                        return Err(format!("has the key `{key}` twice"));
+                    }
+                    entries.insert(key, value);
+                }
+            }
+            (Value::List(values), Value::List(new)) => values.extend(new),
             (field, value) => *field = value,
         }
         Ok(())
     }
 
-    fn parse(&self, text: &str) -> Result<Value, String> {
-        let kind = self.kind();
-        if let Kind::Message(entry) = &kind
-            && entry.is_map_entry()
-        {
-            let kind = entry.map_entry_value_field().kind();
-            let texts: BTreeMap<String, String> = match &self.key {
-                Some(key) => [(key.clone(), text.to_owned())].into(),
-                None => serde_json::from_str(text).map_err(
-                    |_| "must be a JSON object of strings, such as {\"colour\":\"red\"}",
-                )?,
+    /// Removes the value.
+    pub fn clear(&self, location: &mut DynamicMessage) {
+        let mut message = location;
+        for parent in &self.parents {
+            if !message.has_field(parent) {
+                return;
+            }
+            message = message
+                .get_field_mut(parent)
+                .as_message_mut()
+                .expect("the kind of a parent is a message");
+        }
+        match (&self.key, message.get_field_mut(&self.leaf)) {
+            (Some(key), Value::Map(entries)) => {
+                entries.remove(&MapKey::String(key.clone()));
+            }
+            _ => message.clear_field(&self.leaf),
+        }
+    }
+
+    /// Parses text, which isn't empty.
+    pub fn parse(&self, text: &str, style: NumberStyle) -> Result<Value, String> {
+        if self.leaf.is_map() {
+            let entries: Vec<(String, String)> = match &self.key {
+                Some(key) => vec![(key.clone(), text.to_owned())],
+                None => json_text::string_members(text)
+                    .ok_or("must be a JSON object of strings, such as {\"colour\":\"red\"}")?,
             };
-            let entries: Result<HashMap<_, _>, String> = texts
-                .into_iter()
-                .map(|(key, text)| Ok((MapKey::String(key), parse_value(&kind, &text)?)))
-                .collect();
-            return entries.map(Value::Map);
+            return self.parse_entries(entries, style);
         }
         if self.leaf.is_list() {
             // An export writes a JSON array. Plain text is a list of one element.
-            let texts: Vec<String> = if text.starts_with('[') {
-                serde_json::from_str(text)
-                    .map_err(|_| "must be plain text or a JSON array of strings")?
+            let texts = if text.starts_with('[') {
+                json_text::strings(text).ok_or("must be plain text or a JSON array of strings")?
             } else {
                 vec![text.to_owned()]
             };
-            let values: Result<Vec<_>, String> =
-                texts.iter().map(|text| parse_value(&kind, text)).collect();
-            return values.map(Value::List);
+            return self.parse_list(&texts, style);
         }
-        parse_value(&kind, text)
+        if self.name() == REGION_CODE {
+            return Ok(Value::String(region_code(text)));
+        }
+        values::parse(&self.kind(), text, style)
+    }
+
+    /// Parses the entries of a map.
+    pub fn parse_entries(
+        &self,
+        entries: Vec<(String, String)>,
+        style: NumberStyle,
+    ) -> Result<Value, String> {
+        let kind = self.element_kind();
+        let mut map = HashMap::with_capacity(entries.len());
+        for (key, text) in entries {
+            let value = values::parse(&kind, &text, style)?;
+            if map.insert(MapKey::String(key.clone()), value).is_some() {
+                return Err(format!("has the key `{key}` twice"));
+            }
+        }
+        Ok(Value::Map(map))
+    }
+
+    /// Parses the elements of a list.
+    pub fn parse_list(&self, texts: &[String], style: NumberStyle) -> Result<Value, String> {
+        let kind = self.kind();
+        texts
+            .iter()
+            .map(|text| values::parse(&kind, text, style))
+            .collect::<Result<Vec<_>, _>>()
+            .map(Value::List)
+    }
+
+    /// The kind of the values of a map, otherwise the kind of the field.
+    fn element_kind(&self) -> Kind {
+        match self.kind() {
+            Kind::Message(entry) if entry.is_map_entry() => entry.map_entry_value_field().kind(),
+            kind => kind,
+        }
     }
 
     /// The value of the field as text that [`Field::set`] parses. Empty if it isn't set.
     pub fn get(&self, location: &DynamicMessage) -> String {
-        self.get_below(location, &self.parents)
+        self.with_value(location, |value| {
+            value.map_or_else(String::new, |value| self.format(value))
+        })
     }
 
-    fn get_below(&self, message: &DynamicMessage, parents: &[FieldDescriptor]) -> String {
-        if let [parent, rest @ ..] = parents {
-            return match &*message.get_field(parent) {
-                Value::Message(child) if message.has_field(parent) => self.get_below(child, rest),
-                _ => String::new(),
-            };
-        }
-        if self.leaf.supports_presence() && !message.has_field(&self.leaf) {
-            return String::new();
-        }
-        let kind = self.kind();
-        match &*message.get_field(&self.leaf) {
-            Value::Map(entries) => {
-                let kind = match &kind {
-                    Kind::Message(entry) => entry.map_entry_value_field().kind(),
-                    kind => kind.clone(),
+    /// The value of the field as JSON, `null` if it has none.
+    pub fn get_json(&self, location: &DynamicMessage) -> String {
+        self.with_value(location, |value| match value {
+            None => "null".to_owned(),
+            Some(value) => values::to_json(&self.kind(), value),
+        })
+    }
+
+    /// Whether the message that contains it is set.
+    pub fn is_parent_set(&self, location: &DynamicMessage) -> bool {
+        // Locations nest one level of messages.
+        self.parents
+            .first()
+            .is_none_or(|parent| location.has_field(parent))
+    }
+
+    /// Calls a function with the value, or with `None` if a message that contains it isn't set.
+    fn with_value<T>(
+        &self,
+        location: &DynamicMessage,
+        then: impl FnOnce(Option<&Value>) -> T,
+    ) -> T {
+        fn descend<T>(
+            message: &DynamicMessage,
+            parents: &[FieldDescriptor],
+            leaf: &FieldDescriptor,
+            then: impl FnOnce(Option<&Value>) -> T,
+        ) -> T {
+            let [parent, rest @ ..] = parents else {
+                return if leaf.supports_presence() && !message.has_field(leaf) {
+                    then(None)
+                } else {
+                    then(Some(&message.get_field(leaf)))
                 };
+            };
+            match &*message.get_field(parent) {
+                Value::Message(child) if message.has_field(parent) => {
+                    descend(child, rest, leaf, then)
+                }
+                _ => then(None),
+            }
+        }
+        descend(location, &self.parents, &self.leaf, then)
+    }
+
+    fn format(&self, value: &Value) -> String {
+        let kind = self.element_kind();
+        match value {
+            Value::Map(entries) => {
                 if let Some(key) = &self.key {
                     return entries
                         .get(&MapKey::String(key.clone()))
-                        .map_or_else(String::new, |value| format_value(&kind, value));
+                        .map_or_else(String::new, |value| values::format(&kind, value));
                 }
                 let texts: BTreeMap<_, _> = entries
                     .iter()
-                    .filter_map(|(key, value)| Some((key.as_str()?, format_value(&kind, value))))
+                    .filter_map(|(key, value)| Some((key.as_str()?, values::format(&kind, value))))
                     .collect();
                 to_json_unless(texts.is_empty(), &texts)
             }
-            Value::List(values) => {
-                let texts: Vec<_> = values
+            Value::List(elements) => {
+                let texts: Vec<_> = elements
                     .iter()
-                    .map(|value| format_value(&kind, value))
+                    .map(|value| values::format(&kind, value))
                     .collect();
                 to_json_unless(texts.is_empty(), &texts)
             }
-            value => format_value(&kind, value),
+            value => values::format(&kind, value),
         }
+    }
+
+    /// The name of the field in JSON, below its parents.
+    pub fn json_name(&self) -> &str {
+        self.leaf.json_name()
+    }
+
+    /// The JSON names of the messages that contain it.
+    pub fn json_parents(&self) -> impl Iterator<Item = &str> {
+        self.parents.iter().map(FieldDescriptor::json_name)
     }
 }
 
-/// The CSV column of a field (`--map`).
+/// A region code in upper case. `UK` is often written for `GB`.
+fn region_code(text: &str) -> String {
+    let code = text.trim().to_ascii_uppercase();
+    if code == "UK" { "GB".to_owned() } else { code }
+}
+
+/// The source of a field (`--map`).
 #[derive(Debug, Clone)]
 pub struct Mapping {
     pub field: Field,
-    pub column: String,
+    pub source: MappingSource,
+}
+
+/// Where the value of a mapped field comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MappingSource {
+    /// A CSV column, or the path of a key in JSON.
+    Column(String),
+    /// The same text in every row.
+    Text(String),
 }
 
 /// The value of a field in every row (`--set`).
@@ -203,15 +372,6 @@ pub struct Mapping {
 pub struct Constant {
     pub field: Field,
     pub value: String,
-}
-
-/// Sets fields to the values of the arguments.
-pub fn set_constants(location: &mut DynamicMessage, constants: &[Constant]) -> Result<(), String> {
-    constants.iter().try_for_each(|Constant { field, value }| {
-        field
-            .set(location, value)
-            .map_err(|error| format!("{field} {error}"))
-    })
 }
 
 impl fmt::Display for Field {
@@ -237,23 +397,10 @@ impl FromStr for Field {
     type Err = String;
 
     fn from_str(path: &str) -> Result<Self, String> {
-        let fields = Field::all();
-        for field in &fields {
-            let name = field.to_string();
-            let Some(rest) = path.strip_prefix(&name) else {
-                continue;
-            };
-            if rest.is_empty() {
-                return Ok(field.clone());
-            }
-            let key = rest.strip_prefix('.').filter(|key| !key.is_empty());
-            if let Some(key) = key.filter(|_| field.leaf.is_map()) {
-                return Ok(Self {
-                    key: Some(key.to_owned()),
-                    ..field.clone()
-                });
-            }
+        if let Some(field) = Self::by_name(path) {
+            return Ok(field);
         }
+        let fields = Field::all();
         let mut names = Vec::new();
         for field in fields.iter().filter(|field| !field.is_output_only()) {
             names.push(field.to_string());
@@ -261,8 +408,11 @@ impl FromStr for Field {
                 names.push(format!("{field}.KEY"));
             }
         }
+        let suggestion = Self::suggest(path)
+            .map(|name| format!("did you mean `{name}`? "))
+            .unwrap_or_default();
         Err(format!(
-            "`{path}` isn't a field of a location: use {}",
+            "`{path}` isn't a field of a location: {suggestion}use {}",
             names.join(", ")
         ))
     }
@@ -285,6 +435,7 @@ fn append_leaves(
                 parents: parents.to_vec(),
                 leaf,
                 key: None,
+                index: fields.len(),
             }),
         }
     }
@@ -293,108 +444,6 @@ fn append_leaves(
 fn path(fields: &[FieldDescriptor]) -> String {
     let names: Vec<_> = fields.iter().map(FieldDescriptor::name).collect();
     names.join(".")
-}
-
-fn parse_value(kind: &Kind, text: &str) -> Result<Value, String> {
-    match kind {
-        Kind::String => Ok(Value::String(text.to_owned())),
-        Kind::Double => parse_number(text, Value::F64),
-        Kind::Float => parse_number(text, Value::F32),
-        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => parse_integer(text, Value::I32),
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => parse_integer(text, Value::I64),
-        Kind::Uint32 | Kind::Fixed32 => parse_integer(text, Value::U32),
-        Kind::Uint64 | Kind::Fixed64 => parse_integer(text, Value::U64),
-        Kind::Bool => parse_as(text, "true or false", Value::Bool),
-        Kind::Enum(enumeration) => parse_enum(enumeration, text).map(Value::EnumNumber),
-        Kind::Bytes => BASE64_STANDARD
-            .decode(text)
-            .map(|bytes| Value::Bytes(bytes.into()))
-            .map_err(|_| "must be base64".to_owned()),
-        Kind::Message(message) => {
-            // The JSON form of a well-known type is a scalar, whose quotes are omitted.
-            let json: serde_json::Value =
-                serde_json::from_str(text).unwrap_or_else(|_| text.into());
-            DynamicMessage::deserialize(message.clone(), json)
-                .map(Value::Message)
-                .map_err(|_| format!("must be a {} in JSON, is `{text}`", message.name()))
-        }
-    }
-}
-
-fn parse_number<T: FromStr>(text: &str, value: fn(T) -> Value) -> Result<Value, String> {
-    parse_as(text, "a number such as 48.85341", value)
-}
-
-fn parse_integer<T: FromStr>(text: &str, value: fn(T) -> Value) -> Result<Value, String> {
-    parse_as(text, "a whole number", value)
-}
-
-fn parse_as<T: FromStr>(
-    text: &str,
-    expected: &str,
-    value: fn(T) -> Value,
-) -> Result<Value, String> {
-    text.trim()
-        .parse()
-        .map(value)
-        .map_err(|_| format!("must be {expected}, is `{text}`"))
-}
-
-/// Parses the name of an enum value, such as `storage`, `STORAGE` or `LOCATION_TYPE_STORAGE`. The
-/// unspecified value isn't one.
-pub fn parse_enum(enumeration: &EnumDescriptor, text: &str) -> Result<i32, String> {
-    let prefix = enum_prefix(enumeration);
-    let wanted = text.trim().to_ascii_uppercase();
-    let wanted = wanted.strip_prefix(&prefix).unwrap_or(&wanted);
-    let mut names = Vec::new();
-    for value in enumeration.values().filter(|value| value.number() != 0) {
-        let name = value.name().strip_prefix(&prefix).unwrap_or(value.name());
-        if name == wanted {
-            return Ok(value.number());
-        }
-        names.push(name.to_ascii_lowercase());
-    }
-    Err(format!("must be {}, is `{text}`", names.join(" or ")))
-}
-
-/// The prefix of the values of an enum: `LOCATION_TYPE_` for `LocationType`.
-fn enum_prefix(enumeration: &EnumDescriptor) -> String {
-    let mut prefix = String::new();
-    for char in enumeration.name().chars() {
-        if char.is_uppercase() && !prefix.is_empty() {
-            prefix.push('_');
-        }
-        prefix.extend(char.to_uppercase());
-    }
-    prefix.push('_');
-    prefix
-}
-
-fn format_value(kind: &Kind, value: &Value) -> String {
-    match value {
-        Value::String(text) => text.clone(),
-        Value::Bool(value) => value.to_string(),
-        Value::I32(number) => number.to_string(),
-        Value::I64(number) => number.to_string(),
-        Value::U32(number) => number.to_string(),
-        Value::U64(number) => number.to_string(),
-        Value::F32(number) => number.to_string(),
-        Value::F64(number) => number.to_string(),
-        Value::Bytes(bytes) => BASE64_STANDARD.encode(bytes),
-        Value::EnumNumber(number) => match kind {
-            Kind::Enum(enumeration) => enumeration
-                .get_value(*number)
-                .map_or_else(|| number.to_string(), |value| value.name().to_owned()),
-            _ => number.to_string(),
-        },
-        Value::Message(message) => match serde_json::to_value(message) {
-            Ok(serde_json::Value::String(text)) => text,
-            Ok(json) => json.to_string(),
-            Err(_) => String::new(),
-        },
-        // Neither nests in a list or a map.
-        Value::List(_) | Value::Map(_) => String::new(),
-    }
 }
 
 fn to_json_unless(is_empty: bool, value: &impl serde::Serialize) -> String {

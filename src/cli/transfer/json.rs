@@ -1,79 +1,311 @@
-//! Locations as lines of NDJSON, in the JSON form of protobuf.
+//! Locations as JSON objects, in the JSON form of protobuf.
 
-use std::collections::BTreeMap;
-
-use location_service::proto::location::v1::Location;
-use prost_reflect::DynamicMessage;
-use serde_json::Value;
-
-use super::{
-    TransferError,
-    fields::{self, Constant},
-    ids::derive_id,
+use std::{
+    collections::{BTreeSet, HashMap, HashSet},
+    sync::Arc,
 };
 
-/// Parses a line. Keys that aren't fields of a location are refused, except `id_from`, the key that
-/// the id is derived from.
-pub fn parse(
-    line: &str,
-    constants: &[Constant],
-    id_from: Option<&str>,
-) -> Result<Location, String> {
-    let mut id = None;
-    let mut message = if let Some(key) = id_from {
-        let mut row: BTreeMap<String, Value> =
-            serde_json::from_str(line).map_err(|error| describe(&error))?;
-        let value = match row.get(key) {
-            Some(Value::String(value)) if !value.is_empty() => value.clone(),
-            Some(Value::Number(value)) => value.to_string(),
-            _ => {
-                return Err(format!(
-                    "{key} is neither text nor a number, so no id can be derived from it"
-                ));
+use prost_reflect::{DynamicMessage, Kind};
+
+use super::{
+    csv::REJECT_COLUMNS,
+    fields::{Field, Mapping, MappingSource},
+    json_text::{check, elements, members, string},
+    names::normalize,
+    row::{Parsed, RowBuilder, RowRules},
+    values,
+};
+
+/// The key of a rejected row that isn't an object, as text.
+pub const REJECT_ROW: &str = "reject_row";
+
+/// The number of names of ignored keys that are kept.
+const MAX_IGNORED: usize = 50;
+
+/// Parses rows.
+#[derive(Debug)]
+pub struct Keys {
+    map: Vec<Mapping>,
+    id_from: Option<String>,
+    rules: Arc<RowRules>,
+    /// The fields of the messages in a location, by the normalized path of the message.
+    messages: HashMap<String, Vec<Field>>,
+    /// The keys that aren't imported. Without `--map`, such a key is an error.
+    pub ignored: BTreeSet<String>,
+    /// Whether all keys except those of ids are ignored.
+    only_ids: bool,
+}
+
+impl Keys {
+    pub fn new(map: &[Mapping], rules: RowRules, id_from: Option<&str>) -> Self {
+        let mut messages: HashMap<_, Vec<Field>> = HashMap::new();
+        for field in Field::all() {
+            if let Some((parent, _)) = field.to_string().rsplit_once('.') {
+                messages.entry(normalize(parent)).or_default().push(field);
             }
-        };
-        id = Some(derive_id(&value));
-        let descriptor = fields::descriptor();
-        let is_field = descriptor.get_field_by_json_name(key).is_some()
-            || descriptor.get_field_by_name(key).is_some();
-        if !is_field {
-            row.remove(key);
         }
-        decode(Value::from_iter(row))?
-    } else {
-        let mut deserializer = serde_json::Deserializer::from_str(line);
-        let message = decode(&mut deserializer)?;
-        deserializer.end().map_err(|error| describe(&error))?;
-        message
-    };
-    fields::set_constants(&mut message, constants)?;
-    let mut location: Location = message.transcode_to().map_err(|error| error.to_string())?;
-    if let Some(id) = id {
-        location.id = id;
+        Self {
+            map: map.to_vec(),
+            id_from: id_from.map(str::to_owned),
+            rules: Arc::new(rules),
+            messages,
+            ignored: BTreeSet::new(),
+            only_ids: false,
+        }
     }
-    Ok(location)
+
+    /// Ignores all keys except those of ids.
+    pub fn of_ids(rules: RowRules, id_from: Option<&str>) -> Self {
+        Self {
+            only_ids: true,
+            ..Self::new(&[], rules, id_from)
+        }
+    }
+
+    /// Parses a row. A key with `null` or an empty text leaves its field unset.
+    pub fn parse(&mut self, text: &str) -> Result<Parsed, String> {
+        check(text)?;
+        let row = members(text).ok_or("isn't a JSON object")?;
+        check_repeats(&row)?;
+        if let Some((_, original)) = row.iter().find(|(key, _)| key == REJECT_ROW) {
+            let original = string(original).ok_or("reject_row must be text")?;
+            let mut parsed = self.parse(&original)?;
+            parsed.original_line = original_line(&row);
+            return Ok(parsed);
+        }
+        // Taken out, so that `self` can be changed meanwhile.
+        let rules = Arc::clone(&self.rules);
+        let mut builder = RowBuilder::new(&rules);
+        let map = std::mem::take(&mut self.map);
+        let result = self.fill(&mut builder, &row, &map);
+        self.map = map;
+        result?;
+        let id = match &self.id_from {
+            None => None,
+            Some(path) => Some(
+                find(&row, path)
+                    .and_then(scalar)
+                    .map(|text| text.trim().to_owned())
+                    .filter(|text| !text.is_empty())
+                    .ok_or_else(|| {
+                        format!(
+                            "{path} is neither text nor a number, so no id can be derived from it"
+                        )
+                    })?,
+            ),
+        };
+        let mut parsed = builder.finish(id.as_deref())?;
+        parsed.original_line = original_line(&row);
+        Ok(parsed)
+    }
+
+    fn fill(
+        &mut self,
+        builder: &mut RowBuilder<'_>,
+        row: &[(String, &str)],
+        map: &[Mapping],
+    ) -> Result<(), String> {
+        for Mapping { field, source } in map {
+            match source {
+                MappingSource::Text(text) => builder.text(field, text)?,
+                MappingSource::Column(path) => match find(row, path) {
+                    Some(value) => set(builder, field, value)?,
+                    None => builder.give(field),
+                },
+            }
+        }
+        for (key, value) in row {
+            if self.only_ids && !Field::by_name(key).is_some_and(|field| field.is_id()) {
+                continue;
+            }
+            let is_mapped = |path: &str| {
+                path == key || path.split_once('.').is_some_and(|(first, _)| first == key)
+            };
+            let is_source = map.iter().any(
+                |mapping| matches!(&mapping.source, MappingSource::Column(path) if is_mapped(path)),
+            ) || self.id_from.as_deref().is_some_and(is_mapped);
+            self.member(builder, "", key, value, is_source, map)?;
+        }
+        Ok(())
+    }
+
+    /// Takes over a member of the row, or of a message in it.
+    fn member(
+        &mut self,
+        builder: &mut RowBuilder<'_>,
+        prefix: &str,
+        key: &str,
+        value: &str,
+        is_source: bool,
+        map: &[Mapping],
+    ) -> Result<(), String> {
+        let path = if prefix.is_empty() {
+            key.to_owned()
+        } else {
+            format!("{prefix}.{key}")
+        };
+        if let Some(fields) = self.messages.get(&normalize(&path)) {
+            if value == "null" {
+                fields.iter().for_each(|field| builder.give(field));
+                return Ok(());
+            }
+            let inner = members(value);
+            if inner.is_none() && is_source {
+                return Ok(());
+            }
+            let inner = inner.ok_or_else(|| format!("{path} must be an object, is {value}"))?;
+            check_repeats(&inner)?;
+            return inner
+                .iter()
+                .try_for_each(|(key, value)| self.member(builder, &path, key, value, false, map));
+        }
+        match Field::by_name(&path).filter(|field| field.key().is_none()) {
+            Some(field) => {
+                let is_given = field.is_output_only()
+                    || (field.is_id() && self.id_from.is_some())
+                    || map.iter().any(|mapping| mapping.field == field)
+                    || self.rules.is_constant(&field);
+                if is_given || (is_source && !map.is_empty() && !is_plain(&field, value)) {
+                    return Ok(());
+                }
+                set(builder, &field, value)
+            }
+            None if is_source || REJECT_COLUMNS.contains(&path.as_str()) => Ok(()),
+            None if map.is_empty() => Err(match Field::suggest(&path) {
+                Some(field) => format!("`{path}` isn't a field: did you mean `{field}`?"),
+                None => format!("`{path}` isn't a field of a location"),
+            }),
+            None => {
+                if self.ignored.len() < MAX_IGNORED {
+                    self.ignored.insert(path);
+                }
+                Ok(())
+            }
+        }
+    }
 }
 
-fn decode<'de, D>(deserializer: D) -> Result<DynamicMessage, String>
-where
-    D: serde::Deserializer<'de, Error = serde_json::Error>,
-{
-    DynamicMessage::deserialize(fields::descriptor().clone(), deserializer)
-        .map_err(|error| describe(&error))
+/// Whether the value is one that the field may have, for a key that was also mapped elsewhere.
+fn is_plain(field: &Field, value: &str) -> bool {
+    field.is_list() || field.is_map() || !value.starts_with(['{', '['])
 }
 
-/// Appends a location as one line.
-pub fn write(location: &DynamicMessage, out: &mut Vec<u8>) -> Result<(), TransferError> {
-    serde_json::to_writer(&mut *out, location)
-        .map_err(|error| TransferError::Internal(error.to_string()))?;
-    out.push(b'\n');
-    Ok(())
+fn check_repeats(members: &[(String, &str)]) -> Result<(), String> {
+    let mut keys = HashSet::with_capacity(members.len());
+    match members.iter().find(|(key, _)| !keys.insert(key.as_str())) {
+        Some((key, _)) => Err(format!("has the key `{key}` twice")),
+        None => Ok(()),
+    }
 }
 
-/// The text of the error without its line, which is always the first: the parser sees one line.
-fn describe(error: &serde_json::Error) -> String {
-    error
-        .to_string()
-        .replace(" at line 1 column ", " at column ")
-        .replace(" at line 0 column 0", "")
+fn original_line(row: &[(String, &str)]) -> Option<u64> {
+    let (_, line) = row.iter().find(|(key, _)| key == REJECT_COLUMNS[0])?;
+    line.parse().ok()
+}
+
+/// The value at a path such as `geo.lat` or `lines.0`.
+fn find<'a>(row: &[(String, &'a str)], path: &str) -> Option<&'a str> {
+    if let Some((_, value)) = row.iter().find(|(key, _)| key == path) {
+        return Some(value);
+    }
+    let (first, rest) = path.split_once('.')?;
+    let (_, value) = row.iter().find(|(key, _)| key == first)?;
+    if let Some(members) = members(value) {
+        return find(&members, rest);
+    }
+    let (index, rest) = rest.split_once('.').unwrap_or((rest, ""));
+    let element = *elements(value)?.get(index.parse::<usize>().ok()?)?;
+    if rest.is_empty() {
+        Some(element)
+    } else {
+        find(&members(element)?, rest)
+    }
+}
+
+/// Text or a number as text.
+fn scalar(value: &str) -> Option<String> {
+    match value.as_bytes().first()? {
+        b'"' => string(value),
+        b'-' | b'0'..=b'9' => Some(value.to_owned()),
+        _ => None,
+    }
+}
+
+fn set(builder: &mut RowBuilder<'_>, field: &Field, value: &str) -> Result<(), String> {
+    if value == "null" {
+        builder.give(field);
+        return Ok(());
+    }
+    let style = builder.style();
+    if field.is_map() {
+        let entries = members(value)
+            .and_then(|entries| {
+                let entries = entries.into_iter();
+                entries
+                    .map(|(key, value)| Some((key, scalar(value)?)))
+                    .collect()
+            })
+            .ok_or_else(|| format!("{field} must be an object of strings"))?;
+        let value = field.parse_entries(entries, style);
+        return builder.value(field, value.map_err(|error| format!("{field} {error}"))?);
+    }
+    if field.is_list() && value.starts_with('[') {
+        let texts: Option<Vec<String>> =
+            elements(value).and_then(|elements| elements.into_iter().map(scalar).collect());
+        let texts = texts.ok_or_else(|| format!("{field} must be an array of strings"))?;
+        let value = field.parse_list(&texts, style);
+        return builder.value(field, value.map_err(|error| format!("{field} {error}"))?);
+    }
+    let text = scalar(value)
+        .or_else(|| (field.kind() == Kind::Bool).then(|| value.to_owned()))
+        .ok_or_else(|| {
+            let shown: String = value.chars().take(40).collect();
+            format!("{field} must be text or a number, is {shown}")
+        })?;
+    if text.is_empty() {
+        builder.give(field);
+        return Ok(());
+    }
+    builder.text(field, &text)
+}
+
+/// Appends a location as one line, with all of the fields, also those without a value.
+pub fn write(location: &DynamicMessage, fields: &[Field], out: &mut Vec<u8>) {
+    let mut open: Option<(&str, bool)> = None;
+    out.push(b'{');
+    let mut needs_comma = false;
+    for field in fields {
+        let parent = field.json_parents().last();
+        if open.map(|(name, _)| name) != parent {
+            if let Some((_, true)) = open {
+                out.push(b'}');
+            }
+            open = None;
+            if let Some(name) = parent {
+                let is_set = field.is_parent_set(location);
+                if needs_comma {
+                    out.push(b',');
+                }
+                out.extend(values::quote(name).bytes());
+                out.extend(if is_set { b":{".as_slice() } else { b":null" });
+                needs_comma = !is_set;
+                open = Some((name, is_set));
+            }
+        }
+        if let Some((_, false)) = open {
+            continue;
+        }
+        if needs_comma {
+            out.push(b',');
+        }
+        needs_comma = true;
+        out.push(b'"');
+        out.extend(field.json_name().bytes());
+        out.extend(b"\":");
+        out.extend(field.get_json(location).bytes());
+    }
+    if let Some((_, true)) = open {
+        out.push(b'}');
+    }
+    out.extend(b"}\n");
 }

@@ -1,21 +1,29 @@
-//! `location-service import` and `location-service export`: locations from and to files, through a
-//! running service.
+//! `location-service import`, `export` and `delete`: locations from and to files, through a running
+//! service.
 //!
-//! Both commands are plain clients. [`import`] reads rows from a file and creates them in batches,
-//! several calls at a time. [`export`] pages through the locations that the caller may read. [`csv`]
-//! and [`json`] convert locations to rows and back, without loss; the fields and their names follow
-//! from the protobuf descriptor ([`fields`]).
+//! All commands are plain clients. [`import`] reads rows from a file and creates them in batches,
+//! several calls at a time; [`delete`] reads a file alike. [`export`] pages through the locations that
+//! the caller may read. [`csv`] and [`json`] convert locations to rows and back, without loss; the
+//! fields and their names follow from the protobuf descriptor ([`fields`]).
 
 mod client;
+mod compare;
+mod compression;
 mod csv;
+pub mod delete;
 pub mod export;
 mod fields;
 mod ids;
 pub mod import;
 mod json;
+mod json_text;
+mod names;
+mod numbers;
 mod progress;
+mod row;
 #[cfg(test)]
 mod tests;
+mod values;
 
 use std::{
     error::Error as StdError,
@@ -26,6 +34,8 @@ use std::{
 use clap::ValueEnum;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic::Status;
+
+use self::compression::Compression;
 
 /// The file name that stands for stdin or stdout.
 const STANDARD_STREAM: &str = "-";
@@ -43,15 +53,6 @@ pub enum Format {
 }
 
 impl Format {
-    /// The format that the extension of the file names.
-    fn guess(path: &Path) -> Option<Self> {
-        match path.extension()?.to_str()?.to_ascii_lowercase().as_str() {
-            "csv" => Some(Self::Csv),
-            "ndjson" | "jsonl" | "json" => Some(Self::Ndjson),
-            _ => None,
-        }
-    }
-
     fn extension(self) -> &'static str {
         match self {
             Self::Csv => "csv",
@@ -60,43 +61,31 @@ impl Format {
     }
 }
 
-/// A compressed file, and the programs for it. Transfers aren't compressed themselves.
-struct Compression {
-    extension: &'static str,
-    compress: &'static str,
-    decompress: &'static str,
+/// What the extensions of a file name.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct FileName {
+    format: Option<Format>,
+    compression: Option<Compression>,
+    /// The delimiter of a file of tab-separated values.
+    delimiter: Option<u8>,
 }
 
-impl Compression {
-    const KNOWN: [Self; 4] = [
-        Self {
-            extension: "gz",
-            compress: "gzip",
-            decompress: "zcat",
-        },
-        Self {
-            extension: "bz2",
-            compress: "bzip2",
-            decompress: "bzcat",
-        },
-        Self {
-            extension: "xz",
-            compress: "xz",
-            decompress: "xzcat",
-        },
-        Self {
-            extension: "zst",
-            compress: "zstd",
-            decompress: "zstdcat",
-        },
-    ];
-
-    /// The compression that the extension of the file names.
-    fn of(path: &Path) -> Option<Self> {
-        let extension = path.extension()?;
-        Self::KNOWN
-            .into_iter()
-            .find(|known| extension.eq_ignore_ascii_case(known.extension))
+impl FileName {
+    fn of(path: &Path) -> Self {
+        let extension = |path: &Path| Some(path.extension()?.to_str()?.to_ascii_lowercase());
+        let mut name = Self::default();
+        let mut last = extension(path);
+        name.compression = last.as_deref().and_then(Compression::of);
+        if name.compression.is_some() {
+            last = extension(&path.with_extension(""));
+        }
+        (name.format, name.delimiter) = match last.as_deref() {
+            Some("csv") => (Some(Format::Csv), None),
+            Some("tsv" | "tab") => (Some(Format::Csv), Some(b'\t')),
+            Some("ndjson" | "jsonl" | "json") => (Some(Format::Ndjson), None),
+            _ => (None, None),
+        };
+        name
     }
 }
 

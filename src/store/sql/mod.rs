@@ -2,6 +2,7 @@
 
 mod connection;
 mod query;
+mod refold;
 mod rows;
 mod store;
 mod transaction;
@@ -11,6 +12,7 @@ pub(super) use self::query::{list_statement, report_statement};
 pub(super) use self::{
     connection::{ConnectionGuard, TIMEOUT},
     query::Bind,
+    refold::refold_names,
     store::SqlStore,
 };
 

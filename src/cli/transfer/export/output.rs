@@ -2,17 +2,21 @@
 
 use std::{
     fs::{self, File},
-    io::{BufWriter, Write as _},
+    io::{self, Write},
     path::{Path, PathBuf},
     process,
 };
 
-use crate::cli::transfer::TransferError;
+use crate::cli::transfer::{
+    TransferError,
+    compression::{Compression, Writer},
+};
 
 /// A file under a temporary name. Unless [`Output::keep`] gives it its own name, dropping it deletes
 /// it.
 pub struct Output {
-    pub file: BufWriter<File>,
+    /// `None` once it is complete.
+    file: Option<Writer>,
     /// `None` for a device or a pipe, which is written in place.
     names: Option<Names>,
 }
@@ -23,7 +27,7 @@ struct Names {
 }
 
 impl Output {
-    pub fn create(path: &Path) -> Result<Self, TransferError> {
+    pub fn create(path: &Path, compression: Option<Compression>) -> Result<Self, TransferError> {
         let write_error = |cause| TransferError::Write {
             path: path.to_owned(),
             cause,
@@ -35,38 +39,93 @@ impl Output {
                 .open(path)
                 .map_err(write_error)?;
             return Ok(Self {
-                file: BufWriter::new(file),
+                file: Some(Writer::new(file, compression).map_err(write_error)?),
                 names: None,
             });
         }
         // The target of a symbolic link is replaced, not the link.
         let own = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+        note_leftovers(&own);
         let mut temporary = own.clone().into_os_string();
-        temporary.push(format!(".{}.partial", process::id()));
+        temporary.push(format!(".{}{PARTIAL}", process::id()));
         let temporary = PathBuf::from(temporary);
         let file = File::create(&temporary).map_err(write_error)?;
         Ok(Self {
-            file: BufWriter::new(file),
+            file: Some(Writer::new(file, compression).map_err(write_error)?),
             names: Some(Names { temporary, own }),
         })
     }
 
-    /// Syncs the file to the disk and gives it its own name.
+    /// Completes the file, syncs it to the disk and gives it its own name.
     pub fn keep(mut self) -> Result<(), TransferError> {
-        let Some(Names { temporary, own }) = &self.names else {
-            return Ok(());
+        let file = self
+            .file
+            .take()
+            .map_or_else(|| Err(io::ErrorKind::BrokenPipe.into()), Writer::finish);
+        let (own, kept) = match &self.names {
+            None => (PathBuf::new(), file.map(|_| ())),
+            Some(Names { temporary, own }) => {
+                let kept = file
+                    .and_then(|file| file.sync_all())
+                    .and_then(|()| fs::rename(temporary, own));
+                (own.clone(), kept)
+            }
         };
-        self.file
-            .flush()
-            .and_then(|()| self.file.get_ref().sync_all())
-            .and_then(|()| fs::rename(temporary, own))
-            .map_err(|cause| TransferError::Write {
-                path: own.clone(),
-                cause,
-            })?;
+        kept.map_err(|cause| TransferError::Write { path: own, cause })?;
         self.names = None;
         Ok(())
     }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.file {
+            Some(file) => file.write(bytes),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
+/// The end of the names of files that aren't complete.
+const PARTIAL: &str = ".partial";
+
+/// Names the files that killed exports left beside a file.
+fn note_leftovers(own: &Path) {
+    for path in leftovers(own) {
+        eprintln!(
+            "{} was left by an export that was killed: delete it",
+            path.display()
+        );
+    }
+}
+
+/// The incomplete files beside a file whose processes have ended.
+fn leftovers(own: &Path) -> Vec<PathBuf> {
+    let Some(name) = own.file_name().and_then(|name| name.to_str()) else {
+        return Vec::new();
+    };
+    let folder = own.parent().filter(|folder| !folder.as_os_str().is_empty());
+    let Ok(entries) = fs::read_dir(folder.unwrap_or(Path::new("."))) else {
+        return Vec::new();
+    };
+    let is_leftover = |path: &PathBuf| {
+        let process = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|other| other.strip_prefix(name)?.strip_prefix('.'))
+            .and_then(|rest| rest.strip_suffix(PARTIAL)?.parse::<u32>().ok());
+        process.is_some_and(|process| {
+            process != process::id() && !Path::new(&format!("/proc/{process}")).exists()
+        })
+    };
+    entries
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(is_leftover)
+        .collect()
 }
 
 impl Drop for Output {
@@ -89,8 +148,8 @@ mod tests {
         let files = || fs::read_dir(dir.path()).unwrap().count();
         fs::write(&path, "old").unwrap();
 
-        let mut output = Output::create(&path).unwrap();
-        output.file.write_all(b"new").unwrap();
+        let mut output = Output::create(&path, None).unwrap();
+        output.write_all(b"new").unwrap();
         assert_eq!(files(), 2);
         drop(output);
         assert_eq!(
@@ -98,8 +157,8 @@ mod tests {
             ("old", 1)
         );
 
-        let mut output = Output::create(&path).unwrap();
-        output.file.write_all(b"new").unwrap();
+        let mut output = Output::create(&path, None).unwrap();
+        output.write_all(b"new").unwrap();
         output.keep().unwrap();
         assert_eq!(
             (fs::read_to_string(&path).unwrap().as_str(), files()),
@@ -113,13 +172,32 @@ mod tests {
         let (path, link) = (dir.path().join("out"), dir.path().join("link"));
         fs::write(&path, "old").unwrap();
         std::os::unix::fs::symlink(&path, &link).unwrap();
-        let mut output = Output::create(&link).unwrap();
-        output.file.write_all(b"new").unwrap();
+        let mut output = Output::create(&link, None).unwrap();
+        output.write_all(b"new").unwrap();
         output.keep().unwrap();
         assert!(link.is_symlink());
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
 
-        let output = Output::create(Path::new("/dev/null")).unwrap();
+        let output = Output::create(Path::new("/dev/null"), None).unwrap();
         assert!(output.names.is_none());
+    }
+
+    #[test]
+    fn files_of_killed_exports_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let own = dir.path().join("out.csv");
+        for name in [
+            "out.csv.4294967295.partial",
+            &format!("out.csv.{}.partial", process::id()),
+            "out.csv.1.partial",
+            "other.csv.4294967295.partial",
+            "out.csv.x.partial",
+        ] {
+            fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(
+            leftovers(&own),
+            [dir.path().join("out.csv.4294967295.partial")]
+        );
     }
 }

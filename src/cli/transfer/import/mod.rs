@@ -1,195 +1,57 @@
-//! `location-service import`: creates locations from the rows of a file.
+//! `location-service import`: brings the locations of a file into the service.
 //!
 //! A thread reads the file ([`reader`]) and passes batches of rows through a bounded channel. The
-//! main task keeps several calls in flight ([`send`]) and counts their results. The service creates
-//! a batch as a whole or not at all, so a row that it refuses is written to the rejects file
-//! ([`rejects`]) and the rest of the batch is sent again. Every call may be repeated: the id of a
-//! row, or its request id, keeps it from being created twice.
+//! main task keeps several calls in flight ([`send`]) and counts what became of each row, in their
+//! order. Every row has an id: its own, one that is derived from a key, or one that is derived from
+//! its line and its content. So a row is created once, however often it is sent, and one that is
+//! there is compared. The service creates a batch as a whole or not at all, so a row that it refuses
+//! is written to the rejects file ([`rejects`]) and the rest of the batch is sent again.
 
+mod args;
+mod delete;
+mod dialect;
+mod input;
+mod json_rows;
 mod reader;
+pub mod records;
+mod refusals;
 mod rejects;
+mod rows;
+mod seen;
 mod send;
+mod summary;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, path::PathBuf, thread, time::Duration};
+use std::{
+    io::{self, Write as _},
+    thread,
+};
 
-use clap::Args;
-use futures_util::{StreamExt as _, stream::FuturesUnordered};
-use indicatif::HumanCount;
-use prost_reflect::DynamicMessage;
-use tokio::sync::mpsc;
+use futures_util::{StreamExt as _, stream::FuturesOrdered};
+use tokio::{runtime::Handle, sync::mpsc};
 
+pub use self::{
+    args::{FileArgs, ImportArgs, Purpose},
+    summary::ImportSummary,
+};
 use self::{
-    reader::{Batch, Input, Rows},
+    input::Input,
+    reader::Rows,
     rejects::Rejects,
-    send::Outcome,
+    rows::Batch,
+    send::{Fate, Outcome, Sender},
+    summary::Counts,
 };
 use super::{
-    EXIT_INTERRUPTED, Format, Interrupts, STANDARD_STREAM, TransferError,
-    client::{Client, ConnectionArgs},
-    fields::{self, Constant, Field, Mapping},
-    progress::{Progress, describe_rate},
+    Interrupts, STANDARD_STREAM, TransferError, client::Client, fields::Field, progress::Progress,
 };
 
 /// The capacity of the channel between the reader and the calls, in batches.
 const CHANNEL_BATCHES: usize = 2;
 
-/// Options of `import`.
-#[allow(
-    clippy::doc_markdown,
-    reason = "the comments are the help, where backticks don't belong"
-)]
-#[derive(Debug, Clone, Args)]
-#[command(after_long_help = "\
-An import that runs again completes the first one and creates nothing twice: a row whose id already \
-exists is counted and left unchanged. Rows without an id are recognised by line and content, for 24 \
-hours.
-
-Examples:
-  location-service import depots.ndjson
-  zcat cities.csv.gz | location-service import - --format csv \\
-      --set type=storage --map capacity=population --id-from geoname_id")]
-pub struct ImportArgs {
-    /// File to read; - for stdin
-    #[arg(value_name = "FILE", default_value = STANDARD_STREAM)]
-    file: PathBuf,
-
-    /// Format of the file [default: by its extension]
-    #[arg(long)]
-    format: Option<Format>,
-
-    /// Reads a field from a CSV column. Fields are paths such as display_name, address.region_code
-    /// or labels.KEY. A column with the name of a field needs no mapping. Repeatable
-    #[arg(long, value_name = "FIELD=COLUMN", value_parser = parse_mapping)]
-    map: Vec<Mapping>,
-
-    /// Sets a field of every row, and overrides the file. Repeatable
-    #[arg(long, value_name = "FIELD=VALUE", value_parser = parse_constant)]
-    set: Vec<Constant>,
-
-    /// Derives ids from a CSV column, or from a key of NDJSON rows: each is the UUIDv5 of the value
-    /// in the namespace 2687012b-4479-55e8-ac73-e435775c7324. Without it, the column or key `id` is
-    /// the id
-    #[arg(long, value_name = "COLUMN")]
-    id_from: Option<String>,
-
-    /// Maximum number of rows per call
-    #[arg(long, value_name = "ROWS", default_value_t = 500,
-          value_parser = clap::value_parser!(u16).range(1..=1000))]
-    batch_size: u16,
-
-    /// Maximum number of calls in flight
-    #[arg(long, value_name = "CALLS", default_value_t = 4,
-          value_parser = clap::value_parser!(u16).range(1..=64))]
-    in_flight: u16,
-
-    /// File for rejected rows, each with its line and the reason. Created only if a row is rejected
-    /// [default: FILE.rejects.csv or FILE.rejects.ndjson]
-    #[arg(long, value_name = "FILE")]
-    rejects: Option<PathBuf>,
-
-    #[command(flatten)]
-    connection: ConnectionArgs,
-}
-
-fn parse_assignment(text: &str) -> Result<(Field, &str), String> {
-    let (field, value) = text.split_once('=').ok_or("has no `=`")?;
-    let field: Field = field.parse()?;
-    if field.is_output_only() {
-        return Err(format!("{field} is set by the service"));
-    }
-    Ok((field, value))
-}
-
-fn parse_mapping(text: &str) -> Result<Mapping, String> {
-    let (field, column) = parse_assignment(text)?;
-    let column = column.to_owned();
-    Ok(Mapping { field, column })
-}
-
-fn parse_constant(text: &str) -> Result<Constant, String> {
-    let (field, value) = parse_assignment(text)?;
-    if field.is_id() {
-        return Err("an id belongs to one location: use --id-from, or an id column".to_owned());
-    }
-    field
-        .set(
-            &mut DynamicMessage::new(fields::descriptor().clone()),
-            value,
-        )
-        .map_err(|error| format!("{field} {error}"))?;
-    let value = value.to_owned();
-    Ok(Constant { field, value })
-}
-
-/// The result of an import.
-#[derive(Debug)]
-pub struct ImportSummary {
-    created: u64,
-    /// The number of created rows that have no id. Up to 24 hours ago, an earlier run may have
-    /// created them.
-    without_id: u64,
-    /// The number of rows whose id already existed.
-    existing: u64,
-    rejected: u64,
-    /// The path of the rejects file.
-    rejects: PathBuf,
-    elapsed: Duration,
-    is_interrupted: bool,
-    /// The error that ended the import early.
-    failure: Option<TransferError>,
-}
-
-impl ImportSummary {
-    /// The exit code of the process: 0 if every row exists now, 130 after an interrupt, otherwise 1.
-    pub fn exit_code(&self) -> u8 {
-        if self.is_interrupted {
-            EXIT_INTERRUPTED
-        } else {
-            u8::from(self.rejected > 0 || self.failure.is_some())
-        }
-    }
-}
-
-impl fmt::Display for ImportSummary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} in {:.1?}: {} created",
-            describe_rate(self.created + self.existing + self.rejected, self.elapsed),
-            self.elapsed,
-            HumanCount(self.created),
-        )?;
-        if self.without_id > 0 {
-            write!(
-                f,
-                " ({} without an id, perhaps by an earlier run)",
-                HumanCount(self.without_id)
-            )?;
-        }
-        write!(
-            f,
-            ", {} already existed, {} rejected",
-            HumanCount(self.existing),
-            HumanCount(self.rejected),
-        )?;
-        if self.rejected > 0 {
-            write!(f, " (see {})", self.rejects.display())?;
-        }
-        if let Some(failure) = &self.failure {
-            write!(f, "\nended early: {failure}")?;
-        } else if self.is_interrupted {
-            write!(f, "\ninterrupted")?;
-        } else {
-            return Ok(());
-        }
-        write!(
-            f,
-            "\nto complete the import, run the same command again: it creates nothing twice"
-        )
-    }
-}
+/// The number of differing rows that are shown without `--verbose`.
+const MAX_SHOWN: u64 = 10;
 
 /// Imports a file and shows the progress on stderr. After SIGINT or SIGTERM it ends when the calls
 /// in flight have completed, after a second signal at once.
@@ -197,39 +59,51 @@ impl fmt::Display for ImportSummary {
 /// # Errors
 /// Failures before the first row is sent. Later ones are in the summary.
 pub async fn import(args: ImportArgs) -> Result<ImportSummary, TransferError> {
+    args.check()?;
     let input = Input::open(&args)?;
     let size = input.size;
     let rows = Rows::new(input, &args)?;
-    let rejects = Rejects::new(&args, rows.header.clone())?;
-    let client = Client::connect(&args.connection).await?;
+    let client = Client::connect(&args.options.connection).await?;
     let interrupts = Interrupts::listen()?;
+    let rejects = Rejects::new(&args, rows.header.clone(), rows.encoding)?;
 
     let (sender, batches) = mpsc::channel(CHANNEL_BATCHES);
-    let batch_size = usize::from(args.batch_size);
+    let batch_size = usize::from(args.options.batch_size);
+    let runtime = Handle::current();
     // A thread of its own: the runtime would wait for a read of stdin, which may never end.
     let reader = thread::Builder::new()
         .name("import-reader".to_owned())
-        .spawn(move || reader::read_batches(rows, batch_size, &sender))
+        .spawn(move || reader::read_batches(rows, batch_size, &runtime, &sender))
         .map_err(|cause| TransferError::Internal(format!("cannot start a thread: {cause}")))?;
 
     let mut run = Run {
         progress: Progress::start(size),
         rejects,
-        created: 0,
-        without_id: 0,
-        existing: 0,
+        counts: Counts::default(),
+        is_verbose: args.options.verbose,
+        shown: 0,
         is_interrupted: false,
         failure: None,
     };
-    run.send_all(&client, batches, usize::from(args.in_flight), interrupts)
-        .await;
+    let send = Sender::new(&client, &args);
+    run.send_all(
+        &send,
+        batches,
+        usize::from(args.options.in_flight),
+        interrupts,
+    )
+    .await;
     // After an early end, the reader may still be blocked in a read. Otherwise it has ended, and a
     // panic in it must not look like the end of the file.
-    let is_complete = !run.is_interrupted && run.failure.is_none();
-    if is_complete && reader.join().is_err() {
-        run.failure = Some(TransferError::Internal("the reader panicked".to_owned()));
+    if !run.is_interrupted && run.failure.is_none() {
+        match reader.join() {
+            Ok(rows) => run.note_skipped(&rows),
+            Err(_) => {
+                run.failure = Some(TransferError::Internal("the reader panicked".to_owned()));
+            }
+        }
     }
-    Ok(run.finish())
+    Ok(run.finish(&args))
 }
 
 type BatchReceiver = mpsc::Receiver<Result<Batch, TransferError>>;
@@ -238,9 +112,10 @@ type BatchReceiver = mpsc::Receiver<Result<Batch, TransferError>>;
 struct Run {
     progress: Progress,
     rejects: Rejects,
-    created: u64,
-    without_id: u64,
-    existing: u64,
+    counts: Counts,
+    is_verbose: bool,
+    /// The number of differing rows that were shown.
+    shown: u64,
     is_interrupted: bool,
     failure: Option<TransferError>,
 }
@@ -248,18 +123,19 @@ struct Run {
 impl Run {
     async fn send_all(
         &mut self,
-        client: &Client,
+        sender: &Sender<'_>,
         batches: BatchReceiver,
         in_flight: usize,
         mut interrupts: Interrupts,
     ) {
         let mut batches = Some(batches);
-        let mut sending = FuturesUnordered::new();
+        // In the order of the file, which is that of the rejected rows.
+        let mut sending = FuturesOrdered::new();
         while batches.is_some() || !sending.is_empty() {
             tokio::select! {
                 batch = receive(&mut batches), if batches.is_some() && sending.len() < in_flight => {
                     match batch {
-                        Some(Ok(batch)) => sending.push(send::create(client, batch)),
+                        Some(Ok(batch)) => sending.push_back(sender.send(batch)),
                         Some(Err(error)) => {
                             self.failure.get_or_insert(error);
                             batches = None;
@@ -286,24 +162,83 @@ impl Run {
     }
 
     fn count(&mut self, outcome: Outcome) {
-        let rejected = outcome.rejects.len() as u64;
-        self.created += outcome.created;
-        self.without_id += outcome.without_id;
-        self.existing += outcome.existing;
-        let written = self.rejects.write(&outcome.rejects);
-        self.progress
-            .advance(outcome.created + outcome.existing + rejected, outcome.bytes);
-        if let Some(error) = outcome.failure.or(written.err()) {
+        let mut rows = 0;
+        for (line, fates) in outcome.fates {
+            for fate in fates {
+                rows += 1;
+                let counted = self.count_row(line, &fate);
+                if let Err(error) = counted {
+                    self.failure.get_or_insert(error);
+                }
+            }
+        }
+        if let Err(error) = self.rejects.flush() {
+            self.failure.get_or_insert(error);
+        }
+        self.progress.advance(rows, outcome.bytes);
+        if let Some(error) = outcome.failure {
             self.failure.get_or_insert(error);
         }
     }
 
-    fn finish(self) -> ImportSummary {
+    fn count_row(&mut self, line: u64, fate: &Fate) -> Result<(), TransferError> {
+        self.counts.add(fate);
+        if self.is_verbose {
+            let text = format!("line {line}: {fate}\n");
+            io::stdout()
+                .lock()
+                .write_all(text.as_bytes())
+                .or_else(|error| match error.kind() {
+                    io::ErrorKind::BrokenPipe => Ok(()),
+                    _ => Err(error),
+                })
+                .map_err(|cause| TransferError::Write {
+                    path: STANDARD_STREAM.into(),
+                    cause,
+                })?;
+        }
+        match fate {
+            Fate::Rejected(reject) => self.rejects.write(reject)?,
+            Fate::Different(_) if !self.is_verbose => {
+                self.shown += 1;
+                if self.shown <= MAX_SHOWN {
+                    self.progress.note(&format!("line {line}: {fate}"));
+                } else if self.shown == MAX_SHOWN + 1 {
+                    self.progress
+                        .note("more rows are different: --verbose shows all");
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn note_skipped(&self, rows: &Rows) {
+        if rows.blank > 0 {
+            self.progress
+                .note(&format!("{} blank rows were skipped", rows.blank));
+        }
+        let ignored = rows.ignored_keys();
+        if !ignored.is_empty() {
+            let ignored: Vec<_> = ignored
+                .into_iter()
+                .map(|key| match Field::suggest(&key) {
+                    Some(field) => format!("{key} (did you mean --map {field}={key}?)"),
+                    None => key,
+                })
+                .collect();
+            self.progress.note(&format!(
+                "keys that weren't imported: {}",
+                ignored.join(", ")
+            ));
+        }
+    }
+
+    fn finish(self, args: &ImportArgs) -> ImportSummary {
         ImportSummary {
-            created: self.created,
-            without_id: self.without_id,
-            existing: self.existing,
-            rejected: self.rejects.count,
+            counts: self.counts,
+            purpose: args.purpose,
+            is_dry_run: args.options.dry_run,
             rejects: self.rejects.path,
             elapsed: self.progress.finish(),
             is_interrupted: self.is_interrupted,

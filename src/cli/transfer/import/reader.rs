@@ -1,403 +1,346 @@
 //! Reads a file of locations in batches of rows.
 
 use std::{
-    collections::HashMap,
-    fs::File,
-    io::{self, BufRead as _, BufReader, Read},
-    os::fd::AsFd as _,
-    path::{Path, PathBuf},
+    io::Read,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
-use ::csv::ByteRecord;
-use location_service::proto::location::v1::{CreateLocationRequest, Location};
 use prost::Message as _;
-use tokio::sync::mpsc;
-
-use super::ImportArgs;
-use crate::cli::transfer::{
-    Compression, Format, STANDARD_STREAM, TransferError, csv, fields::Constant, ids::creation, json,
+use tokio::{
+    runtime::Handle,
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
 };
 
-/// The longest row, in bytes: about ten times the largest location that the service accepts.
-pub(super) const MAX_ROW_BYTES: usize = 1024 * 1024;
+use super::{
+    ImportArgs, Purpose,
+    dialect::{self, Header},
+    input::{Input, TextEncoding},
+    json_rows::JsonRows,
+    records::Records,
+    rows::{Batch, Derived, Raw, Reject, Row},
+    seen::Seen,
+};
+use crate::cli::transfer::{
+    Format, TransferError, csv,
+    ids::row_id,
+    json,
+    row::{Parsed, RowRules},
+};
 
-/// The size at which a batch is complete, in bytes, whatever its number of rows. The service limits
-/// requests to 3.5 MiB.
+/// The longest row, in bytes, with the columns that aren't imported.
+pub const MAX_ROW_BYTES: usize = 20 * 1024 * 1024;
+
+/// The largest location, in bytes: the service limits requests to 3.5 MiB.
+const MAX_LOCATION_BYTES: usize = 3 * 1024 * 1024;
+
+/// The size at which a batch is complete, in bytes, whatever its number of rows.
 const MAX_BATCH_BYTES: usize = 2 * 1024 * 1024;
 
-const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+/// The bytes of all batches that are read and not done yet. A single row may have more.
+const MAX_BYTES_IN_FLIGHT: usize = 8 * 1024 * 1024;
 
-/// A row as it is in the file.
-#[derive(Debug, Clone)]
-pub enum Raw {
-    Record(ByteRecord),
-    Line(Vec<u8>),
-}
-
-impl Raw {
-    fn len(&self) -> usize {
-        match self {
-            Self::Record(record) => record.as_slice().len(),
-            Self::Line(line) => line.len(),
-        }
-    }
-}
-
-/// A row that was read.
-struct ParsedRow {
-    /// The first line of the row, counted from 1.
-    line: u64,
-    raw: Raw,
-    /// The location, or why the row is rejected.
-    location: Result<Location, String>,
-}
-
-/// A row to create.
-#[derive(Debug)]
-pub struct Row {
-    pub line: u64,
-    pub raw: Raw,
-    pub request: CreateLocationRequest,
-}
-
-impl Row {
-    pub fn has_id(&self) -> bool {
-        !self.request.location_id.is_empty()
-    }
-
-    pub fn reject(self, reason: String) -> Reject {
-        Reject {
-            line: self.line,
-            reason,
-            raw: self.raw,
-        }
-    }
-}
-
-/// A rejected row.
-#[derive(Debug)]
-pub struct Reject {
-    pub line: u64,
-    pub reason: String,
-    pub raw: Raw,
-}
-
-/// The rows of a part of the file: those to create together, and those that are rejected already.
-#[derive(Debug, Default)]
-pub struct Batch {
-    pub rows: Vec<Row>,
-    pub rejects: Vec<Reject>,
-    /// The size of the part.
-    pub bytes: u64,
-}
-
-/// Sends batches until the end of the file, or until the receiver is dropped.
+/// Sends batches until the end of the file, or until the receiver is dropped. Returns the rows, which
+/// know what was skipped.
 pub fn read_batches(
     mut rows: Rows,
     batch_size: usize,
+    runtime: &Handle,
     sender: &mpsc::Sender<Result<Batch, TransferError>>,
-) {
+) -> Rows {
+    let memory = Arc::new(Semaphore::new(MAX_BYTES_IN_FLIGHT));
     loop {
-        let batch = rows.next_batch(batch_size);
-        let is_last = match &batch {
-            Ok(batch) if batch.rows.is_empty() && batch.rejects.is_empty() => return,
-            Ok(_) => false,
-            Err(_) => true,
-        };
+        let mut batch = rows.next_batch(batch_size);
+        let mut is_large = false;
+        match &mut batch {
+            Ok(batch) if batch.rows.is_empty() && batch.rejects.is_empty() => return rows,
+            Ok(batch) => {
+                let raws = batch.rows.iter().map(|row| &row.raw);
+                let size: usize = raws
+                    .chain(batch.rejects.iter().map(|reject| &reject.raw))
+                    .map(Raw::len)
+                    .sum();
+                is_large = size >= MAX_BYTES_IN_FLIGHT / 2;
+                batch.memory = acquire(runtime, &memory, size);
+            }
+            Err(_) => {}
+        }
+        let is_last = batch.is_err();
         if sender.blocking_send(batch).is_err() || is_last {
-            return;
+            return rows;
+        }
+        if is_large {
+            // Two of its kind don't fit.
+            drop(acquire(runtime, &memory, MAX_BYTES_IN_FLIGHT));
         }
     }
 }
 
-/// An open file, or stdin.
-pub struct Input {
-    /// The size of a regular file, in bytes.
-    pub size: Option<u64>,
-    file: File,
-    path: PathBuf,
-    format: Format,
-}
-
-impl Input {
-    pub fn open(args: &ImportArgs) -> Result<Self, TransferError> {
-        let path = &args.file;
-        if let Some(compression) = Compression::of(path) {
-            return Err(TransferError::Usage(format!(
-                "{0} is compressed: run {1} {0} | location-service import - --format csv",
-                path.display(),
-                compression.decompress
-            )));
-        }
-        let format = args.format.or_else(|| Format::guess(path)).ok_or_else(|| {
-            TransferError::Usage("set the format: --format csv or --format ndjson".to_owned())
-        })?;
-        if format == Format::Ndjson && !args.map.is_empty() {
-            return Err(TransferError::Usage(
-                "--map names CSV columns, but the format is NDJSON".to_owned(),
-            ));
-        }
-        let read_error = |cause| TransferError::Read {
-            path: path.clone(),
-            cause,
-        };
-        let file = if path == Path::new(STANDARD_STREAM) {
-            io::stdin().as_fd().try_clone_to_owned().map(File::from)
-        } else {
-            File::open(path)
-        }
-        .map_err(read_error)?;
-        let metadata = file.metadata().map_err(read_error)?;
-        if metadata.is_dir() {
-            return Err(read_error(io::ErrorKind::IsADirectory.into()));
-        }
-        Ok(Self {
-            size: metadata.is_file().then_some(metadata.len()),
-            file,
-            path: path.clone(),
-            format,
-        })
-    }
+fn acquire(runtime: &Handle, memory: &Arc<Semaphore>, size: usize) -> Option<OwnedSemaphorePermit> {
+    let size = u32::try_from(size.min(MAX_BYTES_IN_FLIGHT)).ok()?;
+    runtime
+        .block_on(Arc::clone(memory).acquire_many_owned(size))
+        .ok()
 }
 
 /// The rows of the input.
 pub struct Rows {
     /// The header of a CSV file.
-    pub header: Option<ByteRecord>,
+    pub header: Option<Header>,
+    pub encoding: TextEncoding,
     source: Source,
     path: PathBuf,
-    constants: Vec<Constant>,
-    id_from: Option<String>,
-    /// The end of the last batch, in bytes.
-    position: u64,
+    namespace: uuid::Uuid,
+    purpose: Purpose,
+    seen: Seen,
+    /// The bytes of the file that were read.
+    read: Arc<AtomicU64>,
+    /// Of them, those of batches.
+    counted: u64,
+    /// Rows without any text, which are skipped.
+    pub blank: u64,
+    /// An error that ends the file, after the rows before it.
+    failure: Option<TransferError>,
 }
+
+type Text = Box<dyn Read + Send>;
 
 #[allow(clippy::large_enum_variant, reason = "there is only one value")]
 enum Source {
     Csv {
-        reader: ::csv::Reader<Lines<File>>,
+        records: Records<Text>,
         columns: csv::Columns,
     },
-    Ndjson {
-        reader: BufReader<File>,
-        line: u64,
-        position: u64,
+    Json {
+        rows: JsonRows<Text>,
+        keys: json::Keys,
     },
+}
+
+/// A row that was read.
+struct ReadRow {
+    line: u64,
+    raw: Raw,
+    /// The parsed row, or why it is rejected.
+    parsed: Result<Parsed, String>,
 }
 
 impl Rows {
     /// Reads and checks the header of a CSV file.
     pub fn new(input: Input, args: &ImportArgs) -> Result<Self, TransferError> {
-        let mut csv_header = None;
+        let rules = RowRules::new(args.set.clone(), args.style(), args.namespace());
+        let id_from = args.options.id_from.as_deref();
+        let mut header = None;
         let source = match input.format {
             Format::Csv => {
-                let mut reader = ::csv::ReaderBuilder::new()
-                    // The number of fields is checked for each row: one bad row doesn't end the
-                    // import.
-                    .flexible(true)
-                    .from_reader(Lines::new(input.file));
-                let header: Vec<_> = reader
-                    .headers()
-                    .map_err(|error| read_error(&input.path, error, 1))?
-                    .iter()
-                    .map(str::to_owned)
-                    .collect();
-                csv_header = Some(ByteRecord::from(header.clone()));
-                let id_from = args.id_from.as_deref();
-                let columns = csv::Columns::new(&header, &args.map, &args.set, id_from)?;
-                let unused = columns.unused(&header);
-                if !unused.is_empty() {
+                let mut records = Records::new(input.text);
+                let delimiter = args.options.delimiter.or(input.delimiter);
+                let known = dialect::Known::new(args);
+                let found =
+                    dialect::read_header(&mut records, delimiter, &known).map_err(|cause| {
+                        TransferError::Read {
+                            path: input.path.clone(),
+                            cause,
+                        }
+                    })?;
+                let columns = match args.purpose {
+                    Purpose::Import => csv::Columns::new(&found.names, &args.map, rules, id_from)?,
+                    Purpose::Delete => csv::Columns::of_ids(&found.names, rules, id_from)?,
+                };
+                let unused = columns.unused(&found.names);
+                if !unused.is_empty() && args.purpose == Purpose::Import {
                     eprintln!("columns that aren't imported: {}", unused.join(", "));
                 }
-                Source::Csv { reader, columns }
+                header = Some(found);
+                Source::Csv { records, columns }
             }
-            Format::Ndjson => Source::Ndjson {
-                reader: BufReader::new(input.file),
-                line: 0,
-                position: 0,
+            Format::Ndjson => Source::Json {
+                rows: JsonRows::new(input.text),
+                keys: match args.purpose {
+                    Purpose::Import => json::Keys::new(&args.map, rules, id_from),
+                    Purpose::Delete => json::Keys::of_ids(rules, id_from),
+                },
             },
         };
         Ok(Self {
-            header: csv_header,
+            header,
+            encoding: input.encoding,
             source,
             path: input.path,
-            constants: args.set.clone(),
-            id_from: args.id_from.clone(),
-            position: 0,
+            namespace: args.namespace(),
+            purpose: args.purpose,
+            seen: Seen::default(),
+            read: input.read,
+            counted: 0,
+            blank: 0,
+            failure: None,
         })
+    }
+
+    /// The keys of a JSON file that weren't imported.
+    pub fn ignored_keys(&self) -> Vec<String> {
+        match &self.source {
+            Source::Csv { .. } => Vec::new(),
+            Source::Json { keys, .. } => keys.ignored.iter().cloned().collect(),
+        }
     }
 
     /// The next rows, up to `batch_size`. Empty at the end.
     pub fn next_batch(&mut self, batch_size: usize) -> Result<Batch, TransferError> {
         let mut batch = Batch::default();
-        let mut lines_by_id = HashMap::new();
         let mut size = 0;
-        while batch.rows.len() + batch.rejects.len() < batch_size && size < MAX_BATCH_BYTES {
-            let Some(ParsedRow {
-                line,
-                raw,
-                location,
-            }) = self.next_row()?
-            else {
-                break;
-            };
-            size += raw.len();
-            let request = location.map(|location| creation(location, line));
-            match request {
-                Ok(request) => {
-                    size += request.encoded_len();
-                    let row = Row { line, raw, request };
-                    let id = row.request.location_id.to_ascii_lowercase();
-                    if let Some(first) = lines_by_id.get(&id).filter(|_| !id.is_empty()) {
-                        let reason = format!("has the same id {id} as line {first}");
-                        batch.rejects.push(row.reject(reason));
-                    } else {
-                        lines_by_id.insert(id, line);
-                        batch.rows.push(row);
-                    }
-                }
-                Err(reason) => batch.rejects.push(Reject { line, reason, raw }),
+        while self.failure.is_none()
+            && batch.rows.len() + batch.rejects.len() < batch_size
+            && size < MAX_BATCH_BYTES
+        {
+            match self.next_row() {
+                Ok(Some(row)) => match self.add(row, &mut batch) {
+                    Ok(added) => size += added,
+                    Err(error) => self.failure = Some(error),
+                },
+                Ok(None) => break,
+                Err(error) => self.failure = Some(error),
             }
         }
-        let position = match &self.source {
-            Source::Csv { reader, .. } => reader.position().byte(),
-            Source::Ndjson { position, .. } => *position,
-        };
-        batch.bytes = position - self.position;
-        self.position = position;
+        if batch.rows.is_empty()
+            && batch.rejects.is_empty()
+            && let Some(failure) = self.failure.take()
+        {
+            return Err(failure);
+        }
+        let read = self.read.load(Ordering::Relaxed);
+        batch.bytes = read - self.counted;
+        self.counted = read;
         Ok(batch)
     }
 
-    /// The next row. `None` at the end.
-    fn next_row(&mut self) -> Result<Option<ParsedRow>, TransferError> {
-        match &mut self.source {
-            Source::Csv { reader, columns } => {
-                let mut record = ByteRecord::new();
-                reader.get_mut().left = MAX_ROW_BYTES;
-                let first_line = reader.get_ref().line + 1;
-                if !reader
-                    .read_byte_record(&mut record)
-                    .map_err(|error| read_error(&self.path, error, first_line))?
-                {
-                    return Ok(None);
-                }
-                let breaks = record.as_slice().split(|byte| *byte == b'\n').count() - 1;
-                Ok(Some(ParsedRow {
-                    line: reader.get_ref().line - breaks as u64,
-                    location: columns.parse(&record),
-                    raw: Raw::Record(record),
-                }))
+    /// Adds a row to a batch. Returns the size of the row.
+    fn add(&mut self, row: ReadRow, batch: &mut Batch) -> Result<usize, TransferError> {
+        let ReadRow { line, raw, parsed } = row;
+        let size = raw.len();
+        let identified = match parsed {
+            Ok(parsed) => self.identify(line, parsed)?,
+            Err(reason) => Err(reason),
+        };
+        let size = match identified {
+            Ok((parsed, derived)) => {
+                let size = size + parsed.location.encoded_len();
+                batch.rows.push(Row {
+                    line,
+                    raw,
+                    location: parsed.location,
+                    given: parsed.given,
+                    derived,
+                });
+                size
             }
-            Source::Ndjson {
-                reader,
-                line,
-                position,
-            } => loop {
-                let Some(mut raw) =
-                    read_line(reader, position).map_err(|cause| TransferError::Read {
-                        path: self.path.clone(),
-                        cause,
-                    })?
-                else {
+            Err(reason) => {
+                batch.rejects.push(Reject { line, reason, raw });
+                size
+            }
+        };
+        Ok(size)
+    }
+
+    /// Gives a row without an id one of its own, and checks that no other row has it.
+    fn identify(
+        &mut self,
+        line: u64,
+        mut parsed: Parsed,
+    ) -> Result<Result<(Parsed, Option<Derived>), String>, TransferError> {
+        let location = &mut parsed.location;
+        let size = location.encoded_len();
+        if size > MAX_LOCATION_BYTES {
+            return Ok(Err(format!(
+                "has a location of {size} bytes, over the limit of {MAX_LOCATION_BYTES}"
+            )));
+        }
+        let mut derived = None;
+        if location.id.is_empty() && self.purpose == Purpose::Delete {
+            let reason = "has no id: set --id-from to the column or key that has one";
+            return Ok(Err(reason.to_owned()));
+        }
+        if location.id.is_empty() {
+            let line = parsed.original_line.unwrap_or(line);
+            derived = Some(Derived { line, attempt: 0 });
+            location.id = row_id(self.namespace, location, line, 0);
+            if parsed.original_line.is_none() {
+                return Ok(Ok((parsed, derived)));
+            }
+        }
+        let first = self
+            .seen
+            .add(&location.id, line)
+            .map_err(|cause| TransferError::Write {
+                path: std::env::temp_dir(),
+                cause,
+            })?;
+        Ok(match first {
+            None => Ok((parsed, derived)),
+            Some(first) => Err(format!(
+                "has the same id {} as line {first}: line {line} is left out",
+                location.id
+            )),
+        })
+    }
+
+    /// The next row. `None` at the end.
+    fn next_row(&mut self) -> Result<Option<ReadRow>, TransferError> {
+        let read_error = |cause| TransferError::Read {
+            path: self.path.clone(),
+            cause,
+        };
+        match &mut self.source {
+            Source::Csv { records, columns } => loop {
+                let Some(mut record) = records.next_record().map_err(read_error)? else {
                     return Ok(None);
                 };
-                *line += 1;
-                if *line == 1 && raw.starts_with(BYTE_ORDER_MARK) {
-                    raw.drain(..BYTE_ORDER_MARK.len());
-                }
-                if raw.trim_ascii().is_empty() {
+                if record.problem.is_none() && columns.is_blank(&record) {
+                    self.blank += 1;
                     continue;
                 }
-                let location = if raw.len() > MAX_ROW_BYTES {
-                    Err(format!("is longer than {MAX_ROW_BYTES} bytes"))
-                } else {
-                    std::str::from_utf8(&raw)
-                        .map_err(|_| "isn't UTF-8".to_owned())
-                        .and_then(|text| {
-                            json::parse(text.trim(), &self.constants, self.id_from.as_deref())
-                        })
+                if record.problem.is_none() && record.is_multiline() && !columns.fits(&record) {
+                    // A cell took the next row for a part of it.
+                    let second = record.raw.split(|byte| matches!(byte, b'\n' | b'\r'));
+                    let second = second.skip(1).find(|line| !line.is_empty());
+                    let is_row = second
+                        .and_then(|line| records.count_cells(line))
+                        .is_some_and(|count| columns.is_width(count));
+                    if is_row {
+                        records.split_last(&mut record).map_err(read_error)?;
+                        record.problem =
+                            Some("has a quote that is closed in another row".to_owned());
+                    }
+                }
+                let parsed = match &record.problem {
+                    Some(problem) => Err(problem.clone()),
+                    None => columns.parse(&record),
                 };
-                return Ok(Some(ParsedRow {
-                    line: *line,
-                    raw: Raw::Line(raw),
-                    location,
+                return Ok(Some(ReadRow {
+                    line: record.line,
+                    parsed,
+                    raw: Raw::Record(record),
                 }));
             },
+            Source::Json { rows, keys } => {
+                let Some(row) = rows.next_row().map_err(read_error)? else {
+                    return Ok(None);
+                };
+                let parsed = match row.problem {
+                    Some(problem) => Err(problem),
+                    None => std::str::from_utf8(&row.raw)
+                        .map_err(|_| "isn't UTF-8: set --encoding".to_owned())
+                        .and_then(|text| keys.parse(text.trim())),
+                };
+                return Ok(Some(ReadRow {
+                    line: row.line,
+                    raw: Raw::Json(row.raw),
+                    parsed,
+                }));
+            }
         }
-    }
-}
-
-/// Reads the next line without its end, truncated to one byte more than [`MAX_ROW_BYTES`]. Advances
-/// `position` by the whole line.
-fn read_line(reader: &mut BufReader<File>, position: &mut u64) -> io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    let limit = MAX_ROW_BYTES as u64 + 1;
-    *position += reader.take(limit).read_until(b'\n', &mut line)? as u64;
-    if line.is_empty() {
-        return Ok(None);
-    }
-    if line.last() == Some(&b'\n') {
-        line.pop();
-    } else {
-        *position += reader.skip_until(b'\n')? as u64;
-    }
-    Ok(Some(line))
-}
-
-fn read_error(path: &Path, error: ::csv::Error, line: u64) -> TransferError {
-    let cause = match error.into_kind() {
-        ::csv::ErrorKind::Io(cause) => cause,
-        ::csv::ErrorKind::Utf8 { err, .. } => io::Error::new(io::ErrorKind::InvalidData, err),
-        other => io::Error::other(format!("{other:?}")),
-    };
-    TransferError::Read {
-        path: path.to_owned(),
-        cause: io::Error::new(cause.kind(), format!("line {line}: {cause}")),
-    }
-}
-
-/// Passes a file to the CSV reader line by line, and fails after `left` bytes.
-///
-/// The line numbers of the CSV reader itself are off in files with `\r\n`, and it would read
-/// everything after an unclosed quote as one field.
-struct Lines<R> {
-    inner: BufReader<R>,
-    left: usize,
-    /// The line that was passed last, counted from 1.
-    line: u64,
-    is_at_line_start: bool,
-}
-
-impl<R: Read> Lines<R> {
-    fn new(inner: R) -> Self {
-        Self {
-            inner: BufReader::new(inner),
-            left: MAX_ROW_BYTES,
-            line: 0,
-            is_at_line_start: true,
-        }
-    }
-}
-
-impl<R: Read> Read for Lines<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        if self.left == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                format!("the row has more than {MAX_ROW_BYTES} bytes: is a quote not closed?"),
-            ));
-        }
-        let available = self.inner.fill_buf()?;
-        let line = available.split_inclusive(|byte| *byte == b'\n').next();
-        let Some(line) = line else {
-            return Ok(0);
-        };
-        let count = line.len().min(buffer.len());
-        buffer[..count].copy_from_slice(&line[..count]);
-        self.line += u64::from(self.is_at_line_start);
-        self.is_at_line_start = line[..count].ends_with(b"\n");
-        self.inner.consume(count);
-        self.left = self.left.saturating_sub(count);
-        Ok(count)
     }
 }

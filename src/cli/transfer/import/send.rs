@@ -1,155 +1,402 @@
-//! Creates batches of rows, without the rows that the service refuses.
+//! Sends batches of rows: creates their locations, and compares those that are there.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
-use location_service::proto::location::v1::BatchCreateLocationsRequest;
+use futures_util::{StreamExt as _, stream};
+use location_service::proto::location::v1::{
+    BatchCreateLocationsRequest, BatchGetLocationsRequest, CreateLocationRequest,
+    GetLocationRequest, Location,
+};
 use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
+use uuid::Uuid;
 
-use super::reader::{Batch, Reject, Row};
-use crate::cli::transfer::{TransferError, client::Client};
+use super::{
+    ImportArgs, Purpose, delete,
+    refusals::{is_about_rows, is_refusal, missing, reason_of, split},
+    rows::{Batch, Reject, Row},
+};
+use crate::cli::transfer::{
+    TransferError,
+    client::Client,
+    compare::{self, Difference, differences},
+};
+
+/// Updates of a batch that are in flight.
+const UPDATES_IN_FLIGHT: usize = 16;
+
+/// Attempts at an update of a location that others change meanwhile.
+const UPDATE_ATTEMPTS: usize = 4;
+
+/// What became of a row.
+#[derive(Debug)]
+pub enum Fate {
+    Created,
+    Updated(Vec<Difference>),
+    Unchanged,
+    Different(Vec<Difference>),
+    Rejected(Reject),
+    Deleted,
+    /// Not there to be deleted.
+    Missing,
+}
 
 /// The result of a batch.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    pub created: u64,
-    pub without_id: u64,
-    pub existing: u64,
-    pub rejects: Vec<Reject>,
+    /// The rows by their lines, in order.
+    pub fates: BTreeMap<u64, Vec<Fate>>,
     /// The size of the batch in the file.
     pub bytes: u64,
     pub failure: Option<TransferError>,
 }
 
-/// Creates the rows of a batch, except those that the service refuses.
-pub async fn create(client: &Client, batch: Batch) -> Outcome {
-    let mut outcome = Outcome {
-        rejects: batch.rejects,
-        bytes: batch.bytes,
-        ..Outcome::default()
-    };
-    let mut pending = vec![batch.rows];
-    while let Some(rows) = pending.pop() {
-        if rows.is_empty() {
-            continue;
-        }
-        let message = BatchCreateLocationsRequest {
-            requests: rows.iter().map(|row| row.request.clone()).collect(),
+impl Outcome {
+    /// The outcome of a batch whose other rows aren't sent yet.
+    pub fn of_rejects(rejects: Vec<Reject>, bytes: u64) -> Self {
+        let mut outcome = Self {
+            bytes,
+            ..Self::default()
         };
-        let response = client
+        for reject in rejects {
+            outcome.add(reject.line, Fate::Rejected(reject));
+        }
+        outcome
+    }
+
+    pub fn add(&mut self, line: u64, fate: Fate) {
+        self.fates.entry(line).or_default().push(fate);
+    }
+
+    pub fn reject(&mut self, row: Row, reason: String) {
+        self.add(row.line, Fate::Rejected(row.reject(reason)));
+    }
+
+    fn fail(&mut self, method: &'static str, status: Status) {
+        self.failure.get_or_insert(TransferError::Call {
+            method,
+            status: Box::new(status),
+        });
+    }
+}
+
+/// Rows and what to do with them.
+enum Step {
+    Create(Vec<Row>),
+    Compare {
+        rows: Vec<Row>,
+        /// Whether the ids are known to be taken.
+        exist: bool,
+        /// Whether an attempt whose response was lost may have created them all.
+        may_be_ours: bool,
+    },
+}
+
+/// Sends batches.
+pub struct Sender<'a> {
+    client: &'a Client,
+    purpose: Purpose,
+    update: bool,
+    validate_only: bool,
+    namespace: Uuid,
+    /// Whether the rows of the last batch were there, so that those of the next one probably are.
+    expects_rows: AtomicBool,
+}
+
+impl<'a> Sender<'a> {
+    pub fn new(client: &'a Client, args: &ImportArgs) -> Self {
+        Self {
+            client,
+            purpose: args.purpose,
+            update: args.update,
+            validate_only: args.options.dry_run,
+            namespace: args.namespace(),
+            expects_rows: AtomicBool::new(false),
+        }
+    }
+
+    /// Creates the rows of a batch that aren't there, and compares or updates the others. A row that
+    /// the service refuses costs no other one.
+    pub async fn send(&self, batch: Batch) -> Outcome {
+        if self.purpose == Purpose::Delete {
+            return delete::delete(self.client, batch, self.validate_only).await;
+        }
+        let mut outcome = Outcome::of_rejects(batch.rejects, batch.bytes);
+        let first = if self.expects_rows.load(Ordering::Relaxed) {
+            Step::Compare {
+                rows: batch.rows,
+                exist: false,
+                may_be_ours: false,
+            }
+        } else {
+            Step::Create(batch.rows)
+        };
+        let mut steps = vec![first];
+        while let Some(step) = steps.pop() {
+            match step {
+                Step::Create(rows) if !rows.is_empty() => {
+                    self.create(rows, &mut steps, &mut outcome).await;
+                }
+                Step::Compare {
+                    rows,
+                    exist,
+                    may_be_ours,
+                } if !rows.is_empty() => {
+                    self.compare(rows, exist, may_be_ours, &mut steps, &mut outcome)
+                        .await;
+                }
+                _ => {}
+            }
+        }
+        drop(batch.memory);
+        outcome
+    }
+
+    async fn create(&self, rows: Vec<Row>, steps: &mut Vec<Step>, outcome: &mut Outcome) {
+        let message = BatchCreateLocationsRequest {
+            requests: rows
+                .iter()
+                .map(|row| creation(&row.location, self.validate_only))
+                .collect(),
+        };
+        let mut was_retried = false;
+        let response = self
+            .client
+            .call_noting(
+                message,
+                &mut was_retried,
+                |mut service, request| async move { service.batch_create_locations(request).await },
+            )
+            .await;
+        match response {
+            Ok(response) => {
+                for (row, created) in rows.into_iter().zip(response.locations) {
+                    let owner = &row.location.owner_id;
+                    let is_other = !owner.is_empty()
+                        && !created.owner_id.is_empty()
+                        && created.owner_id != *owner;
+                    let fate = if is_other {
+                        // Only an admin can create locations of other owners.
+                        match differences(&row.location, &row.given, &created) {
+                            Ok(differences) => Fate::Different(differences),
+                            Err(error) => {
+                                outcome.failure.get_or_insert(error);
+                                continue;
+                            }
+                        }
+                    } else {
+                        Fate::Created
+                    };
+                    outcome.add(row.line, fate);
+                }
+            }
+            Err(status) if is_about_rows(&status) => {
+                let count = rows.len();
+                let (existing, rest) = split(&status, rows, outcome);
+                if existing.len() * 2 > count {
+                    self.expects_rows.store(true, Ordering::Relaxed);
+                }
+                let may_be_ours = was_retried && existing.len() == count;
+                steps.push(Step::Compare {
+                    rows: existing,
+                    exist: true,
+                    may_be_ours,
+                });
+                steps.extend(rest.into_iter().map(Step::Create));
+            }
+            Err(status) => outcome.fail("BatchCreateLocations", status),
+        }
+    }
+
+    async fn compare(
+        &self,
+        mut rows: Vec<Row>,
+        exist: bool,
+        may_be_ours: bool,
+        steps: &mut Vec<Step>,
+        outcome: &mut Outcome,
+    ) {
+        let message = BatchGetLocationsRequest {
+            ids: rows.iter().map(|row| row.location.id.clone()).collect(),
+        };
+        let response = self
+            .client
             .call(message, |mut service, request| async move {
-                service.batch_create_locations(request).await
+                service.batch_get_locations(request).await
             })
             .await;
         match response {
-            Ok(_) => {
-                let without_id = rows.iter().filter(|row| !row.has_id()).count();
-                outcome.created += rows.len() as u64;
-                outcome.without_id += without_id as u64;
+            Ok(response) => {
+                let there = rows.into_iter().zip(response.locations);
+                self.judge(there, may_be_ours, outcome).await;
             }
-            Err(status) if is_about_rows(status.code()) => {
-                pending.extend(split(&status, rows, &mut outcome));
+            Err(status) if status.code() == Code::NotFound && !exist => {
+                self.expects_rows.store(false, Ordering::Relaxed);
+                steps.push(Step::Create(rows));
             }
-            Err(status) => {
-                outcome.failure = Some(TransferError::Call {
-                    method: "BatchCreateLocations",
-                    status: Box::new(status),
-                });
-                break;
+            Err(status) if status.code() == Code::NotFound => {
+                let mut missing = missing(&status);
+                if missing.is_empty() && rows.len() == 1 {
+                    missing.insert(rows[0].location.id.clone());
+                }
+                let (hidden, rest): (Vec<_>, Vec<_>) = rows
+                    .into_iter()
+                    .partition(|row| missing.contains(&row.location.id));
+                for row in hidden {
+                    self.replace_id(row, steps, outcome);
+                }
+                push_halves(rest, missing.is_empty(), may_be_ours, steps);
             }
+            // The response may be larger than a message.
+            Err(status) if is_about_rows(&status) && rows.len() > 1 => {
+                push_halves(rows, true, may_be_ours, steps);
+            }
+            Err(status) if is_about_rows(&status) => {
+                outcome.reject(rows.remove(0), status.message().to_owned());
+            }
+            Err(status) => outcome.fail("BatchGetLocations", status),
         }
     }
-    outcome
-}
 
-/// Whether the error is about the rows of the batch, so that other rows may succeed. `OUT_OF_RANGE`
-/// is tonic's code for a message that is too large.
-fn is_about_rows(code: Code) -> bool {
-    matches!(
-        code,
-        Code::InvalidArgument | Code::AlreadyExists | Code::OutOfRange
-    )
-}
-
-/// Moves the rows that the service refuses to the outcome, and returns batches of the other rows. If
-/// the status names no row, the halves of the batch are sent, until the row is found. Each batch is
-/// smaller than the one before, so this terminates.
-pub(super) fn split(status: &Status, mut rows: Vec<Row>, outcome: &mut Outcome) -> Vec<Vec<Row>> {
-    let mut refused = refusals(status, rows.len());
-    if refused.is_empty() {
-        if rows.len() > 1 {
-            let half = rows.split_off(rows.len() / 2);
-            return vec![half, rows];
+    /// Creates a row whose derived id another owner has with its next id, and rejects one whose id is
+    /// in the file.
+    fn replace_id(&self, mut row: Row, steps: &mut Vec<Step>, outcome: &mut Outcome) {
+        if row.derive_next_id(self.namespace) {
+            steps.push(Step::Create(vec![row]));
+            return;
         }
-        refused.insert(0, status.message().to_owned());
-    }
-    let mut rest = Vec::with_capacity(rows.len());
-    for (index, row) in rows.into_iter().enumerate() {
-        match refused.remove(&index) {
-            None => rest.push(row),
-            // Without an id, it is a request id that was used with other content.
-            Some(_) if status.code() == Code::AlreadyExists && row.has_id() => {
-                outcome.existing += 1;
-            }
-            Some(reason) => outcome.rejects.push(row.reject(reason)),
-        }
-    }
-    vec![rest]
-}
-
-/// The reasons of the refusals that the status names, by the index of the row among `count` rows.
-fn refusals(status: &Status, count: usize) -> BTreeMap<usize, String> {
-    let mut refusals = BTreeMap::<usize, String>::new();
-    if status.code() == Code::AlreadyExists {
-        let indexes = status
-            .get_details_error_info()
-            .and_then(|info| parse_ranges(info.metadata.get("indexes")?, count))
-            .unwrap_or_default();
-        refusals.extend(
-            indexes
-                .into_iter()
-                .map(|index| (index, status.message().to_owned())),
+        let reason = format!(
+            "has the id {} of a location that this caller may not see: for keys of your own use \
+             --id-namespace",
+            row.location.id
         );
+        outcome.reject(row, reason);
     }
-    for violation in status
-        .get_details_bad_request()
-        .map(|bad| bad.field_violations)
-        .unwrap_or_default()
-    {
-        let Some((index, field)) = request_field(&violation.field).filter(|(at, _)| *at < count)
-        else {
-            continue;
-        };
-        let reason = format!("{field} {}", violation.description);
-        refusals
-            .entry(index)
-            .and_modify(|reasons| *reasons = format!("{reasons}; {reason}"))
-            .or_insert(reason);
-    }
-    refusals
-}
 
-/// Splits `requests[17].location.display_name` into 17 and `display_name`.
-fn request_field(path: &str) -> Option<(usize, &str)> {
-    let (index, field) = path.strip_prefix("requests[")?.split_once(']')?;
-    let field = field.strip_prefix('.').unwrap_or(field);
-    let field = match field {
-        "location_id" => "id",
-        field => field.strip_prefix("location.").unwrap_or(field),
-    };
-    Some((index.parse().ok()?, field))
-}
-
-/// Parses ranges of numbers below `limit`, such as `0-11,17`. `None` if the text is invalid.
-pub(super) fn parse_ranges(text: &str, limit: usize) -> Option<Vec<usize>> {
-    let mut indexes = Vec::new();
-    for range in text.split(',') {
-        let (first, last) = range.split_once('-').unwrap_or((range, range));
-        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-        if first > last || last >= limit {
-            return None;
+    /// Compares rows with the locations that have their ids, and updates these.
+    async fn judge(
+        &self,
+        pairs: impl Iterator<Item = (Row, Location)>,
+        may_be_ours: bool,
+        outcome: &mut Outcome,
+    ) {
+        let mut updates = Vec::new();
+        for (row, there) in pairs {
+            match differences(&row.location, &row.given, &there) {
+                Err(error) => {
+                    outcome.failure.get_or_insert(error);
+                }
+                Ok(found) if found.is_empty() && may_be_ours => {
+                    outcome.add(row.line, Fate::Created);
+                }
+                Ok(found) if found.is_empty() => outcome.add(row.line, Fate::Unchanged),
+                Ok(found) if !self.update => outcome.add(row.line, Fate::Different(found)),
+                Ok(found) => updates.push((row, there, found)),
+            }
         }
-        indexes.extend(first..=last);
+        let mut updates = stream::iter(updates)
+            .map(|(row, there, found)| self.update(row, there, found))
+            .buffer_unordered(UPDATES_IN_FLIGHT);
+        while let Some((line, updated)) = updates.next().await {
+            match updated {
+                Ok(fate) => outcome.add(line, fate),
+                Err(error) => {
+                    outcome.failure.get_or_insert(error);
+                }
+            }
+        }
     }
-    Some(indexes)
+
+    /// Updates a location to what its row has. Returns the line of the row.
+    async fn update(
+        &self,
+        row: Row,
+        mut there: Location,
+        found: Vec<Difference>,
+    ) -> (u64, Result<Fate, TransferError>) {
+        let line = row.line;
+        let mut left = found.clone();
+        for _ in 0..UPDATE_ATTEMPTS {
+            let request =
+                compare::update(&row.location, &row.given, &there, &left, self.validate_only);
+            let response = self
+                .client
+                .call(request, |mut service, request| async move {
+                    service.update_location(request).await
+                })
+                .await;
+            let result = match response {
+                Ok(_) if self.validate_only => return (line, Ok(Fate::Updated(found))),
+                Ok(updated) => Ok(updated),
+                Err(status) if status.code() == Code::Aborted => self.get(&there.id).await,
+                Err(status) => Err(status),
+            };
+            match result {
+                Ok(current) => match differences(&row.location, &row.given, &current) {
+                    Err(error) => return (line, Err(error)),
+                    Ok(rest) if rest.is_empty() => return (line, Ok(Fate::Updated(found))),
+                    Ok(rest) if current.etag == there.etag || rest == left => {
+                        let reason = format!("can't be updated: {}", join(&rest));
+                        return (line, Ok(Fate::Rejected(row.reject(reason))));
+                    }
+                    Ok(rest) => (there, left) = (current, rest),
+                },
+                Err(status) if is_about_rows(&status) || is_refusal(&status) => {
+                    let reason = reason_of(&status);
+                    return (line, Ok(Fate::Rejected(row.reject(reason))));
+                }
+                Err(status) => {
+                    let error = TransferError::Call {
+                        method: "UpdateLocation",
+                        status: Box::new(status),
+                    };
+                    return (line, Err(error));
+                }
+            }
+        }
+        let reason = "can't be updated: the location changes all the time".to_owned();
+        (line, Ok(Fate::Rejected(row.reject(reason))))
+    }
+
+    async fn get(&self, id: &str) -> Result<Location, Status> {
+        let request = GetLocationRequest { id: id.to_owned() };
+        self.client
+            .call(request, |mut service, request| async move {
+                service.get_location(request).await
+            })
+            .await
+    }
+}
+
+/// The request that creates a location with its id.
+pub fn creation(location: &Location, validate_only: bool) -> CreateLocationRequest {
+    let mut location = location.clone();
+    let location_id = std::mem::take(&mut location.id);
+    CreateLocationRequest {
+        location: Some(location),
+        location_id,
+        validate_only,
+        ..CreateLocationRequest::default()
+    }
+}
+
+fn join(differences: &[Difference]) -> String {
+    let texts: Vec<_> = differences.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
+
+fn push_halves(mut rows: Vec<Row>, halve: bool, may_be_ours: bool, steps: &mut Vec<Step>) {
+    let mut push = |rows| {
+        steps.push(Step::Compare {
+            rows,
+            exist: true,
+            may_be_ours,
+        });
+    };
+    if halve && rows.len() > 1 {
+        push(rows.split_off(rows.len() / 2));
+    }
+    push(rows);
 }

@@ -1,0 +1,246 @@
+//! The rows of a JSON file: one object per line, or the elements of one array.
+
+use std::io::{self, BufRead, BufReader, Read};
+
+use memchr::memchr2;
+
+use super::reader::MAX_ROW_BYTES;
+use crate::cli::transfer::json_text::ValueEnd;
+
+/// A row of the file.
+#[derive(Debug, Default)]
+pub struct JsonRow {
+    /// The first line, counted from 1.
+    pub line: u64,
+    /// The row as it is in the file. Empty if it is too long.
+    pub raw: Vec<u8>,
+    /// Why the row can't be read.
+    pub problem: Option<String>,
+}
+
+/// Reads rows.
+pub struct JsonRows<R> {
+    input: BufReader<R>,
+    /// The line of the next byte.
+    line: u64,
+    is_after_return: bool,
+    layout: Option<Layout>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    Lines,
+    /// The next byte is of an element, or the end of the array.
+    Array,
+    /// The array has ended.
+    Ended,
+}
+
+impl<R: Read> JsonRows<R> {
+    pub fn new(input: R) -> Self {
+        Self {
+            input: BufReader::with_capacity(64 * 1024, input),
+            line: 1,
+            is_after_return: false,
+            layout: None,
+        }
+    }
+
+    /// The next row. `None` at the end of the file.
+    pub fn next_row(&mut self) -> io::Result<Option<JsonRow>> {
+        let layout = match self.layout {
+            Some(layout) => layout,
+            None => {
+                let is_array = self.skip_blank()? == Some(b'[');
+                if is_array {
+                    self.input.consume(1);
+                }
+                *self.layout.insert(if is_array {
+                    Layout::Array
+                } else {
+                    Layout::Lines
+                })
+            }
+        };
+        match layout {
+            Layout::Lines => self.next_line(),
+            Layout::Array => self.next_element(),
+            Layout::Ended => match self.skip_blank()? {
+                None => Ok(None),
+                Some(_) => Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("line {}: text after the end of the array", self.line),
+                )),
+            },
+        }
+    }
+
+    /// Skips white space. Returns the next byte, if there is one.
+    fn skip_blank(&mut self) -> io::Result<Option<u8>> {
+        loop {
+            let available = self.input.fill_buf()?;
+            let Some(first) = available.first().copied() else {
+                return Ok(None);
+            };
+            if !first.is_ascii_whitespace() {
+                return Ok(Some(first));
+            }
+            let ends_line = first == b'\r' || (first == b'\n' && !self.is_after_return);
+            self.line += u64::from(ends_line);
+            self.is_after_return = first == b'\r';
+            self.input.consume(1);
+        }
+    }
+
+    fn next_line(&mut self) -> io::Result<Option<JsonRow>> {
+        if self.skip_blank()?.is_none() {
+            return Ok(None);
+        }
+        let mut row = JsonRow {
+            line: self.line,
+            ..JsonRow::default()
+        };
+        loop {
+            let available = self.input.fill_buf()?;
+            // Raw carriage returns are no part of JSON, except between its values.
+            let end = memchr2(b'\n', b'\r', available);
+            let count = end.unwrap_or(available.len());
+            row.append(&available[..count]);
+            let is_end = end.is_some() || available.is_empty();
+            self.input.consume(count);
+            if is_end {
+                return Ok(Some(row));
+            }
+        }
+    }
+
+    fn next_element(&mut self) -> io::Result<Option<JsonRow>> {
+        let mut row = JsonRow::default();
+        let first = self.skip_blank()?;
+        row.line = self.line;
+        match first {
+            Some(b']') => {
+                self.input.consume(1);
+                self.layout = Some(Layout::Ended);
+                return self.next_row();
+            }
+            Some(b',') => {
+                self.input.consume(1);
+                row.problem = Some("has no value before a comma".to_owned());
+                return Ok(Some(row));
+            }
+            _ => {}
+        }
+        let mut end = ValueEnd::default();
+        loop {
+            let available = self.input.fill_buf()?;
+            if available.is_empty() {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!(
+                        "the array isn't closed: the row at line {} is incomplete, is the file \
+                         truncated?",
+                        row.line
+                    ),
+                ));
+            }
+            let at = available
+                .iter()
+                .position(|byte| end.is_at(*byte) && *byte != b':');
+            let count = at.unwrap_or(available.len());
+            self.line += memchr::memchr_iter(b'\n', &available[..count]).count() as u64;
+            row.append(&available[..count]);
+            let last = at.map(|at| available[at]);
+            self.input.consume(count);
+            match last {
+                None => {}
+                Some(b',') => {
+                    self.input.consume(1);
+                    return Ok(Some(row));
+                }
+                Some(b'}') => {
+                    self.input.consume(1);
+                    row.append(b"}");
+                }
+                Some(_) => return Ok(Some(row)),
+            }
+        }
+    }
+}
+
+impl JsonRow {
+    fn append(&mut self, bytes: &[u8]) {
+        if self.problem.is_some() {
+            return;
+        }
+        if self.raw.len() + bytes.len() > MAX_ROW_BYTES {
+            self.raw = Vec::new();
+            self.problem = Some(format!("is longer than {MAX_ROW_BYTES} bytes"));
+            return;
+        }
+        self.raw.extend_from_slice(bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Result<Vec<(u64, String)>, String> {
+        let mut rows = JsonRows::new(text.as_bytes());
+        let mut all = Vec::new();
+        while let Some(row) = rows.next_row().map_err(|error| error.to_string())? {
+            let text = String::from_utf8(row.raw).unwrap().trim().to_owned();
+            all.push((row.line, row.problem.unwrap_or(text)));
+        }
+        Ok(all)
+    }
+
+    #[test]
+    fn rows_are_lines_or_the_elements_of_an_array() {
+        let lines = |rows: &[(u64, &str)]| {
+            Ok(rows
+                .iter()
+                .map(|(line, text)| (*line, (*text).to_owned()))
+                .collect::<Vec<_>>())
+        };
+        assert_eq!(
+            read("{\"a\":1}\r\n\n  {\"b\":\"]\"}\n[1]"),
+            lines(&[(1, "{\"a\":1}"), (3, "{\"b\":\"]\"}"), (4, "[1]")])
+        );
+        assert_eq!(
+            read("\n [{\"a\":[1,{}]},\n{\"b\":\"],\\\"\"\n},3]\n "),
+            lines(&[(2, "{\"a\":[1,{}]}"), (3, "{\"b\":\"],\\\"\"\n}"), (4, "3")])
+        );
+        assert_eq!(read("[]"), lines(&[]));
+        assert_eq!(read(""), lines(&[]));
+        assert_eq!(
+            read("[1,,2]"),
+            lines(&[(1, "1"), (1, "has no value before a comma"), (1, "2")])
+        );
+        assert!(
+            read("[{\"a\":1},\n{\"a\":")
+                .unwrap_err()
+                .contains("line 2 is incomplete")
+        );
+        assert_eq!(read("1\r2\r\r3"), lines(&[(1, "1"), (2, "2"), (4, "3")]));
+        assert_eq!(read("[{}},1]"), lines(&[(1, "{}}"), (1, "1")]));
+        assert!(read("[] x").unwrap_err().contains("after the end"));
+    }
+
+    #[test]
+    fn a_row_over_the_limit_costs_itself_only() {
+        let wide = "x".repeat(MAX_ROW_BYTES + 1);
+        for text in [
+            format!("{{}}\n\"{wide}\"\n{{}}"),
+            format!("[{{}},\"{wide}\",{{}}]"),
+        ] {
+            let rows = read(&text).unwrap();
+            assert_eq!(
+                (rows.len(), rows[0].1.as_str(), rows[2].1.as_str()),
+                (3, "{}", "{}")
+            );
+            assert!(rows[1].1.starts_with("is longer than"), "{}", rows[1].1);
+        }
+    }
+}

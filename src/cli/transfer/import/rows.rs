@@ -1,0 +1,88 @@
+//! Batches of rows, on their way from the file to the service.
+
+use location_service::proto::location::v1::Location;
+use tokio::sync::OwnedSemaphorePermit;
+use uuid::Uuid;
+
+use super::records::Record;
+use crate::cli::transfer::{ids::row_id, row::Given};
+
+/// A row as it is in the file.
+#[derive(Debug, Clone)]
+pub enum Raw {
+    Record(Record),
+    Json(Vec<u8>),
+}
+
+impl Raw {
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Record(record) => record.raw.len(),
+            Self::Json(text) => text.len(),
+        }
+    }
+}
+
+/// A row to import.
+#[derive(Debug)]
+pub struct Row {
+    /// The first line of the row, counted from 1.
+    pub line: u64,
+    pub raw: Raw,
+    /// The location, with its id.
+    pub location: Location,
+    pub given: Given,
+    /// For a row without an id: the number of ids of others that were derived from it.
+    pub derived: Option<Derived>,
+}
+
+/// How the id of a row was derived from its content.
+#[derive(Debug, Clone, Copy)]
+pub struct Derived {
+    pub line: u64,
+    pub attempt: u8,
+}
+
+impl Row {
+    /// Gives a row whose id belongs to another owner the next one. Returns whether there is one.
+    pub fn derive_next_id(&mut self, namespace: Uuid) -> bool {
+        let Some(derived) = &mut self.derived else {
+            return false;
+        };
+        let Some(next) = derived.attempt.checked_add(1) else {
+            return false;
+        };
+        derived.attempt = next;
+        let line = derived.line;
+        self.location.id.clear();
+        self.location.id = row_id(namespace, &self.location, line, next);
+        true
+    }
+
+    pub fn reject(self, reason: String) -> Reject {
+        Reject {
+            line: self.line,
+            reason,
+            raw: self.raw,
+        }
+    }
+}
+
+/// A rejected row.
+#[derive(Debug)]
+pub struct Reject {
+    pub line: u64,
+    pub reason: String,
+    pub raw: Raw,
+}
+
+/// The rows of a part of the file: those to import together, and those that are rejected already.
+#[derive(Debug, Default)]
+pub struct Batch {
+    pub rows: Vec<Row>,
+    pub rejects: Vec<Reject>,
+    /// The size of the part in the file.
+    pub bytes: u64,
+    /// The memory that the rows take, returned when they are done.
+    pub memory: Option<OwnedSemaphorePermit>,
+}

@@ -1,0 +1,214 @@
+//! The location of a row, as it is put together from the values of its fields.
+
+use location_service::proto::location::v1::{Location, LocationState};
+use prost_reflect::{DynamicMessage, Value};
+use uuid::Uuid;
+
+use super::{
+    fields::{self, Constant, Field},
+    ids,
+    numbers::NumberStyle,
+};
+
+/// The longest value of a field, in bytes. The limits of the service are below.
+const MAX_VALUE_BYTES: usize = 1024 * 1024;
+
+/// The fields that a row has, with or without a value.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Given {
+    /// The bits of the fields in [`Field::all`].
+    fields: u64,
+    /// The entries of maps whose other entries the row doesn't have.
+    entries: Vec<Field>,
+}
+
+impl Given {
+    /// Whether the row has the whole field.
+    pub fn has(&self, field: &Field) -> bool {
+        self.fields & (1 << field.index()) != 0
+    }
+
+    /// The entries of maps that aren't given as a whole.
+    pub fn entries(&self) -> &[Field] {
+        &self.entries
+    }
+
+    /// Adds a field. Returns whether it's new.
+    fn add(&mut self, field: &Field) -> bool {
+        if field.key().is_some() {
+            let is_new = !self.entries.contains(field);
+            if is_new {
+                self.entries.push(field.clone());
+            }
+            return is_new;
+        }
+        let is_new = !self.has(field);
+        self.fields |= 1 << field.index();
+        is_new
+    }
+
+    fn remove(&mut self, field: &Field) {
+        self.fields &= !(1 << field.index());
+    }
+}
+
+/// A row that was parsed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed {
+    pub location: Location,
+    pub given: Given,
+    /// The line in the file that a file of rejected rows was made from.
+    pub original_line: Option<u64>,
+}
+
+/// What all rows have in common.
+#[derive(Debug, Clone)]
+pub struct RowRules {
+    pub constants: Vec<Constant>,
+    pub style: NumberStyle,
+    /// The namespace of derived ids.
+    pub namespace: Uuid,
+    positions: Vec<Position>,
+    all: Vec<Field>,
+}
+
+/// A position and its coordinates, all of which must be given together.
+#[derive(Debug, Clone)]
+struct Position {
+    path: String,
+    coordinates: Vec<Field>,
+}
+
+impl RowRules {
+    pub fn new(constants: Vec<Constant>, style: NumberStyle, namespace: Uuid) -> Self {
+        Self {
+            constants,
+            style,
+            namespace,
+            positions: positions(),
+            all: Field::all(),
+        }
+    }
+
+    /// Whether `--set` provides the field.
+    pub fn is_constant(&self, field: &Field) -> bool {
+        self.constants
+            .iter()
+            .any(|constant| constant.field == *field)
+    }
+}
+
+/// A row in the making.
+pub struct RowBuilder<'a> {
+    rules: &'a RowRules,
+    message: DynamicMessage,
+    given: Given,
+    /// The fields that have a value.
+    set: Given,
+}
+
+impl<'a> RowBuilder<'a> {
+    pub fn new(rules: &'a RowRules) -> Self {
+        Self {
+            rules,
+            message: DynamicMessage::new(fields::descriptor().clone()),
+            given: Given::default(),
+            set: Given::default(),
+        }
+    }
+
+    pub fn style(&self) -> NumberStyle {
+        self.rules.style
+    }
+
+    /// Notes that the row has the field, perhaps without a value.
+    pub fn give(&mut self, field: &Field) {
+        self.given.add(field);
+    }
+
+    /// Sets a field to the value of the text. Only lists may be set more than once.
+    pub fn text(&mut self, field: &Field, text: &str) -> Result<(), String> {
+        if text.len() > MAX_VALUE_BYTES {
+            return Err(format!("{field} is longer than {MAX_VALUE_BYTES} bytes"));
+        }
+        let value = field.parse(text, self.rules.style);
+        self.value(field, value.map_err(|error| format!("{field} {error}"))?)
+    }
+
+    /// Sets a field to a value. Only lists may be set more than once.
+    pub fn value(&mut self, field: &Field, value: Value) -> Result<(), String> {
+        self.given.add(field);
+        if !self.set.add(field) && !field.is_list() {
+            return Err(format!("{field} is given twice"));
+        }
+        field
+            .put(&mut self.message, value)
+            .map_err(|error| format!("{field} {error}"))
+    }
+
+    /// Completes the row with the constants and the id.
+    pub fn finish(mut self, id: Option<&str>) -> Result<Parsed, String> {
+        let mut cleared = Vec::new();
+        for Constant { field, value } in &self.rules.constants {
+            if !cleared.contains(&field) {
+                field.clear(&mut self.message);
+                cleared.push(field);
+            }
+            field
+                .set(&mut self.message, value, self.rules.style)
+                .map_err(|error| format!("{field} {error}"))?;
+            self.given.add(field);
+            self.set.add(field);
+        }
+        for Position { path, coordinates } in &self.rules.positions {
+            let count = coordinates.iter().filter(|part| self.set.has(part)).count();
+            if count != 0 && count != coordinates.len() {
+                let names: Vec<_> = coordinates.iter().map(Field::name).collect();
+                return Err(format!(
+                    "{path} needs both {}, or neither",
+                    names.join(" and ")
+                ));
+            }
+        }
+        let mut location: Location = self
+            .message
+            .transcode_to()
+            .map_err(|error| error.to_string())?;
+        for field in &self.rules.all {
+            // A location without a state becomes active, one without an owner its creator's.
+            if field.is_state() && self.given.has(field) && location.state == 0 {
+                location.state = LocationState::Active.into();
+            } else if field.is_owner() && location.owner_id.is_empty() {
+                self.given.remove(field);
+            }
+        }
+        if let Some(value) = id {
+            location.id = ids::derive_id(self.rules.namespace, value);
+        } else if !location.id.is_empty() {
+            location.id = ids::parse_id(&location.id)?;
+        }
+        Ok(Parsed {
+            location,
+            given: self.given,
+            original_line: None,
+        })
+    }
+}
+
+/// The positions in a location.
+fn positions() -> Vec<Position> {
+    let mut positions: Vec<Position> = Vec::new();
+    for field in Field::all() {
+        let Some(path) = field.position() else {
+            continue;
+        };
+        match positions.iter_mut().find(|position| position.path == path) {
+            Some(position) => position.coordinates.push(field),
+            None => positions.push(Position {
+                path,
+                coordinates: vec![field],
+            }),
+        }
+    }
+    positions
+}
