@@ -9,10 +9,14 @@ UPDATE cache_epoch
 SET identity = identity || server_start(), written_by = pg_current_xact_id()
 WHERE identity = database_identity() AND xmin = written_by::xid;
 
+-- NULL on a server in recovery, and during the restore of a dump, which adds the keys of tables after
+-- the rows of all.
 CREATE OR REPLACE FUNCTION database_identity() RETURNS TEXT
 LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
-    IF pg_is_in_recovery() THEN
+    IF pg_is_in_recovery() OR NOT EXISTS (
+        SELECT FROM pg_index WHERE indrelid = 'cache_epoch'::regclass AND indisprimary
+    ) THEN
         RETURN NULL;
     END IF;
     RETURN (SELECT system_identifier FROM pg_control_system())

@@ -151,28 +151,26 @@ impl EpochTable {
     async fn select(&self) -> StoreResult<Row> {
         // A clock that was set back may not prolong a suspension.
         let sql = format!(
-            "WITH locks AS (
-                 SELECT * FROM pg_locks
-                 WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted
-                     AND database = (SELECT oid FROM pg_database
-                         WHERE datname = current_database())
-             )
-             SELECT epoch, incarnation, replication_ids, incarnation IS NULL
+            "SELECT epoch, incarnation, replication_ids, incarnation IS NULL
                     AND clock_timestamp() NOT BETWEEN changed_at AND changed_at + pause
                     AND clock_timestamp()
                         NOT BETWEEN away_at AND away_at + interval '{REACHABLE_FOR}'
                     AS may_activate,
-                ARRAY(
-                    SELECT virtualtransaction FROM locks
-                    WHERE classid = {} AND objid = {} AND objsubid = 1
-                ) AS commits,
-                EXISTS (
-                    SELECT FROM locks
-                    WHERE classid = {SETTINGS_LOCK} AND objid <> {} AND objsubid = 2
-                ) AS other_settings,
+                commits, other_settings,
                 this.identity,
                 cache_epoch.identity = this.identity AND cache_epoch.xmin = written_by::xid AS genuine
-             FROM cache_epoch, (SELECT database_identity() AS identity) AS this",
+             FROM cache_epoch, (SELECT database_identity() AS identity) AS this, (
+                 SELECT
+                     coalesce(array_agg(virtualtransaction) FILTER (
+                         WHERE classid = {} AND objid = {} AND objsubid = 1), '{{}}') AS commits,
+                     count(*) FILTER (
+                         WHERE classid = {SETTINGS_LOCK} AND objid <> {} AND objsubid = 2) > 0
+                         AS other_settings
+                 FROM pg_locks
+                 WHERE locktype = 'advisory' AND mode = 'ShareLock' AND granted
+                     AND database = (SELECT oid FROM pg_database
+                         WHERE datname = current_database())
+             ) AS locks",
             LOCK >> 32,
             LOCK & 0xffff_ffff,
             self.settings.0,

@@ -24,7 +24,7 @@ struct Trusted {
 /// Why a connection isn't trusted.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Untrusted {
-    #[error("the server is a standby: it is in recovery")]
+    #[error("the server is a standby in recovery, or a dump is being restored")]
     InRecovery,
     #[error("the server isn't the one that the cache's epoch belongs to")]
     OtherServer,
@@ -36,7 +36,8 @@ impl From<Untrusted> for sqlx::Error {
     }
 }
 
-/// Returns the identity of the connection's database, which mustn't be in recovery.
+/// Returns the identity of the connection's database, which must be neither in recovery
+/// nor being restored.
 ///
 /// Turns `synchronous_commit` on if it is off: a crash would lose acknowledged writes, which are in
 /// the cache.

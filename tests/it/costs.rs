@@ -88,12 +88,13 @@ impl Counted {
 }
 
 /// What the service asks of the database by itself.
-const BACKGROUND: [&str; 5] = [
+const BACKGROUND: [&str; 6] = [
     "SELECT pg_advisory_xact_lock(",
     "SELECT id FROM locations LIMIT 1",
     "SELECT epoch, incarnation, ",
     // Once for each connection.
     "SELECT database_identity(), ",
+    "SELECT pg_advisory_lock_shared(",
     "DELETE FROM create_requests WHERE create_time < ",
 ];
 

@@ -242,6 +242,25 @@ async fn a_restored_row_begins_a_new_epoch() {
     commit_empty(&*store, restored.epoch).await.unwrap();
 }
 
+/// The rows of `cache_epoch` are restored before those of `locations`, and its key after all rows.
+#[tokio::test]
+async fn a_database_is_unavailable_while_a_dump_is_restored() {
+    let url = Postgres::shared().database().await;
+    let database = Database::new(&url).unwrap();
+    database.open(AUTO).await.unwrap();
+    let table = database.epochs(0);
+    table.read().await.unwrap();
+    execute(
+        &url,
+        "ALTER TABLE cache_epoch DROP CONSTRAINT cache_epoch_pkey",
+    )
+    .await;
+    let read = table.read().await;
+    assert!(matches!(read, Err(StoreError::Unavailable(_))), "{read:?}");
+    execute(&url, "ALTER TABLE cache_epoch ADD PRIMARY KEY (the_row)").await;
+    table.read().await.unwrap();
+}
+
 #[tokio::test]
 async fn a_copy_of_a_database_begins_a_new_epoch() {
     let server = Postgres::shared();
