@@ -227,7 +227,7 @@ impl Columns {
     /// Whether a row is complete: the header's last columns may have no name, and a row may end in
     /// more delimiters.
     pub fn fits(&self, record: &Record) -> bool {
-        record.len() >= self.named && self.is_blank_from(record, self.width)
+        record.len() >= self.named && is_blank_from(record, self.width)
     }
 
     /// Whether a row of so many cells is complete.
@@ -235,13 +235,9 @@ impl Columns {
         (self.named..=self.width).contains(&count)
     }
 
-    fn is_blank_from(&self, record: &Record, first: usize) -> bool {
-        (first..record.len()).all(|index| record.bytes(index).trim_ascii().is_empty())
-    }
-
     /// Whether all cells are empty, apart from those that tell why the row was rejected.
     pub fn is_blank(&self, record: &Record) -> bool {
-        self.is_blank_from(record, self.reject_columns())
+        is_blank_from(record, self.reject_columns())
     }
 
     /// The number of columns that tell why the row was rejected.
@@ -267,12 +263,10 @@ impl Columns {
             while let Some((_, field, text)) = texts.next_if(|(before, ..)| *before <= order) {
                 row.text(field, text)?;
             }
-            let cell = self
-                .cell(record, *index)
-                .map_err(|error| format!("{holds} {error}"))?;
+            let cell = cell(record, *index).map_err(|error| format!("{holds} {error}"))?;
             let is_exact = self.is_exact && record.is_quoted(*index);
             let text = if is_exact { &*cell } else { cell.trim() };
-            if text.trim().is_empty() && !(is_exact && !text.is_empty()) {
+            if text.trim().is_empty() && (!is_exact || text.is_empty()) {
                 row.give(holds);
             } else {
                 row.text(holds, text)?;
@@ -284,9 +278,7 @@ impl Columns {
         let id = match &self.id_from {
             None => None,
             Some(Column { index, holds }) => {
-                let value = self
-                    .cell(record, *index)
-                    .map_err(|error| format!("{holds} {error}"))?;
+                let value = cell(record, *index).map_err(|error| format!("{holds} {error}"))?;
                 let value = value.trim();
                 if value.is_empty() {
                     return Err(format!("{holds} is empty, so no id can be derived from it"));
@@ -296,20 +288,24 @@ impl Columns {
         };
         let mut parsed = row.finish(id.as_deref())?;
         if let Some(index) = self.original_line {
-            let line = self.cell(record, index)?;
+            let line = cell(record, index)?;
             parsed.original_line = line.trim().parse().ok();
         }
         Ok(parsed)
     }
+}
 
-    fn cell<'a>(&self, record: &'a Record, index: usize) -> Result<Cow<'a, str>, String> {
-        if index >= record.len() {
-            return Ok(Cow::Borrowed(""));
-        }
-        record.text(index).ok_or_else(|| {
-            "isn't UTF-8: if the file is from a spreadsheet, try --encoding windows-1252".to_owned()
-        })
+fn is_blank_from(record: &Record, first: usize) -> bool {
+    (first..record.len()).all(|index| record.bytes(index).trim_ascii().is_empty())
+}
+
+fn cell(record: &Record, index: usize) -> Result<Cow<'_, str>, String> {
+    if index >= record.len() {
+        return Ok(Cow::Borrowed(""));
     }
+    record.text(index).ok_or_else(|| {
+        "isn't UTF-8: if the file is from a spreadsheet, try --encoding windows-1252".to_owned()
+    })
 }
 
 fn find(header: &[String], column: &str, flag: &str) -> Result<usize, TransferError> {

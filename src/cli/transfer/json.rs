@@ -146,7 +146,9 @@ impl Keys {
         };
         if let Some(fields) = self.messages.get(&normalize(&path)) {
             if value == "null" {
-                fields.iter().for_each(|field| builder.give(field));
+                for field in fields {
+                    builder.give(field);
+                }
                 return Ok(());
             }
             let inner = members(value);

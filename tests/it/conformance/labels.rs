@@ -100,8 +100,8 @@ async fn lists_have_only_locations_with_all_labels(app: &TestApp) {
             found.sort_unstable();
             assert_eq!(found.concat(), expected, "{request:?}");
             assert_eq!(
-                list.get_ref().total_size as usize,
-                found.len(),
+                usize::try_from(list.get_ref().total_size),
+                Ok(found.len()),
                 "{request:?}"
             );
         }

@@ -86,10 +86,7 @@ async fn filters_combine(app: &TestApp) {
                     r#type: kind.into(),
                     state: state.into(),
                     owner_id: owner.to_owned(),
-                    ..storage(
-                        &format!("{run} {kind:?} {state:?}").trim_start().to_owned(),
-                        run,
-                    )
+                    ..storage(format!("{run} {kind:?} {state:?}").trim_start(), run)
                 };
                 all.push(created(&mut app.admin(), location).await);
             }

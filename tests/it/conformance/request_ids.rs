@@ -197,9 +197,9 @@ async fn a_retry_is_the_same_location_in_any_form(app: &TestApp) {
     };
     for same in [
         change(|location| location.id = uuid(7)),
-        change(|location| location.etag = "mine".to_owned()),
+        change(|location| "mine".clone_into(&mut location.etag)),
         change(|location| location.create_time = Some(prost_types::Timestamp::default())),
-        change(|location| location.owner_id = "root".to_owned()),
+        change(|location| "root".clone_into(&mut location.owner_id)),
         change(|location| location.state = v1::LocationState::Active.into()),
         change(|location| location.address = Some(v1::Address::default())),
     ] {
@@ -207,7 +207,7 @@ async fn a_retry_is_the_same_location_in_any_form(app: &TestApp) {
         assert_eq!(response.into_inner(), first);
     }
     for other in [
-        change(|location| location.owner_id = "ann".to_owned()),
+        change(|location| "ann".clone_into(&mut location.owner_id)),
         change(|location| location.state = v1::LocationState::Inactive.into()),
         change(|location| location.coordinates = Some(v1::LatLng::default())),
     ] {

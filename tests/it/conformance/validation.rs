@@ -254,7 +254,7 @@ async fn values_past_the_limits_are_refused(app: &TestApp) {
             location.labels = [("0".to_owned(), String::new())].into();
         }),
         ("display_name", |location| {
-            location.display_name = " x".into()
+            location.display_name = " x".into();
         }),
         ("production_run_id", |location| {
             location.production_run_id = "x\u{200b}".into();

@@ -51,7 +51,7 @@ pub struct ExportArgs {
     #[arg(long)]
     format: Option<Format>,
 
-    /// Only these fields, in this order, such as display_name,address.locality,labels.colour
+    /// Only these fields, in this order, such as `display_name,address.locality,labels.colour`
     /// [default: all fields]
     #[arg(long, value_name = "FIELDS", value_delimiter = ',', num_args = 1..)]
     columns: Vec<Field>,

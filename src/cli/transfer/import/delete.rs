@@ -50,7 +50,7 @@ async fn delete_row(
         )
         .await;
     let fate = match response {
-        Ok(_) => Ok(Fate::Deleted),
+        Ok(()) => Ok(Fate::Deleted),
         // An attempt whose response was lost may have deleted it.
         Err(status) if status.code() == Code::NotFound && was_retried => Ok(Fate::Deleted),
         Err(status) if status.code() == Code::NotFound => Ok(Fate::Missing),

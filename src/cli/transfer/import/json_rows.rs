@@ -48,19 +48,18 @@ impl<R: Read> JsonRows<R> {
 
     /// The next row. `None` at the end of the file.
     pub fn next_row(&mut self) -> io::Result<Option<JsonRow>> {
-        let layout = match self.layout {
-            Some(layout) => layout,
-            None => {
-                let is_array = self.skip_blank()? == Some(b'[');
-                if is_array {
-                    self.input.consume(1);
-                }
-                *self.layout.insert(if is_array {
-                    Layout::Array
-                } else {
-                    Layout::Lines
-                })
+        let layout = if let Some(layout) = self.layout {
+            layout
+        } else {
+            let is_array = self.skip_blank()? == Some(b'[');
+            if is_array {
+                self.input.consume(1);
             }
+            *self.layout.insert(if is_array {
+                Layout::Array
+            } else {
+                Layout::Lines
+            })
         };
         match layout {
             Layout::Lines => self.next_line(),

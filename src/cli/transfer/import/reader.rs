@@ -58,8 +58,8 @@ pub fn read_batches(
         match &mut batch {
             Ok(batch) if batch.rows.is_empty() && batch.rejects.is_empty() => return rows,
             Ok(batch) => {
-                let raws = batch.rows.iter().map(|row| &row.raw);
-                let size: usize = raws
+                let accepted = batch.rows.iter().map(|row| &row.raw);
+                let size: usize = accepted
                     .chain(batch.rejects.iter().map(|reject| &reject.raw))
                     .map(Raw::len)
                     .sum();
@@ -335,11 +335,11 @@ impl Rows {
                         .map_err(|_| "isn't UTF-8: set --encoding".to_owned())
                         .and_then(|text| keys.parse(text.trim())),
                 };
-                return Ok(Some(ReadRow {
+                Ok(Some(ReadRow {
                     line: row.line,
                     raw: Raw::Json(row.raw),
                     parsed,
-                }));
+                }))
             }
         }
     }

@@ -86,7 +86,7 @@ impl Rejects {
 
     /// Flushes the rows, so that the summary never counts a row that isn't in the file.
     pub fn flush(&mut self) -> Result<(), TransferError> {
-        let flushed = self.file.as_mut().map_or(Ok(()), |file| file.flush());
+        let flushed = self.file.as_mut().map_or(Ok(()), io::Write::flush);
         self.check(flushed)
     }
 

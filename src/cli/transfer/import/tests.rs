@@ -1,6 +1,6 @@
 //! Tests of reading, splitting and rejecting rows.
 
-use std::{fs, path::PathBuf};
+use std::{fmt::Write as _, fs, path::PathBuf};
 
 use location_service::proto::location::v1::Location;
 use tonic::{Code, Status};
@@ -280,7 +280,7 @@ fn invalid_quotes_cost_their_rows_only() {
 fn a_repeated_id_is_rejected_with_both_lines() {
     let mut content = String::from("k,display_name\n");
     for number in 0..2_000 {
-        content += &format!("{},A\n", number % 500);
+        writeln!(content, "{},A", number % 500).expect("a string");
     }
     let from = [&STORAGE[..], &["--id-from", "k"]].concat();
     let (mut rows, _, _dir) = rows("a.csv", content.as_bytes(), &from);
