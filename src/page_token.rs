@@ -196,4 +196,25 @@ mod tests {
             assert!(rejects(&tokens, &request, garbage));
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn fuzz_page_tokens(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..100),
+            text in ".{0,100}",
+        ) {
+            let tokens = PageTokens::new([7; 32]);
+            let request = ListLocationsRequest::default();
+            for token in [text, BASE64.encode(&bytes)] {
+                for order in [OrderField::CreateTime, OrderField::DisplayName] {
+                    let decoded = tokens.decode::<Cursor>(&request, &token, order);
+                    assert!(decoded.is_err() || token.is_empty());
+                }
+            }
+            // Signed, but no position.
+            for order in [OrderField::CreateTime, OrderField::DisplayName] {
+                let _ = Cursor::from_bytes(&bytes, order);
+            }
+        }
+    }
 }

@@ -1,9 +1,8 @@
 //! The fast path of the cached methods: the frame in the cache is the body of the response. tonic
 //! would copy it into a buffer of its own.
 //!
-//! It takes calls of one uncompressed message whose client accepts an uncompressed response, as most
-//! clients do. Other calls, and malformed ones, pass on to tonic unchanged; there the methods are
-//! those of [`LocationApi`] as well.
+//! Other calls, and malformed ones, pass on to tonic; there the methods are those of [`LocationApi`] as
+//! well. Requests are decompressed before, and responses compressed after, off the workers.
 
 use std::{
     mem,
@@ -19,7 +18,7 @@ use http::{
     header::{CONTENT_TYPE, HeaderName},
 };
 use http_body::{Frame, SizeHint};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full};
 use prost::{DecodeError, Message as _};
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
@@ -27,10 +26,12 @@ use tower::{Layer, Service};
 use super::{
     LocationApi,
     cache_headers::{CACHE_STATUS, cache_mode, cache_status},
+    compression::{self, Compression, GRPC_ACCEPT_ENCODING, GRPC_ENCODING},
     limits,
     status::complete,
 };
 use crate::{
+    cache::Encoding,
     error::Error,
     model::Principal,
     proto::{self, location::v1},
@@ -74,16 +75,38 @@ pub enum Incoming {
     Other(Body),
 }
 
+/// Methods whose responses are streams, and aren't compressed.
+const STREAMS: &[&str] = &["/location.v1.LocationService/WatchLocations"];
+
 /// A layer that responds to plain calls of the cached methods.
 #[derive(Clone)]
-pub struct FastPath {
-    api: Arc<LocationApi>,
+pub struct FastPath(Arc<Inner>);
+
+struct Inner {
+    api: LocationApi,
+    compression: Compression,
 }
 
 impl FastPath {
     /// Creates the fast path to an API.
     pub fn new(api: LocationApi) -> Self {
-        Self { api: Arc::new(api) }
+        Self(Arc::new(Inner {
+            api,
+            compression: Compression::default(),
+        }))
+    }
+}
+
+impl Inner {
+    /// Decompresses a request, and returns the encoding that its response should have.
+    async fn negotiate(
+        &self,
+        headers: &mut HeaderMap,
+        frame: Bytes,
+    ) -> Result<(Bytes, Option<Encoding>), Error> {
+        let encoding = compression::preferred(headers);
+        let frame = self.compression.decompress(headers, frame).await?;
+        Ok((frame, encoding))
     }
 
     /// Responds to a call; `None` if it is malformed, or anything else that tonic must handle.
@@ -93,12 +116,79 @@ impl FastPath {
         headers: &HeaderMap,
         caller: &Principal,
         frame: &Bytes,
+        encoding: Option<Encoding>,
     ) -> Option<Response<ResponseBody>> {
         let frame = proto::Frame::parse(frame.clone())?;
         let mode = cache_mode(headers);
         let response = self.call(method, caller, mode, frame.message()).await;
         // tonic reports a malformed message.
-        Some(response.ok()?.map_or_else(error_response, cached_response))
+        let response = response.ok()?;
+        Some(match (response, encoding) {
+            (Ok(response), None) => cached_response(response),
+            (Ok(response), Some(encoding)) => self
+                .compressed_response(response, encoding)
+                .await
+                .unwrap_or_else(error_response),
+            (Err(error), _) => error_response(error),
+        })
+    }
+
+    /// A response whose frame is compressed, unless it is small. A compressed frame is made once, and
+    /// kept in the cache.
+    async fn compressed_response(
+        &self,
+        mut response: CachedResponse,
+        encoding: Encoding,
+    ) -> Result<Response<ResponseBody>, Error> {
+        let (key, service) = (response.key, &self.api.service);
+        let plain = response.frame.clone().into_bytes();
+        if !compression::is_compressible(&plain) {
+            return Ok(cached_response(response));
+        }
+        let kept = || service.compressed(&key, &plain, encoding);
+        let compressed = if let Some(compressed) = kept() {
+            compressed
+        } else {
+            let thread = self.compression.thread().await?;
+            // Another call may have compressed it meanwhile.
+            if let Some(compressed) = kept() {
+                compressed
+            } else {
+                let made = compression::compress(plain.clone(), encoding, thread).await?;
+                service.keep_compressed(&key, &plain, encoding, made.clone());
+                made
+            }
+        };
+        response.frame = proto::Frame::from_trusted(compressed);
+        let mut response = cached_response(response);
+        let headers = response.headers_mut();
+        headers.insert(GRPC_ENCODING, compression::name(encoding));
+        Ok(response)
+    }
+
+    /// A unary response of tonic, whose size is known from now on, compressed if it is large.
+    async fn whole_response(
+        &self,
+        response: Response<Body>,
+        encoding: Option<Encoding>,
+    ) -> Result<Response<ResponseBody>, Error> {
+        let (mut head, body) = response.into_parts();
+        let collected = match body.collect().await {
+            Ok(collected) => collected,
+            Err(status) => return Ok(status.into_http()),
+        };
+        let trailers = collected.trailers().cloned();
+        let mut frame = collected.to_bytes();
+        if let Some(encoding) = encoding
+            && compression::is_compressible(&frame)
+        {
+            let thread = self.compression.thread().await?;
+            frame = compression::compress(frame, encoding, thread).await?;
+            head.headers
+                .insert(GRPC_ENCODING, compression::name(encoding));
+        }
+        let body = ResponseBody::Whole(frame, trailers.map(Box::new));
+        Ok(Response::from_parts(head, body))
     }
 
     async fn call(
@@ -128,7 +218,8 @@ impl FastPath {
     }
 }
 
-fn cached_response(CachedResponse { frame, source }: CachedResponse) -> Response<ResponseBody> {
+fn cached_response(response: CachedResponse) -> Response<ResponseBody> {
+    let CachedResponse { frame, source, .. } = response;
     let mut response = Response::new(ResponseBody::Frame(frame.into_bytes()));
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, GRPC);
@@ -140,15 +231,21 @@ fn error_response(error: Error) -> Response<ResponseBody> {
     Status::from(error).into_http()
 }
 
-/// Whether the headers of a request need nothing that only tonic does.
-fn is_plain<B>(request: &Request<B>) -> bool {
-    let headers = request.headers();
+/// Whether a request is a gRPC call of protobuf messages.
+fn is_grpc<B>(request: &Request<B>) -> bool {
     request.method() == Method::POST
-        && headers.get(CONTENT_TYPE).is_some_and(|content_type| {
-            [&b"application/grpc"[..], b"application/grpc+proto"].contains(&content_type.as_bytes())
-        })
-        && !headers.contains_key("grpc-encoding")
-        && !headers.contains_key("grpc-accept-encoding")
+        && request
+            .headers()
+            .get(CONTENT_TYPE)
+            .is_some_and(|content_type| {
+                [&b"application/grpc"[..], b"application/grpc+proto"]
+                    .contains(&content_type.as_bytes())
+            })
+}
+
+/// Whether the messages of a call may be compressed.
+fn names_encoding(headers: &HeaderMap) -> bool {
+    headers.contains_key(GRPC_ENCODING) || headers.contains_key(GRPC_ACCEPT_ENCODING)
 }
 
 /// The body of a response.
@@ -161,7 +258,9 @@ pub enum ResponseBody {
     /// The end.
     #[default]
     End,
-    /// A body from tonic.
+    /// A frame, then these trailers.
+    Whole(Bytes, Option<Box<HeaderMap>>),
+    /// A stream from tonic.
     Tonic(Body),
 }
 
@@ -181,6 +280,11 @@ impl http_body::Body for ResponseBody {
                 *self = Self::Trailers;
                 Some(Ok(Frame::data(frame)))
             }
+            Self::Whole(frame, trailers) if !frame.is_empty() => {
+                *self = Self::Whole(Bytes::new(), trailers);
+                Some(Ok(Frame::data(frame)))
+            }
+            Self::Whole(_, trailers) => trailers.map(|trailers| Ok(Frame::trailers(*trailers))),
             Self::Trailers => {
                 let trailers = HeaderMap::from_iter([(GRPC_STATUS, OK)]);
                 Some(Ok(Frame::trailers(trailers)))
@@ -191,7 +295,7 @@ impl http_body::Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Frame(frame) => SizeHint::with_exact(frame.len() as u64),
+            Self::Frame(frame) | Self::Whole(frame, _) => SizeHint::with_exact(frame.len() as u64),
             Self::Trailers | Self::End => SizeHint::with_exact(0),
             Self::Tonic(body) => body.size_hint(),
         }
@@ -200,6 +304,7 @@ impl http_body::Body for ResponseBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Frame(_) | Self::Trailers => false,
+            Self::Whole(frame, trailers) => frame.is_empty() && trailers.is_none(),
             Self::End => true,
             Self::Tonic(body) => body.is_end_stream(),
         }
@@ -239,28 +344,44 @@ where
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let method = CachedMethod::from_path(request.uri().path()).filter(|_| is_plain(&request));
-        let path = self.path.clone();
+        let method = CachedMethod::from_path(request.uri().path()).filter(|_| is_grpc(&request));
+        let path = Arc::clone(&self.path.0);
         // The clone may not be ready, but `self.inner` is.
         let clone = self.inner.clone();
         let mut inner = mem::replace(&mut self.inner, clone);
         async move {
             let (mut head, body) = request.into_parts();
-            let body = match body {
-                Incoming::Other(body) => body,
-                Incoming::Call { caller, frame } => {
-                    if let Some(method) = method
-                        && let Some(response) =
-                            path.respond(method, &head.headers, &caller, &frame).await
-                    {
-                        return Ok(response);
-                    }
-                    head.extensions.insert(caller);
-                    Body::new(Full::new(frame))
+            let (caller, mut frame) = match body {
+                Incoming::Call { caller, frame } => (caller, frame),
+                Incoming::Other(body) => {
+                    let response = inner.call(Request::from_parts(head, body)).await?;
+                    return Ok(complete(response).map(ResponseBody::Tonic));
                 }
             };
-            let response = inner.call(Request::from_parts(head, body)).await?;
-            Ok(complete(response).map(ResponseBody::Tonic))
+            let mut encoding = None;
+            if names_encoding(&head.headers) {
+                (frame, encoding) = match path.negotiate(&mut head.headers, frame).await {
+                    Ok(negotiated) => negotiated,
+                    Err(error) => return Ok(error_response(error)),
+                };
+            }
+            if let Some(method) = method
+                && !head.headers.contains_key(GRPC_ENCODING)
+                && let Some(response) = path
+                    .respond(method, &head.headers, &caller, &frame, encoding)
+                    .await
+            {
+                return Ok(response);
+            }
+            let is_stream = STREAMS.contains(&head.uri.path());
+            head.extensions.insert(caller);
+            let request = Request::from_parts(head, Body::new(Full::new(frame)));
+            let response = complete(inner.call(request).await?);
+            if is_stream {
+                return Ok(response.map(ResponseBody::Tonic));
+            }
+            let whole = path.whole_response(response, encoding).await;
+            Ok(whole.unwrap_or_else(error_response))
         }
         .boxed()
     }

@@ -5,6 +5,7 @@
 //! | `fast_path` | the cached methods, ahead of tonic |
 //! | `cache` | `location.v1.CacheService` |
 //! | `codec`, `limits` | the limits of a request, checked before it is decoded |
+//! | `compression` | compression and decompression, off the workers |
 //! | `convert` | requests → queries and writes |
 //! | `cache_headers` | `cache-control` and `cache-status` |
 //! | `status` | errors → statuses |
@@ -12,8 +13,11 @@
 mod cache;
 mod cache_headers;
 pub mod codec;
+mod compression;
 mod convert;
 pub mod fast_path;
+#[cfg(test)]
+mod fuzz;
 mod limits;
 mod status;
 
@@ -35,6 +39,9 @@ use crate::{
 /// Maximum size of a request message, before and after decompression: 3.5 MiB. The response to a
 /// creation has ids, times and etags as well, and must fit the 4 MiB that clients accept.
 pub const MAX_REQUEST_BYTES: usize = 7 << 19;
+
+/// Batches of more items are converted off the workers.
+const LARGE_BATCH: usize = 100;
 
 /// `location.v1.LocationService`.
 #[derive(Clone)]
@@ -130,7 +137,10 @@ impl LocationService for LocationApi {
         request: Request<v1::BatchCreateLocationsRequest>,
     ) -> Result<Response<v1::BatchCreateLocationsResponse>, Status> {
         let caller = caller(&request)?;
-        let call = convert::batch_create(request.into_inner(), &caller)?;
+        let request = request.into_inner();
+        let call = codec::off_worker(request.requests.len() > LARGE_BATCH, || {
+            convert::batch_create(request, &caller)
+        })?;
         let locations = self.write(caller, call).await?;
         Ok(Response::new(v1::BatchCreateLocationsResponse {
             locations,

@@ -12,7 +12,7 @@ use std::{
 use bytes::Bytes;
 use quick_cache::{DefaultHashBuilder, Lifecycle, OptionsBuilder, Weighter, sync::Cache};
 
-use super::{EntryInfo, Tag, Version, key::Digest};
+use super::{Encoding, EntryInfo, Tag, Version, key::Digest};
 
 /// The size of an entry without its response and its tag: its fields, its slot in the map, its key in
 /// the tag's index.
@@ -42,6 +42,8 @@ pub(super) struct Entries {
 #[derive(Debug)]
 struct Slot {
     entry: Entry,
+    /// Its compressed forms, by encoding.
+    compressed: [Option<Bytes>; 2],
     /// When it was filled and last read, in seconds since `Entries::started`.
     filled_at: u32,
     read_at: AtomicU32,
@@ -99,18 +101,57 @@ impl Entries {
         let now = self.now_secs();
         let slot = Arc::new(Slot {
             entry,
+            compressed: [None, None],
             filled_at: now,
             read_at: AtomicU32::new(now),
         });
         let mut evicted = Vec::new();
         self.cache
             .insert_with_lifecycle(key, Arc::clone(&slot), &mut evicted);
-        evicted
-            .into_iter()
-            // The map reports a replaced entry as evicted too.
-            .filter(|(gone, old)| *gone != key || Arc::ptr_eq(old, &slot))
-            .map(|(key, slot)| (key, slot.entry.clone()))
-            .collect()
+        without_replaced(evicted, key, &slot)
+    }
+
+    /// The compressed form of a response, if it is `body` itself that is stored under the key.
+    pub(super) fn compressed(
+        &self,
+        key: &Digest,
+        body: &Bytes,
+        encoding: Encoding,
+    ) -> Option<Bytes> {
+        let slot = self.cache.get(key)?;
+        if !slot.holds(body) {
+            return None;
+        }
+        slot.compressed[encoding as usize].clone()
+    }
+
+    /// Keeps the compressed form of a response, if it is `body` itself that is stored under the key.
+    /// Returns the entries that were evicted for it, as [`Entries::insert`] does.
+    pub(super) fn keep_compressed(
+        &self,
+        key: Digest,
+        body: &Bytes,
+        encoding: Encoding,
+        compressed: Bytes,
+    ) -> Vec<(Digest, Entry)> {
+        let Some(old) = self.cache.peek(&key).filter(|slot| slot.holds(body)) else {
+            return Vec::new();
+        };
+        let mut forms = old.compressed.clone();
+        forms[encoding as usize] = Some(compressed);
+        let slot = Arc::new(Slot {
+            entry: old.entry.clone(),
+            compressed: forms,
+            filled_at: old.filled_at,
+            read_at: AtomicU32::new(self.now_secs()),
+        });
+        let mut evicted = Vec::new();
+        let replaced =
+            self.cache
+                .replace_with_lifecycle(key, Arc::clone(&slot), true, &mut evicted);
+        // An error means that the entry is gone.
+        let _ = replaced;
+        without_replaced(evicted, key, &slot)
     }
 
     #[cfg(test)]
@@ -144,6 +185,27 @@ impl Entries {
     }
 }
 
+impl Slot {
+    /// Whether the response is in the memory of `body`. The bytes are immutable, and both hold it.
+    fn holds(&self, body: &Bytes) -> bool {
+        let own = &self.entry.body;
+        own.as_ptr() == body.as_ptr() && own.len() == body.len()
+    }
+}
+
+/// The evicted entries. The map reports the entry that `slot` has replaced under `key` as evicted too.
+fn without_replaced(
+    evicted: Vec<(Digest, Arc<Slot>)>,
+    key: Digest,
+    slot: &Arc<Slot>,
+) -> Vec<(Digest, Entry)> {
+    evicted
+        .into_iter()
+        .filter(|(gone, old)| *gone != key || Arc::ptr_eq(old, slot))
+        .map(|(key, slot)| (key, slot.entry.clone()))
+        .collect()
+}
+
 #[derive(Debug, Clone)]
 struct ByBytes;
 
@@ -151,7 +213,8 @@ impl Weighter<Digest, Arc<Slot>> for ByBytes {
     fn weight(&self, _: &Digest, slot: &Arc<Slot>) -> u64 {
         let Entry { tag, body, .. } = &slot.entry;
         let tag = tag.as_ref().map_or(0, |tag| tag.as_str().len());
-        (body.len() + tag) as u64 + ENTRY_OVERHEAD_BYTES
+        let compressed: usize = slot.compressed.iter().flatten().map(Bytes::len).sum();
+        (body.len() + compressed + tag) as u64 + ENTRY_OVERHEAD_BYTES
     }
 }
 

@@ -235,6 +235,15 @@ impl CacheError {
     }
 }
 
+/// An encoding in which a response may be kept besides its plain form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Encoding {
+    /// RFC 1952.
+    Gzip,
+    /// RFC 8878.
+    Zstd,
+}
+
 /// The steps of the protocol. Each is atomic on a tag.
 #[async_trait]
 pub trait Cache: Send + Sync + 'static {
@@ -280,6 +289,14 @@ pub trait Cache: Send + Sync + 'static {
 
     /// Drops the entries of all tags that are open when it is called, and returns their number.
     async fn invalidate_all(&self) -> Result<u64, CacheError>;
+
+    /// The compressed form of a response that the process holds under a key.
+    fn peek_compressed(&self, _key: &Key, _body: &Bytes, _encoding: Encoding) -> Option<Bytes> {
+        None
+    }
+
+    /// Keeps the compressed form of a response, if the process holds `body` itself under the key.
+    fn keep_compressed(&self, _key: &Key, _body: &Bytes, _encoding: Encoding, _compressed: Bytes) {}
 
     /// The state of a tag and a key, for display.
     async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError>;

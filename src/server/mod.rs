@@ -75,15 +75,14 @@ pub struct Server {
     pub shutdown_grace: Duration,
 }
 
-/// Sets a service's message limit and encodings. A macro, because generated servers share no trait.
+/// Sets a service's message limit, and the encodings that it reports. `FastPath` compresses and
+/// decompresses. A macro, because generated servers share no trait.
 macro_rules! configure {
     ($server:expr) => {
         $server
             .max_decoding_message_size(MAX_REQUEST_BYTES)
             .accept_compressed(CompressionEncoding::Gzip)
             .accept_compressed(CompressionEncoding::Zstd)
-            .send_compressed(CompressionEncoding::Gzip)
-            .send_compressed(CompressionEncoding::Zstd)
     };
 }
 

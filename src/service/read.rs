@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{Service, shares::Kind};
 use crate::{
-    cache::{Counter, Key, Lookup, Tag, Tier},
+    cache::{Counter, Encoding, Key, Lookup, Tag, Tier},
     error::{Culprits, Error, Result},
     failpoints::{Failpoint, is_enabled},
     model::{Cursor, ListQuery, Location, LocationId, OwnerId, Predicate, Principal, ReportQuery},
@@ -38,6 +38,8 @@ pub struct CachedResponse {
     pub frame: Frame,
     /// Where it came from.
     pub source: Source,
+    /// What it is cached under.
+    pub key: Key,
 }
 
 /// Where a response came from.
@@ -256,6 +258,16 @@ impl Service {
         }
     }
 
+    /// The compressed form of a response, if the cache holds it.
+    pub fn compressed(&self, key: &Key, body: &Bytes, encoding: Encoding) -> Option<Bytes> {
+        self.cache.peek_compressed(key, body, encoding)
+    }
+
+    /// Keeps the compressed form of a response in the cache, if the response is still there.
+    pub fn keep_compressed(&self, key: &Key, body: &Bytes, encoding: Encoding, compressed: Bytes) {
+        self.cache.keep_compressed(key, body, encoding, compressed);
+    }
+
     /// Returns the current response from the cache, or else loads it in the key's next flight and
     /// stores it.
     async fn read_through(
@@ -284,7 +296,7 @@ impl Service {
             CacheMode::NoCache | CacheMode::NoStore => None,
         };
         if let Some(Ok(Lookup::Hit { body, tier, .. })) = first {
-            return Ok(hit(body, tier));
+            return Ok(hit(key, body, tier));
         }
         if mode == CacheMode::OnlyIfCached {
             return Err(Error::NotCached);
@@ -302,7 +314,7 @@ impl Service {
             };
             let (version, reason) = match lookup {
                 Some(Lookup::Hit { body, tier, .. }) if mode == CacheMode::Default => {
-                    return Ok(hit(body, tier));
+                    return Ok(hit(key, body, tier));
                 }
                 Some(Lookup::Hit { version, .. } | Lookup::Miss(version)) => {
                     (Some(version), FwdReason::Miss)
@@ -315,7 +327,7 @@ impl Service {
             if mode == CacheMode::Default
                 && let Some(frame) = version.and_then(|version| cache.peek_local(&key, version))
             {
-                return Ok(hit(frame, Tier::Local));
+                return Ok(hit(key, frame, Tier::Local));
             }
             let loaded = load.await;
             drop(place);
@@ -346,7 +358,7 @@ impl Service {
                 stored,
                 collapsed: false,
             };
-            Ok(CachedResponse { frame, source })
+            Ok(CachedResponse { frame, source, key })
         };
         let joined = self
             .flights
@@ -361,10 +373,11 @@ impl Service {
     }
 }
 
-fn hit(frame: Bytes, tier: Tier) -> CachedResponse {
+fn hit(key: Key, frame: Bytes, tier: Tier) -> CachedResponse {
     CachedResponse {
         frame: Frame::from_trusted(frame),
         source: Source::Cache(tier),
+        key,
     }
 }
 

@@ -18,6 +18,7 @@ use h2::{
 };
 use http::Method;
 use location_service::{config::DatabaseUrl, proto::location::v1};
+use prost::Message as _;
 use sqlx::{ConnectOptions as _, Connection as _, Executor as _, sqlite::SqliteConnectOptions};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -36,7 +37,7 @@ use tonic_health::pb::{
 use tonic_types::StatusExt as _;
 
 use crate::{
-    harness::{self, PATIENCE, TestApp, storage, token},
+    harness::{self, PATIENCE, Pair, TestApp, storage, token},
     process::{Home, Process, isolated},
     robustness::{GRPC, Raw, address, connect, frame, path, send},
 };
@@ -526,4 +527,84 @@ async fn another_process_that_reads_for_long_is_logged_once() {
     })
     .await;
     assert_eq!(home.log().matches(WARNING).count(), 1);
+}
+
+/// The bytes that the cache holds in the process.
+async fn cached_bytes(app: &TestApp) -> i64 {
+    let stats = app.cache_admin().get_stats(v1::GetStatsRequest {}).await;
+    stats.expect("stats").into_inner().tiers[0].size_bytes()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cached_response_is_compressed_once_and_kept_beside_the_plain_one() {
+    for pair in [Pair::Embedded, Pair::Redis] {
+        let app = TestApp::spawn_on(pair).await;
+        let created = app.admin().batch_create_locations(batch()).await;
+        created.expect("created");
+        let request = v1::ListLocationsRequest {
+            page_size: 500,
+            ..v1::ListLocationsRequest::default()
+        };
+        let path = path("ListLocations");
+        let body = request.encode_to_vec();
+        let body = frame(0, u32::try_from(body.len()).expect("short"), &body);
+        let list = async |headers: &[(&str, &str)]| {
+            send(&app, Method::POST, &path, headers, body.clone()).await
+        };
+        let plain = list(&[GRPC]).await;
+        assert!(plain.body.len() > 500_000, "{pair:?}");
+        for encoding in ["gzip", "zstd"] {
+            let headers = [GRPC, ("grpc-accept-encoding", encoding)];
+            let before = cached_bytes(&app).await;
+            let first = list(&headers).await;
+            assert_eq!(first.headers["grpc-encoding"], encoding, "{pair:?}");
+            assert_eq!((first.code, first.body[0]), (Some(Code::Ok), 1));
+            let kept = cached_bytes(&app).await - before;
+            let expected = i64::try_from(first.body.len()).expect("small");
+            assert_eq!(kept, expected, "{pair:?}, {encoding}");
+            let second = list(&headers).await;
+            let status = second.headers["cache-status"].to_str().expect("ASCII");
+            assert_eq!(status, "location-service; hit; detail=local");
+            assert_eq!(second.body, first.body);
+            assert_eq!(cached_bytes(&app).await, before + kept);
+            let mut client = app.admin();
+            client = match encoding {
+                "gzip" => client.accept_compressed(CompressionEncoding::Gzip),
+                _ => client.accept_compressed(CompressionEncoding::Zstd),
+            };
+            let read = client
+                .list_locations(request.clone())
+                .await
+                .expect("listed");
+            assert_eq!(
+                read.get_ref().encode_to_vec(),
+                plain.body[5..],
+                "{encoding}"
+            );
+        }
+        // A write drops all forms.
+        let write = harness::create(storage("new", ""));
+        app.admin().create_location(write).await.expect("created");
+        // With Redis, the entries of the process stay until they are read, replaced or expired.
+        assert!(pair == Pair::Redis || cached_bytes(&app).await < 1_000);
+        // Small responses aren't compressed, and large ones of other methods are.
+        let headers = [GRPC, ("grpc-accept-encoding", "gzip")];
+        let small = send(&app, Method::POST, &path, &headers, frame(0, 2, &[0x08, 1])).await;
+        assert!(small.code == Some(Code::Ok) && !small.headers.contains_key("grpc-encoding"));
+        let mut client = app.admin().accept_compressed(CompressionEncoding::Zstd);
+        client = client.send_compressed(CompressionEncoding::Zstd);
+        let created = client
+            .batch_create_locations(batch())
+            .await
+            .expect("created");
+        assert_eq!(created.get_ref().locations.len(), 1_000);
+        assert_eq!(
+            created
+                .metadata()
+                .get("grpc-encoding")
+                .expect("it is compressed"),
+            "zstd"
+        );
+        app.stop().await;
+    }
 }

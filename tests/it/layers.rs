@@ -83,8 +83,8 @@ const MODULES: &[Module] = &[
         name: "api",
         modules: &["cache", "error", "model", "proto", "service"],
         crates: &[
-            "blake3", "http", "http_body", "http_body_util", "prost", "prost_reflect",
-            "prost_types", "tonic", "tonic_prost", "tonic_types", "tower",
+            "blake3", "flate2", "http", "http_body", "http_body_util", "prost", "prost_reflect",
+            "prost_types", "tonic", "tonic_prost", "tonic_types", "tower", "zstd",
         ],
     },
     Module {

@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 
 use self::tags::{DeadEntries, Tags};
 use super::{
-    Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WriteId,
+    Cache, CacheError, Encoding, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WriteId,
     key::Digest,
     local::{Entries, Entry},
     stats::Counters,
@@ -169,6 +169,18 @@ impl Cache for MemoryCache {
         let dead = self.0.tags.lock().invalidate_all();
         self.0.counters.invalidations.add(dead.len());
         Ok(drop_entries(&self.0, dead))
+    }
+
+    fn peek_compressed(&self, key: &Key, body: &Bytes, encoding: Encoding) -> Option<Bytes> {
+        self.0.entries.compressed(key.digest(), body, encoding)
+    }
+
+    fn keep_compressed(&self, key: &Key, body: &Bytes, encoding: Encoding, compressed: Bytes) {
+        let mut tags = self.0.tags.lock();
+        let entries = &self.0.entries;
+        for (key, entry) in entries.keep_compressed(*key.digest(), body, encoding, compressed) {
+            tags.forget(&key, &entry);
+        }
     }
 
     async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError> {

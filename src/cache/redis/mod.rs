@@ -84,7 +84,7 @@ pub use self::{
     tls::{ClientCertificate, TlsFiles},
 };
 use super::{
-    Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WriteId,
+    Cache, CacheError, Encoding, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WriteId,
     local::{Entries, Entry},
     stats::Counters,
 };
@@ -335,6 +335,15 @@ impl Cache for RedisCache {
         let tags: Vec<_> = tags.iter().collect();
         let closed = self.close_tags(&epoch, &tags, None).await;
         self.counted(closed)
+    }
+
+    fn peek_compressed(&self, key: &Key, body: &Bytes, encoding: Encoding) -> Option<Bytes> {
+        self.local.compressed(key.digest(), body, encoding)
+    }
+
+    fn keep_compressed(&self, key: &Key, body: &Bytes, encoding: Encoding, compressed: Bytes) {
+        self.local
+            .keep_compressed(*key.digest(), body, encoding, compressed);
     }
 
     async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError> {

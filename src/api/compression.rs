@@ -1,0 +1,253 @@
+//! Compression of messages, off the runtime's workers.
+//!
+//! A worker that compresses a large response would delay all calls that wait for it. So messages are
+//! compressed on blocking threads, on as many at once as there are cores. A compressed response that
+//! is in the cache is kept beside the plain one, so it is compressed once.
+//!
+//! Level 1 of both encodings: measured on lists of 10 to 1,000 locations, gzip's level 6 takes 3.5 times
+//! as long for messages that are 3 % smaller, because much of a location is random (its id and etag).
+
+use std::{
+    io::{self, Read as _, Write as _},
+    sync::Arc,
+    thread::available_parallelism,
+};
+
+use bytes::Bytes;
+use flate2::{read::GzDecoder, write::GzEncoder};
+use http::{HeaderMap, HeaderValue, header::HeaderName};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::spawn_blocking,
+};
+
+use super::MAX_REQUEST_BYTES;
+use crate::{
+    cache::Encoding,
+    error::{Error, Result},
+    proto::Frame,
+};
+
+/// The encoding of a message.
+pub const GRPC_ENCODING: HeaderName = HeaderName::from_static("grpc-encoding");
+
+/// The encodings that a client reads.
+pub const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+
+/// Smaller frames aren't compressed: they fit in a packet, and a location of this size shrinks by less
+/// than a third.
+const MIN_BYTES: usize = 1_024;
+
+/// The compression flag of a frame.
+const COMPRESSED: u8 = 1;
+
+const LEVEL: u32 = 1;
+
+/// The threads that compress and decompress.
+pub struct Compression {
+    threads: Arc<Semaphore>,
+}
+
+impl Default for Compression {
+    fn default() -> Self {
+        let cores = available_parallelism().map_or(1, usize::from);
+        Self {
+            threads: Arc::new(Semaphore::new(cores)),
+        }
+    }
+}
+
+/// The header value of an encoding.
+pub fn name(encoding: Encoding) -> HeaderValue {
+    HeaderValue::from_static(match encoding {
+        Encoding::Gzip => "gzip",
+        Encoding::Zstd => "zstd",
+    })
+}
+
+fn parse(name: &str) -> Option<Encoding> {
+    match name.trim() {
+        "gzip" => Some(Encoding::Gzip),
+        "zstd" => Some(Encoding::Zstd),
+        _ => None,
+    }
+}
+
+/// The encoding that a client prefers for its response; `None` is none.
+pub fn preferred(headers: &HeaderMap) -> Option<Encoding> {
+    let accepted = headers.get(GRPC_ACCEPT_ENCODING)?.to_str().ok()?;
+    accepted.split(',').find_map(parse)
+}
+
+impl Compression {
+    /// Waits for one of the threads.
+    pub async fn thread(&self) -> Result<OwnedSemaphorePermit> {
+        let threads = Arc::clone(&self.threads);
+        threads.acquire_owned().await.map_err(Error::internal)
+    }
+
+    /// The message of a request whose headers name its encoding, as an uncompressed frame. Removes
+    /// the header then. A frame with any other encoding, or one that can't be decompressed, stays as
+    /// it is: tonic reports it.
+    pub async fn decompress(&self, headers: &mut HeaderMap, frame: Bytes) -> Result<Bytes> {
+        let Some(encoding) = headers
+            .get(GRPC_ENCODING)
+            .and_then(|encoding| parse(encoding.to_str().ok()?))
+        else {
+            return Ok(frame);
+        };
+        let is_whole = frame
+            .split_first_chunk::<{ Frame::PREFIX_BYTES }>()
+            .is_some_and(|([_, length @ ..], message)| {
+                u32::try_from(message.len()) == Ok(u32::from_be_bytes(*length))
+            });
+        match frame.first() {
+            Some(&COMPRESSED) if is_whole => {}
+            Some(&0) if is_whole => {
+                headers.remove(GRPC_ENCODING);
+                return Ok(frame);
+            }
+            _ => return Ok(frame),
+        }
+        let (compressed, thread) = (frame.clone(), self.thread().await?);
+        let plain = spawn_blocking(move || {
+            let _thread = thread;
+            plain_frame(&compressed, encoding)
+        });
+        let Ok(plain) = plain.await.map_err(Error::internal)? else {
+            return Ok(frame);
+        };
+        let size = plain.len() - Frame::PREFIX_BYTES;
+        if size > MAX_REQUEST_BYTES {
+            return Err(Error::MessageTooLarge {
+                limit: MAX_REQUEST_BYTES,
+                size,
+            });
+        }
+        headers.remove(GRPC_ENCODING);
+        Ok(plain.into())
+    }
+}
+
+/// Compresses a frame on one of the threads.
+pub async fn compress(
+    frame: Bytes,
+    encoding: Encoding,
+    thread: OwnedSemaphorePermit,
+) -> Result<Bytes> {
+    let compressed = spawn_blocking(move || {
+        let _thread = thread;
+        compressed_frame(&frame, encoding)
+    });
+    let compressed = compressed.await.map_err(Error::internal)?;
+    Ok(compressed.map_err(Error::internal)?.into())
+}
+
+fn compressed_frame(frame: &Bytes, encoding: Encoding) -> io::Result<Vec<u8>> {
+    let message = frame.get(Frame::PREFIX_BYTES..).unwrap_or_default();
+    let mut compressed = vec![0; Frame::PREFIX_BYTES];
+    match encoding {
+        Encoding::Gzip => {
+            let mut encoder = GzEncoder::new(&mut compressed, flate2::Compression::new(LEVEL));
+            encoder.write_all(message)?;
+            encoder.finish()?;
+        }
+        Encoding::Zstd => {
+            zstd::stream::copy_encode(message, &mut compressed, LEVEL.cast_signed())?;
+        }
+    }
+    set_prefix(&mut compressed, COMPRESSED)?;
+    Ok(compressed)
+}
+
+/// Decompresses up to one byte more than a message may have, which shows that it is too large.
+fn plain_frame(compressed: &Bytes, encoding: Encoding) -> io::Result<Vec<u8>> {
+    let message = compressed.get(Frame::PREFIX_BYTES..).unwrap_or_default();
+    let mut plain = vec![0; Frame::PREFIX_BYTES];
+    let limit = MAX_REQUEST_BYTES as u64 + 1;
+    match encoding {
+        Encoding::Gzip => GzDecoder::new(message)
+            .take(limit)
+            .read_to_end(&mut plain)?,
+        Encoding::Zstd => zstd::stream::read::Decoder::new(message)?
+            .take(limit)
+            .read_to_end(&mut plain)?,
+    };
+    set_prefix(&mut plain, 0)?;
+    Ok(plain)
+}
+
+/// Writes the prefix of a frame: the compression flag and the length of the message.
+fn set_prefix(frame: &mut [u8], flag: u8) -> io::Result<()> {
+    let length = frame.len().saturating_sub(Frame::PREFIX_BYTES);
+    let length = u32::try_from(length).map_err(io::Error::other)?;
+    frame[0] = flag;
+    frame[1..Frame::PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
+    Ok(())
+}
+
+/// Whether a frame is worth compressing.
+pub fn is_compressible(frame: &Bytes) -> bool {
+    frame.len() >= MIN_BYTES && frame.first() == Some(&0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(message: &[u8]) -> Bytes {
+        let length = u32::try_from(message.len()).expect("short");
+        [&[0], &length.to_be_bytes()[..], message].concat().into()
+    }
+
+    async fn compressed(frame: Bytes, encoding: Encoding) -> Bytes {
+        let thread = Compression::default().thread().await.expect("a thread");
+        compress(frame, encoding, thread).await.expect("compressed")
+    }
+
+    async fn decompressed(headers: &mut HeaderMap, frame: Bytes) -> Result<Bytes> {
+        Compression::default().decompress(headers, frame).await
+    }
+
+    #[tokio::test]
+    async fn a_frame_is_the_same_after_a_round_trip() {
+        let plain = frame(&b"location ".repeat(1_000));
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            let small = compressed(plain.clone(), encoding).await;
+            assert!(small.len() < plain.len() / 10);
+            let mut headers = HeaderMap::from_iter([(GRPC_ENCODING, name(encoding))]);
+            let plain_again = decompressed(&mut headers, small).await;
+            assert_eq!(plain_again.expect("small"), plain);
+            assert!(headers.is_empty());
+        }
+        assert!(is_compressible(&plain) && !is_compressible(&frame(&[7; 100])));
+    }
+
+    #[tokio::test]
+    async fn a_message_over_the_limit_is_refused_and_a_corrupt_one_left_alone() {
+        for encoding in [Encoding::Gzip, Encoding::Zstd] {
+            for (size, fits) in [(MAX_REQUEST_BYTES, true), (MAX_REQUEST_BYTES + 1, false)] {
+                let small = compressed(frame(&vec![0; size]), encoding).await;
+                let mut headers = HeaderMap::from_iter([(GRPC_ENCODING, name(encoding))]);
+                let plain = decompressed(&mut headers, small).await;
+                assert_eq!(plain.is_ok(), fits, "{encoding:?}, {size}");
+            }
+            let corrupt = Bytes::from_static(&[1, 0, 0, 0, 2, 7, 7]);
+            let mut headers = HeaderMap::from_iter([(GRPC_ENCODING, name(encoding))]);
+            let left = decompressed(&mut headers, corrupt.clone()).await;
+            assert_eq!(left.expect("left alone"), corrupt);
+            assert_eq!(headers.len(), 1);
+        }
+    }
+
+    #[test]
+    fn the_first_encoding_that_both_know_is_preferred() {
+        let preferred = |accepted: &'static str| {
+            let value = HeaderValue::from_static(accepted);
+            preferred(&HeaderMap::from_iter([(GRPC_ACCEPT_ENCODING, value)]))
+        };
+        assert_eq!(preferred("br, zstd,gzip"), Some(Encoding::Zstd));
+        assert_eq!(preferred("gzip,identity"), Some(Encoding::Gzip));
+        assert_eq!(preferred("deflate"), None);
+    }
+}
