@@ -280,7 +280,7 @@ async fn an_export_is_imported_unchanged() {
     let mut client = service.admin().await;
     let full = v1::Location {
         r#type: v1::LocationType::Delivery.into(),
-        display_name: "Quai \"7\",\nÉtage 2".to_owned(),
+        display_name: "Quai \"7\", Étage 2".to_owned(),
         production_run_id: "spring".to_owned(),
         owner_id: "ann".to_owned(),
         address: Some(v1::Address {
@@ -297,7 +297,7 @@ async fn an_export_is_imported_unchanged() {
         capacity: i64::MAX,
         state: v1::LocationState::Inactive.into(),
         description: "two\nlines".to_owned(),
-        labels: [("a b".to_owned(), "{}".to_owned())].into(),
+        labels: [("a.b".to_owned(), "{}".to_owned())].into(),
         ..v1::Location::default()
     };
     for location in [
