@@ -137,7 +137,9 @@ class Bench:
     def service(self, *flags):
         command = [self.programs["location-service"], "--listen", "127.0.0.1:0"]
         secret = ["--jwt-secret-file", self.secret]
-        return Listener([*command, *secret, "--log-filter", "warn", *flags], self.folder)
+        # The load is that of one caller, and the peers have no shares of callers.
+        shares = ["--max-calls-per-caller", "16"]
+        return Listener([*command, *secret, *shares, "--log-filter", "warn", *flags], self.folder)
 
     def replica(self, database, *flags):
         """The service over PostgreSQL and Redis."""

@@ -104,12 +104,7 @@ impl RedisClient {
         counters: Arc<Counters>,
     ) -> Result<Self, RedisConfigError> {
         let mut client = parse_url(&config.url)?;
-        if !config.tls.is_empty() {
-            if client.tls.is_none() {
-                return Err(RedisConfigError::TlsFilesWithoutTls);
-            }
-            client.tls = Some(config.tls.load()?);
-        }
+        config.tls.apply(&mut client)?;
         // A server that can't be reached at the start is retried like one that is lost later.
         client.fail_fast = false;
         let client = Builder::from_config(client)
@@ -406,9 +401,8 @@ impl Master {
 
     /// Removes all scripts.
     pub(super) async fn remove_scripts(&self) -> Result<(), CacheError> {
-        let arguments = vec!["FLUSH".into(), "ASYNC".into()];
-        let _: Value = self.command("SCRIPT", arguments).await?;
-        Ok(())
+        let flushed = self.command("SCRIPT", vec!["FLUSH".into(), "ASYNC".into()]);
+        flushed.await.map(|_: Value| ())
     }
 
     /// Whether the server has all these scripts.

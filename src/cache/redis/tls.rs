@@ -5,7 +5,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use fred::types::config::{TlsConfig, TlsConnector};
+use fred::{
+    prelude::Config,
+    types::config::{TlsConfig, TlsConnector},
+};
 use rustls::{
     ClientConfig, RootCertStore,
     pki_types::{
@@ -35,11 +38,19 @@ pub struct ClientCertificate {
 }
 
 impl TlsFiles {
-    pub(super) fn is_empty(&self) -> bool {
-        self.authorities.is_none() && self.client.is_none()
+    /// Makes connections use the files, if there are any.
+    pub(super) fn apply(&self, connect: &mut Config) -> Result<(), RedisConfigError> {
+        if *self == Self::default() {
+            return Ok(());
+        }
+        if connect.tls.is_none() {
+            return Err(RedisConfigError::TlsFilesWithoutTls);
+        }
+        connect.tls = Some(self.load()?);
+        Ok(())
     }
 
-    pub(super) fn load(&self) -> Result<TlsConfig, RedisConfigError> {
+    fn load(&self) -> Result<TlsConfig, RedisConfigError> {
         let mut roots = RootCertStore::empty();
         if let Some(path) = &self.authorities {
             for authority in certificates(path)? {
