@@ -176,6 +176,9 @@ fn values_by_flag(files: &Files) -> BTreeMap<&'static str, String> {
         ("database-max-connections", "3".to_owned()),
         ("migrate", "never".to_owned()),
         ("redis-url", "redis://cache".to_owned()),
+        ("redis-tls-ca-file", files.write("ca", "c")),
+        ("redis-tls-cert-file", files.write("cert", "c")),
+        ("redis-tls-key-file", files.write("client-key", "k")),
         ("redis-key-prefix", "p:".to_owned()),
         ("cache-ttl", "9".to_owned()),
         ("cache-max-bytes", "10".to_owned()),
@@ -237,6 +240,10 @@ fn settings_of_the_file_reach_the_service() {
     assert_eq!(config.database.max_connections, 3);
     assert_eq!(config.database.migrate, Migrate::Never);
     let redis = config.redis.unwrap();
+    let client = redis.tls.client.expect("a client certificate");
+    assert_eq!(client.certificate, files.0.path().join("cert"));
+    assert_eq!(client.key, files.0.path().join("client-key"));
+    assert_eq!(redis.tls.authorities, Some(files.0.path().join("ca")));
     assert_eq!(
         (redis.url.as_str(), redis.key_prefix.as_str()),
         ("redis://cache", "p:")
