@@ -53,6 +53,20 @@ async fn explain(
     explained.into_inner()
 }
 
+fn assert_without_version(explained: &v1::ExplainListResponse) {
+    assert_eq!(
+        (explained.writers_in_flight, explained.would_hit),
+        (0, false)
+    );
+    assert!(
+        explained
+            .explanation
+            .starts_with("Miss: the tag has no version"),
+        "{}",
+        explained.explanation
+    );
+}
+
 /// What `cache-status` says of a list, without `location-service; `.
 async fn list(client: &mut Client, request: v1::ListLocationsRequest) -> String {
     let list = client.list_locations(request).await.expect("listed");
@@ -91,17 +105,7 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
         (explained.local.as_ref(), explained.redis.as_ref()),
         (None, None)
     );
-    assert_eq!(
-        (explained.writers_in_flight, explained.would_hit),
-        (0, false)
-    );
-    assert!(
-        explained
-            .explanation
-            .starts_with("Miss: the tag has no version"),
-        "{}",
-        explained.explanation
-    );
+    assert_without_version(&explained);
     let again = explain(&mut cache, of_run("a run"), "ann").await;
     assert_eq!(again, explained, "explaining changes nothing");
     let admins = explain(&mut cache, of_run("a run"), "").await;
@@ -175,17 +179,7 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
     write.await.expect("no panic").expect("created");
 
     let explained = explain(&mut cache, of_run("a run"), "ann").await;
-    assert_eq!(
-        (explained.writers_in_flight, explained.would_hit),
-        (0, false)
-    );
-    assert!(
-        explained
-            .explanation
-            .starts_with("Miss: the tag has no version"),
-        "{}",
-        explained.explanation
-    );
+    assert_without_version(&explained);
     assert_eq!(list(&mut ann, of_run("a run")).await, "fwd=miss; stored");
     assert!(
         explain(&mut cache, of_run("a run"), "ann").await.would_hit,

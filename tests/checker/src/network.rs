@@ -356,6 +356,18 @@ mod tests {
         port
     }
 
+    /// A network of this process, as the first replica, and of a server behind the first Redis's port.
+    async fn replica_and_echo() -> (Network, u16) {
+        let mut network = Network::new();
+        let route = network
+            .route(Destination::Redis(0))
+            .await
+            .expect("a free port");
+        route.lead_to(echo_server().await);
+        network.register(Source::Replica(0), &std::process::id().to_string());
+        (network, route.port)
+    }
+
     async fn echoes(stream: &mut TcpStream) -> bool {
         stream.write_all(b"?").await.expect("open");
         let mut byte = [0];
@@ -415,20 +427,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_narrow_link_carries_bytes_in_intervals() {
-        let mut network = Network::new();
-        let route = network
-            .route(Destination::Redis(0))
-            .await
-            .expect("a free port");
-        route.lead_to(echo_server().await);
-        network.register(Source::Replica(0), &std::process::id().to_string());
+        let (network, port) = replica_and_echo().await;
         network.change(|conditions| {
             let link = (Source::Replica(0), Destination::Redis(0));
             conditions.narrow.insert(link);
         });
-        let mut stream = TcpStream::connect(("127.0.0.1", route.port))
-            .await
-            .expect("open");
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("open");
         let started = tokio::time::Instant::now();
         let sent = vec![b'x'; 4 * NARROW_BYTES];
         stream.write_all(&sent).await.expect("open");
@@ -439,13 +443,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_delayed_rest_arrives_apart() {
-        let mut network = Network::new();
-        let route = network
-            .route(Destination::Redis(0))
-            .await
-            .expect("a free port");
-        route.lead_to(echo_server().await);
-        network.register(Source::Replica(0), &std::process::id().to_string());
+        let (network, port) = replica_and_echo().await;
         network.change(|conditions| {
             let link = (Source::Replica(0), Destination::Redis(0));
             let delay = Delay {
@@ -456,9 +454,7 @@ mod tests {
             };
             conditions.delayed.insert(link, delay);
         });
-        let mut stream = TcpStream::connect(("127.0.0.1", route.port))
-            .await
-            .expect("open");
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("open");
         let sent = [b'x'; 1_000];
         stream.write_all(&sent).await.expect("open");
         let mut received = Vec::new();

@@ -6,7 +6,7 @@ use location_service::proto::location::v1;
 use tonic::{Code, Status};
 
 use super::{batch, count, delete, get, metadata, reason, update, uuid};
-use crate::harness::{TestApp, create, storage};
+use crate::harness::{Client, TestApp, create, storage};
 
 on_every_pair! { app:
     a_retry_returns_the_first_result_despite_later_writes
@@ -26,6 +26,11 @@ fn once(id: u128, name: &str) -> v1::CreateLocationRequest {
     }
 }
 
+async fn created_once(client: &mut Client, id: u128, name: &str) -> v1::Location {
+    let response = client.create_location(once(id, name)).await;
+    response.expect("created").into_inner()
+}
+
 fn assert_reused(status: &Status) {
     assert_eq!(status.code(), Code::AlreadyExists);
     assert_eq!(reason(status), "REQUEST_ID_REUSED");
@@ -33,11 +38,7 @@ fn assert_reused(status: &Status) {
 
 async fn a_retry_returns_the_first_result_despite_later_writes(app: &TestApp) {
     let mut client = app.admin();
-    let first = client
-        .create_location(once(0xA, "x"))
-        .await
-        .expect("created")
-        .into_inner();
+    let first = created_once(&mut client, 0xA, "x").await;
     let mut retry = once(0xA, "x");
     retry.request_id = retry.request_id.to_uppercase();
     let change = v1::Location {
@@ -105,11 +106,7 @@ async fn callers_do_not_share_request_ids(app: &TestApp) {
 
 async fn a_batch_may_repeat_and_retry_requests(app: &TestApp) {
     let mut client = app.admin();
-    let single = client
-        .create_location(once(1, "a"))
-        .await
-        .expect("created")
-        .into_inner();
+    let single = created_once(&mut client, 1, "a").await;
     let request = batch([
         once(2, "b"),
         once(1, "a"),
@@ -185,11 +182,7 @@ async fn a_failed_call_does_not_use_up_its_request_id(app: &TestApp) {
 
 async fn a_retry_is_the_same_location_in_any_form(app: &TestApp) {
     let mut client = app.admin();
-    let first = client
-        .create_location(once(1, "x"))
-        .await
-        .expect("created")
-        .into_inner();
+    let first = created_once(&mut client, 1, "x").await;
     let change = |change: fn(&mut v1::Location)| {
         let mut request = once(1, "x");
         change(request.location.as_mut().expect("given"));
@@ -218,11 +211,7 @@ async fn a_retry_is_the_same_location_in_any_form(app: &TestApp) {
 
 async fn a_retry_may_be_validated(app: &TestApp) {
     let mut client = app.admin();
-    let first = client
-        .create_location(once(1, "x"))
-        .await
-        .expect("created")
-        .into_inner();
+    let first = created_once(&mut client, 1, "x").await;
     let validated = |name| v1::CreateLocationRequest {
         validate_only: true,
         ..once(1, name)

@@ -10,6 +10,7 @@ use rustix::process::{self, Pid, Signal};
 
 pub mod postgres;
 pub mod redis;
+pub mod supervised;
 
 /// Sends a signal, such as `TERM`, `KILL`, `STOP` or `CONT`, to each process. Returns `false` if all
 /// of them have ended.

@@ -3,23 +3,19 @@
 use std::{
     fmt::Write as _,
     fs,
-    io::{BufRead as _, BufReader},
     net::TcpListener,
     path::PathBuf,
-    process::{Child, ChildStdin, Command, Stdio},
+    process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
+use crate::supervised::Supervised;
+
 /// The time limit for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// Runs a command, prints its process id, and kills it when standard input closes: at the latest
-/// when the test ends, even if that is killed. The output goes to `log` in the folder.
-const SUPERVISE: &str =
-    r#""$@" >>log 2>&1 </dev/null & echo $!; read -r _; kill -9 $! 2>>log; wait"#;
 
 /// Counts the members of the service's indexes, and those without an entry. Time stands still within
 /// a script, so nothing expires between the two.
@@ -61,14 +57,7 @@ pub struct RedisServer {
     program: &'static str,
     args: Vec<String>,
     dir: TempDir,
-    running: Option<Running>,
-}
-
-struct Running {
-    pid: String,
-    shell: Child,
-    /// Dropped to kill the server.
-    input: ChildStdin,
+    running: Option<Supervised>,
 }
 
 impl RedisServer {
@@ -138,24 +127,14 @@ impl RedisServer {
     }
 
     fn spawn(&mut self) {
-        let mut shell = Command::new("sh")
-            .args(["-c", SUPERVISE, "supervise", self.program, "redis.conf"])
-            .args(&self.args)
-            .current_dir(self.dir.path())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("a shell");
-        let input = shell.stdin.take().expect("piped");
-        let mut pid = String::new();
-        BufReader::new(shell.stdout.take().expect("piped"))
-            .read_line(&mut pid)
-            .expect("the process id");
-        self.running = Some(Running {
-            pid: pid.trim().to_owned(),
-            shell,
-            input,
-        });
+        let args: Vec<_> = [self.program, "redis.conf"]
+            .into_iter()
+            .chain(self.args.iter().map(String::as_str))
+            .map(str::to_owned)
+            .collect();
+        let command = &mut Command::new("env");
+        command.current_dir(self.dir.path());
+        self.running = Some(Supervised::start(command, &args, ""));
     }
 
     fn responds(&self) -> bool {
@@ -175,7 +154,7 @@ impl RedisServer {
     fn alive(&self) -> bool {
         self.running
             .as_ref()
-            .is_some_and(|running| crate::is_alive(&running.pid))
+            .is_some_and(|running| crate::is_alive(running.pid()))
     }
 
     /// The URL of the server.
@@ -185,7 +164,7 @@ impl RedisServer {
 
     /// The process id of the running server.
     pub fn pid(&self) -> &str {
-        &self.running.as_ref().expect("it runs").pid
+        self.running.as_ref().expect("it runs").pid()
     }
 
     /// A file of the server's folder.
@@ -262,9 +241,8 @@ impl RedisServer {
 
     /// Kills the server.
     pub fn kill(&mut self) {
-        if let Some(mut running) = self.running.take() {
-            drop(running.input);
-            let _ = running.shell.wait();
+        if let Some(running) = self.running.take() {
+            running.kill();
         }
     }
 

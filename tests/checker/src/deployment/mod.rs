@@ -5,7 +5,6 @@ mod database;
 mod patroni;
 mod redis;
 mod replica;
-mod supervised;
 
 use std::{fs, path::Path};
 

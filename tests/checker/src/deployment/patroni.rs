@@ -14,11 +14,9 @@ use std::{
 };
 
 use serde_json::Value;
-use servers::{postgres::execute, redis::free_port};
+use servers::{postgres::execute, redis::free_port, supervised::Supervised};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
-
-use super::supervised::Supervised;
 
 const ETCD: &str = "/usr/bin/etcd";
 const HAPROXY: &str = "/usr/sbin/haproxy";

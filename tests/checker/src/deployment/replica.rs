@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::supervised::Supervised;
+use servers::supervised::Supervised;
 
 /// Maximum time for a replica to start.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -1,4 +1,4 @@
-//! A process that ends with the checker, even if that is killed.
+//! A process that ends with the one that started it, even if that is killed.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -11,7 +11,8 @@ const SUPERVISE: &str =
     r#""$@" >>log 2>&1 </dev/null & echo $!; read -r _; kill -9 $!; wait; eval "$LAST""#;
 
 /// A running process.
-pub(super) struct Supervised {
+#[derive(Debug)]
+pub struct Supervised {
     pid: String,
     shell: Child,
     /// Dropped to kill the process.
@@ -21,7 +22,7 @@ pub(super) struct Supervised {
 impl Supervised {
     /// Starts a program with arguments. The command is a prefix of it, with the environment and the
     /// folder, to whose file `log` the output goes.
-    pub(super) fn start(command: &mut Command, args: &[String], last: &str) -> Self {
+    pub fn start(command: &mut Command, args: &[String], last: &str) -> Self {
         let mut shell = command
             .args(["sh", "-c", SUPERVISE, "supervise"])
             .args(args)
@@ -40,12 +41,13 @@ impl Supervised {
         Self { pid, shell, input }
     }
 
-    pub(super) fn pid(&self) -> &str {
+    /// The process id.
+    pub fn pid(&self) -> &str {
         &self.pid
     }
 
     /// Kills it.
-    pub(super) fn kill(mut self) {
+    pub fn kill(mut self) {
         drop(self.input);
         // The result doesn't matter once it has ended.
         let _ = self.shell.wait();
