@@ -1,15 +1,10 @@
 //! A client that authenticates, sets deadlines and retries.
 
-use std::{
-    env,
-    error::Error as _,
-    path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{env, error::Error as _, path::PathBuf, sync::Arc, time::Duration};
 
 use clap::Args;
 use location_service::proto::location::v1::location_service_client::LocationServiceClient;
+use parking_lot::RwLock;
 use tokio::time::sleep;
 use tonic::{
     Code, Request, Response, Status,
@@ -54,8 +49,8 @@ pub struct ConnectionArgs {
     )]
     pub server: String,
 
-    /// File with the JWT to send, which is read again when the service refuses it [default: the environment variable LOCATION_SERVICE_TOKEN; if that
-    /// isn't set, no token is sent]
+    /// File with the JWT to send, which is read again when the service refuses it [default: the
+    /// environment variable LOCATION_SERVICE_TOKEN; if that isn't set, no token is sent]
     #[arg(long, value_name = "FILE")]
     pub token_file: Option<PathBuf>,
 }
@@ -105,10 +100,7 @@ impl Client {
             return false;
         };
         let has_changed = token.as_ref() != used;
-        *self
-            .authorization
-            .write()
-            .unwrap_or_else(PoisonError::into_inner) = token;
+        *self.authorization.write() = token;
         has_changed
     }
 
@@ -141,11 +133,7 @@ impl Client {
         loop {
             let mut request = Request::new(message.clone());
             request.set_timeout(CALL_TIMEOUT);
-            let authorization = self
-                .authorization
-                .read()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone();
+            let authorization = self.authorization.read().clone();
             if let Some(authorization) = &authorization {
                 request
                     .metadata_mut()
@@ -294,7 +282,7 @@ mod tests {
         assert!(!client.renew_token(first.as_ref()), "it hasn't changed");
         fs::write(&path, "d.e.f").unwrap();
         assert!(client.renew_token(first.as_ref()));
-        let renewed = client.authorization.read().unwrap().clone().unwrap();
+        let renewed = client.authorization.read().clone().unwrap();
         assert_eq!(renewed.to_str().unwrap(), "Bearer d.e.f");
         // Another call with the first token, refused later, uses the renewed one.
         assert!(client.renew_token(first.as_ref()));

@@ -128,6 +128,14 @@ pub enum TransferError {
 }
 
 impl TransferError {
+    /// A call that failed.
+    pub fn call(method: &'static str, status: Status) -> Self {
+        Self::Call {
+            method,
+            status: Box::new(status),
+        }
+    }
+
     /// The exit code of the process: 2 for invalid arguments, 130 after an interrupt, otherwise 1.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -317,8 +317,5 @@ async fn list(
             service.list_locations(request).await
         })
         .await
-        .map_err(|status| TransferError::Call {
-            method: "ListLocations",
-            status: Box::new(status),
-        })
+        .map_err(|status| TransferError::call("ListLocations", status))
 }

@@ -17,17 +17,10 @@ const DELETIONS_IN_FLIGHT: usize = 16;
 /// Deletes the locations of a batch. A row that the service refuses costs no other one.
 pub async fn delete(client: &Client, batch: Batch, validate_only: bool) -> Outcome {
     let mut outcome = Outcome::of_rejects(batch.rejects, batch.bytes);
-    let mut deletions = stream::iter(batch.rows)
+    let deletions = stream::iter(batch.rows)
         .map(|row| delete_row(client, row, validate_only))
         .buffer_unordered(DELETIONS_IN_FLIGHT);
-    while let Some((line, deleted)) = deletions.next().await {
-        match deleted {
-            Ok(fate) => outcome.add(line, fate),
-            Err(error) => {
-                outcome.failure.get_or_insert(error);
-            }
-        }
-    }
+    outcome.add_all(deletions).await;
     outcome
 }
 
@@ -57,10 +50,7 @@ async fn delete_row(
         Err(status) if is_about_rows(&status) || status.code() == Code::PermissionDenied => {
             return (row.line, Ok(Fate::Rejected(row.reject(reason_of(&status)))));
         }
-        Err(status) => Err(TransferError::Call {
-            method: "DeleteLocation",
-            status: Box::new(status),
-        }),
+        Err(status) => Err(TransferError::call("DeleteLocation", status)),
     };
     (row.line, fate)
 }

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
-use futures_util::{StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use location_service::proto::location::v1::{
     BatchCreateLocationsRequest, BatchGetLocationsRequest, CreateLocationRequest,
     GetLocationRequest, Location,
@@ -70,15 +70,28 @@ impl Outcome {
         self.fates.entry(line).or_default().push(fate);
     }
 
+    /// Adds the results of rows by their lines.
+    pub async fn add_all(
+        &mut self,
+        mut rows: impl Stream<Item = (u64, Result<Fate, TransferError>)> + Unpin,
+    ) {
+        while let Some((line, result)) = rows.next().await {
+            match result {
+                Ok(fate) => self.add(line, fate),
+                Err(error) => {
+                    self.failure.get_or_insert(error);
+                }
+            }
+        }
+    }
+
     pub fn reject(&mut self, row: Row, reason: String) {
         self.add(row.line, Fate::Rejected(row.reject(reason)));
     }
 
     fn fail(&mut self, method: &'static str, status: Status) {
-        self.failure.get_or_insert(TransferError::Call {
-            method,
-            status: Box::new(status),
-        });
+        self.failure
+            .get_or_insert(TransferError::call(method, status));
     }
 }
 
@@ -296,17 +309,10 @@ impl<'a> Sender<'a> {
                 Ok(found) => updates.push((row, there, found)),
             }
         }
-        let mut updates = stream::iter(updates)
+        let updates = stream::iter(updates)
             .map(|(row, there, found)| self.update(row, there, found))
             .buffer_unordered(UPDATES_IN_FLIGHT);
-        while let Some((line, updated)) = updates.next().await {
-            match updated {
-                Ok(fate) => outcome.add(line, fate),
-                Err(error) => {
-                    outcome.failure.get_or_insert(error);
-                }
-            }
-        }
+        outcome.add_all(updates).await;
     }
 
     /// Updates a location to what its row has. Returns the line of the row.
@@ -348,11 +354,7 @@ impl<'a> Sender<'a> {
                     return (line, Ok(Fate::Rejected(row.reject(reason))));
                 }
                 Err(status) => {
-                    let error = TransferError::Call {
-                        method: "UpdateLocation",
-                        status: Box::new(status),
-                    };
-                    return (line, Err(error));
+                    return (line, Err(TransferError::call("UpdateLocation", status)));
                 }
             }
         }
