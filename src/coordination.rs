@@ -26,9 +26,8 @@
 //!   didn't write itself. The poll that finds this begins a new epoch, before its replica trusts a
 //!   connection to that database ([`EpochTable::read`]).
 //! - **Suspension.** A replica suspends the cache as soon as the server doesn't confirm a `close` or a
-//!   `reopen`, says that it can't be used, or fails `MAX_FAILURES` checks in a row. A write
-//!   whose `reopen` wasn't confirmed is
-//!   acknowledged when the suspension is one lease old.
+//!   `reopen`, says that it can't be used, or fails `MAX_FAILURES` checks in a row. A write whose
+//!   `reopen` wasn't confirmed is acknowledged when the suspension is one lease old.
 //! - **Activation.** Any replica that reaches the server activates the cache, two seconds after the
 //!   last report of a replica that can't reach it. It first gives the server's processes a new name,
 //!   the *incarnation*, within the text of the scripts that run every step of the protocol. Redis
@@ -296,11 +295,10 @@ impl Shared {
             (_, Ok(())) => Ok(()),
         };
         // The database may be unavailable for long.
-        match &changed {
-            Err(error) if !checks.change_failed => {
-                tracing::warn!(%error, "can't change the cache's epoch");
-            }
-            _ => {}
+        if let Err(error) = &changed
+            && !checks.change_failed
+        {
+            tracing::warn!(%error, "can't change the cache's epoch");
         }
         checks.change_failed = changed.is_err();
     }

@@ -38,9 +38,6 @@ pub const GRPC_ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accep
 /// than a third.
 const MIN_BYTES: usize = 1_024;
 
-/// The compression flag of a frame.
-const COMPRESSED: u8 = 1;
-
 const LEVEL: u32 = 1;
 
 /// The threads that compress and decompress.
@@ -96,14 +93,9 @@ impl Compression {
         else {
             return Ok(frame);
         };
-        let is_whole = frame
-            .split_first_chunk::<{ Frame::PREFIX_BYTES }>()
-            .is_some_and(|([_, length @ ..], message)| {
-                u32::try_from(message.len()) == Ok(u32::from_be_bytes(*length))
-            });
-        match frame.first() {
-            Some(&COMPRESSED) if is_whole => {}
-            Some(&0) if is_whole => {
+        match Frame::split(&frame) {
+            Some((Frame::COMPRESSED, _)) => {}
+            Some((Frame::PLAIN, _)) => {
                 headers.remove(GRPC_ENCODING);
                 return Ok(frame);
             }
@@ -156,7 +148,7 @@ fn compressed_frame(frame: &Bytes, encoding: Encoding) -> io::Result<Vec<u8>> {
             zstd::stream::copy_encode(message, &mut compressed, LEVEL.cast_signed())?;
         }
     }
-    set_prefix(&mut compressed, COMPRESSED)?;
+    set_prefix(&mut compressed, Frame::COMPRESSED)?;
     Ok(compressed)
 }
 
@@ -173,22 +165,21 @@ fn plain_frame(compressed: &Bytes, encoding: Encoding) -> io::Result<Vec<u8>> {
             .take(limit)
             .read_to_end(&mut plain)?,
     };
-    set_prefix(&mut plain, 0)?;
+    set_prefix(&mut plain, Frame::PLAIN)?;
     Ok(plain)
 }
 
-/// Writes the prefix of a frame: the compression flag and the length of the message.
+/// Writes the part before the message.
 fn set_prefix(frame: &mut [u8], flag: u8) -> io::Result<()> {
-    let length = frame.len().saturating_sub(Frame::PREFIX_BYTES);
-    let length = u32::try_from(length).map_err(io::Error::other)?;
-    frame[0] = flag;
-    frame[1..Frame::PREFIX_BYTES].copy_from_slice(&length.to_be_bytes());
+    let length = frame.len() - Frame::PREFIX_BYTES;
+    let prefix = Frame::prefix(flag, length).map_err(io::Error::other)?;
+    frame[..Frame::PREFIX_BYTES].copy_from_slice(&prefix);
     Ok(())
 }
 
 /// Whether a frame is worth compressing.
 pub fn is_compressible(frame: &Bytes) -> bool {
-    frame.len() >= MIN_BYTES && frame.first() == Some(&0)
+    frame.len() >= MIN_BYTES && frame.first() == Some(&Frame::PLAIN)
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::{
 use bytes::Bytes;
 use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{
-    HeaderMap, HeaderValue, Method, Request, Response,
+    HeaderMap, HeaderValue, Request, Response,
     header::{CONTENT_TYPE, HeaderName},
 };
 use http_body::{Frame, SizeHint};
@@ -74,9 +74,6 @@ pub enum Incoming {
     /// A request to another service, whose body may be a stream.
     Other(Body),
 }
-
-/// Methods whose responses are streams, and aren't compressed.
-const STREAMS: &[&str] = &["/location.v1.LocationService/WatchLocations"];
 
 /// A layer that responds to plain calls of the cached methods.
 #[derive(Clone)]
@@ -231,18 +228,6 @@ fn error_response(error: Error) -> Response<ResponseBody> {
     Status::from(error).into_http()
 }
 
-/// Whether a request is a gRPC call of protobuf messages.
-fn is_grpc<B>(request: &Request<B>) -> bool {
-    request.method() == Method::POST
-        && request
-            .headers()
-            .get(CONTENT_TYPE)
-            .is_some_and(|content_type| {
-                [&b"application/grpc"[..], b"application/grpc+proto"]
-                    .contains(&content_type.as_bytes())
-            })
-}
-
 /// Whether the messages of a call may be compressed.
 fn names_encoding(headers: &HeaderMap) -> bool {
     headers.contains_key(GRPC_ENCODING) || headers.contains_key(GRPC_ACCEPT_ENCODING)
@@ -344,7 +329,7 @@ where
     }
 
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
-        let method = CachedMethod::from_path(request.uri().path()).filter(|_| is_grpc(&request));
+        let method = CachedMethod::from_path(request.uri().path());
         let path = Arc::clone(&self.path.0);
         // The clone may not be ready, but `self.inner` is.
         let clone = self.inner.clone();
@@ -373,13 +358,9 @@ where
             {
                 return Ok(response);
             }
-            let is_stream = STREAMS.contains(&head.uri.path());
             head.extensions.insert(caller);
             let request = Request::from_parts(head, Body::new(Full::new(frame)));
             let response = complete(inner.call(request).await?);
-            if is_stream {
-                return Ok(response.map(ResponseBody::Tonic));
-            }
             let whole = path.whole_response(response, encoding).await;
             Ok(whole.unwrap_or_else(error_response))
         }

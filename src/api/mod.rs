@@ -40,9 +40,6 @@ use crate::{
 /// creation has ids, times and etags as well, and must fit the 4 MiB that clients accept.
 pub const MAX_REQUEST_BYTES: usize = 7 << 19;
 
-/// Batches of more items are converted off the workers.
-const LARGE_BATCH: usize = 100;
-
 /// `location.v1.LocationService`.
 #[derive(Clone)]
 pub struct LocationApi {
@@ -137,10 +134,7 @@ impl LocationService for LocationApi {
         request: Request<v1::BatchCreateLocationsRequest>,
     ) -> Result<Response<v1::BatchCreateLocationsResponse>, Status> {
         let caller = caller(&request)?;
-        let request = request.into_inner();
-        let call = codec::off_worker(request.requests.len() > LARGE_BATCH, || {
-            convert::batch_create(request, &caller)
-        })?;
+        let call = convert::batch_create(request.into_inner(), &caller)?;
         let locations = self.write(caller, call).await?;
         Ok(Response::new(v1::BatchCreateLocationsResponse {
             locations,

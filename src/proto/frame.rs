@@ -16,26 +16,40 @@ impl Frame {
     /// The length of the part before the message.
     pub const PREFIX_BYTES: usize = 5;
 
+    /// The compression flag of an uncompressed message.
+    pub const PLAIN: u8 = 0;
+
+    /// The compression flag of a compressed message.
+    pub const COMPRESSED: u8 = 1;
+
     /// Serializes a message.
     pub fn encode(message: &impl Message) -> Result<Self> {
         let length = message.encoded_len();
         let mut frame = Vec::with_capacity(Self::PREFIX_BYTES + length);
-        frame.push(0);
-        frame.extend(
-            u32::try_from(length)
-                .map_err(Error::internal)?
-                .to_be_bytes(),
-        );
+        frame.extend(Self::prefix(Self::PLAIN, length)?);
         message.encode(&mut frame).map_err(Error::internal)?;
         Ok(Self(frame.into()))
     }
 
+    /// The part before a message of this length.
+    pub fn prefix(flag: u8, length: usize) -> Result<[u8; Self::PREFIX_BYTES]> {
+        let [a, b, c, d] = u32::try_from(length)
+            .map_err(Error::internal)?
+            .to_be_bytes();
+        Ok([flag, a, b, c, d])
+    }
+
+    /// The compression flag and the message of a frame. `None` unless `bytes` are exactly one frame.
+    pub fn split(bytes: &[u8]) -> Option<(u8, &[u8])> {
+        let ([flag, length @ ..], message) = bytes.split_first_chunk::<{ Self::PREFIX_BYTES }>()?;
+        let is_whole = u32::try_from(message.len()) == Ok(u32::from_be_bytes(*length));
+        is_whole.then_some((*flag, message))
+    }
+
     /// Parses a frame. `None` unless `bytes` are exactly one uncompressed frame.
     pub fn parse(bytes: Bytes) -> Option<Self> {
-        let ([flag, length @ ..], message) = bytes.split_first_chunk::<{ Self::PREFIX_BYTES }>()?;
-        let is_whole =
-            *flag == 0 && u32::try_from(message.len()) == Ok(u32::from_be_bytes(*length));
-        is_whole.then_some(Self(bytes))
+        let (flag, _) = Self::split(&bytes)?;
+        (flag == Self::PLAIN).then_some(Self(bytes))
     }
 
     /// Wraps the bytes of a frame that the cache stored.

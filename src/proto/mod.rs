@@ -21,7 +21,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 pub use self::{
     frame::Frame,
     from_proto::decode_location,
-    to_proto::{encode_location, response_bytes},
+    to_proto::{encode_location, item_bytes},
 };
 use crate::error::{Error, Result};
 

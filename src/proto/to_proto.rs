@@ -32,15 +32,11 @@ pub fn encode_location(location: &Location) -> Vec<u8> {
     v1::Location::from(location.clone()).encode_to_vec()
 }
 
-/// The size of a response with these locations.
-pub fn response_bytes<'a>(locations: impl IntoIterator<Item = &'a Location>) -> usize {
+/// The size of a location in a response.
+pub fn item_bytes(location: &v1::Location) -> usize {
     /// Upper bound of the tag and the length that precede an item.
-    const ITEM_OVERHEAD_BYTES: usize = 5;
-    let bytes = |location: &Location| v1::Location::from(location.clone()).encoded_len();
-    let items = locations.into_iter();
-    items
-        .map(|location| bytes(location) + ITEM_OVERHEAD_BYTES)
-        .sum()
+    const OVERHEAD_BYTES: usize = 5;
+    location.encoded_len() + OVERHEAD_BYTES
 }
 
 impl From<Location> for v1::Location {

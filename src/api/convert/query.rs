@@ -10,7 +10,7 @@ use crate::{
         LabelKey, LabelValue, ListQuery, Location, LocationId, MAX_LABELS, Order, OrderField,
         OwnerId, Principal, ReportQuery, Text, fold_case,
     },
-    proto::{MAX_RESPONSE_BYTES, from_proto::location_state, location::v1, response_bytes},
+    proto::{MAX_RESPONSE_BYTES, from_proto::location_state, item_bytes, location::v1},
 };
 
 const DEFAULT_PAGE_SIZE: u32 = 50;
@@ -131,7 +131,8 @@ pub fn batch_get_response(
     ids: &[LocationId],
     found: &HashMap<LocationId, Location>,
 ) -> Result<v1::BatchGetLocationsResponse> {
-    let bytes = response_bytes(ids.iter().map(|id| &found[id]));
+    let locations: Vec<v1::Location> = ids.iter().map(|id| found[id].clone().into()).collect();
+    let bytes: usize = locations.iter().map(item_bytes).sum();
     if bytes > MAX_RESPONSE_BYTES {
         return Err(Error::invalid(
             "ids",
@@ -141,9 +142,7 @@ pub fn batch_get_response(
             ),
         ));
     }
-    Ok(v1::BatchGetLocationsResponse {
-        locations: ids.iter().map(|id| found[id].clone().into()).collect(),
-    })
+    Ok(v1::BatchGetLocationsResponse { locations })
 }
 
 pub fn explain_list(request: v1::ExplainListRequest) -> Result<ExplainList> {

@@ -1,6 +1,6 @@
 //! Requests to write.
 
-use super::{MAX_BATCH, check_batch, optional, update_mask::Changes};
+use super::{super::codec::off_worker, MAX_BATCH, check_batch, optional, update_mask::Changes};
 use crate::{
     error::{Result, Violations},
     model::{Etag, LocationId, NewLocation, OwnerId, Principal, parse_uuid},
@@ -11,6 +11,9 @@ use crate::{
     },
     service::{Creation, Deletion, Generated, Update, Write, WriteCall, Written},
 };
+
+/// Batches of more requests are parsed off the workers.
+const LARGE_BATCH: usize = 100;
 
 pub fn create(request: v1::CreateLocationRequest, caller: &Principal) -> Result<WriteCall> {
     let validate_only = request.validate_only;
@@ -77,8 +80,20 @@ pub fn batch_delete(request: v1::BatchDeleteLocationsRequest) -> Result<WriteCal
     )
 }
 
-/// Parses the requests of a batch, and collects the violations of all.
+/// Parses the requests of a batch, and collects the violations of all. Large batches are parsed off
+/// the workers.
 fn batch<Request, Item>(
+    requests: Vec<Request>,
+    validate_only: impl Fn(&Request) -> bool,
+    parse: impl Fn(Request, &mut Violations) -> Result<Option<Item>>,
+    write: impl FnOnce(Vec<Item>) -> Write,
+) -> Result<WriteCall> {
+    off_worker(requests.len() > LARGE_BATCH, || {
+        parse_batch(requests, validate_only, parse, write)
+    })
+}
+
+fn parse_batch<Request, Item>(
     requests: Vec<Request>,
     validate_only: impl Fn(&Request) -> bool,
     parse: impl Fn(Request, &mut Violations) -> Result<Option<Item>>,

@@ -6,11 +6,11 @@ use uuid::Uuid;
 
 use super::{
     super::call::{Creation, Generated, Written},
-    Applied, Rejected, Statements,
+    Applied, Rejected, Statements, created,
 };
 use crate::{
     error::{Error, Result},
-    model::{Etag, Location, LocationId, Micros, OwnerId},
+    model::{Location, LocationId, Micros, OwnerId},
     proto,
     store::{IdempotencyRecord, StoreError, Transaction},
 };
@@ -57,7 +57,6 @@ async fn find_known(
 
 impl Statements<'_> {
     /// Creates locations, all or none.
-    #[expect(clippy::too_many_lines, reason = "one pass over the requests")]
     pub(super) async fn create(
         &mut self,
         creations: &[Creation],
@@ -95,32 +94,18 @@ impl Statements<'_> {
                 });
                 continue;
             }
-            let new = creation.location.clone();
-            let location = Location {
-                id: new_ids[index],
-                kind: new.kind,
-                owner: new.owner,
-                details: new.details,
-                create_time: now,
-                update_time: now,
-                etag: Etag::generate(),
-            };
-            let generated = Generated::ForCreation {
-                id: new.id.is_none(),
-            };
+            let created = created(new_ids[index], creation.location.clone(), now);
+            let location = created.location.clone();
             if let Some(request_id) = creation.request_id {
                 let new = Known {
                     fingerprint: creation.fingerprint,
                     location: location.clone(),
-                    generated,
+                    generated: created.generated,
                 };
                 known.insert(request_id, new);
             }
             applied.images.push(location.image());
-            applied.locations.push(Written {
-                location: location.clone(),
-                generated,
-            });
+            applied.locations.push(created);
             inserts.push(Insert { index, location });
         }
         let records: Vec<_> = inserts

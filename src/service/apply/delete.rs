@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{super::call::Deletion, Applied, Rejected, Statements};
+use super::{super::call::Deletion, Applied, Rejected, Statements, distinct};
 use crate::{
     error::Error,
     model::{Image, Location},
@@ -11,16 +11,11 @@ use crate::{
 impl Statements<'_> {
     /// Deletes locations in order, all or none.
     pub(super) async fn delete(&mut self, deletions: &[Deletion]) -> Result<Applied, Rejected> {
-        let mut ids: Vec<_> = deletions.iter().map(|deletion| deletion.id).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        let scope = self.caller.scope();
-        let mut present: HashMap<_, Location> = self
-            .transaction
-            .lock(&ids)
-            .await?
+        let ids = distinct(deletions.iter().map(|deletion| deletion.id));
+        let locked = self.transaction.lock(&ids).await?;
+        let mut present: HashMap<_, Location> = locked
             .into_iter()
-            .filter(|location| scope.is_none_or(|owner| *owner == location.owner))
+            .filter(|location| self.sees(location))
             .map(|location| (location.id, location))
             .collect();
         let mut deleted: Vec<Image> = Vec::new();

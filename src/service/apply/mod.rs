@@ -4,10 +4,10 @@ mod create;
 mod delete;
 mod update;
 
-use super::call::{Write, Written};
+use super::call::{Generated, Write, Written};
 use crate::{
     error::{Culprits, Error},
-    model::{Image, Location, LocationId, Micros, Principal},
+    model::{Etag, Image, Location, LocationId, Micros, NewLocation, Principal},
     store::{StoreError, Transaction},
 };
 
@@ -89,6 +89,12 @@ impl Statements<'_> {
         }
     }
 
+    /// Whether the caller may see a location.
+    fn sees(&self, location: &Location) -> bool {
+        let scope = self.caller.scope();
+        scope.is_none_or(|owner| *owner == location.owner)
+    }
+
     /// The locations that requests fail for. `None` if there are none.
     fn culprits(&self, items: Vec<(usize, LocationId)>) -> Option<Culprits> {
         Culprits::new(items, self.batch)
@@ -110,4 +116,30 @@ impl Statements<'_> {
         }
         Err(Rejected { error, images })
     }
+}
+
+/// A new location, created at this time.
+fn created(id: LocationId, new: NewLocation, now: Micros) -> Written {
+    Written {
+        generated: Generated::ForCreation {
+            id: new.id.is_none(),
+        },
+        location: Location {
+            id,
+            kind: new.kind,
+            owner: new.owner,
+            details: new.details,
+            create_time: now,
+            update_time: now,
+            etag: Etag::generate(),
+        },
+    }
+}
+
+/// The ids of a batch, each once.
+fn distinct(ids: impl Iterator<Item = LocationId>) -> Vec<LocationId> {
+    let mut ids: Vec<_> = ids.collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids
 }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 
 use super::{
     super::call::{Edited, Generated, Update, Written},
-    Applied, PreviousImages, Rejected, Statements,
+    Applied, PreviousImages, Rejected, Statements, created, distinct,
 };
 use crate::{
     error::{Error, Result, Violations},
-    model::{Etag, Location, LocationId, Micros, NewLocation},
-    proto::{MAX_RESPONSE_BYTES, response_bytes},
+    model::{Etag, Image, Location, LocationId, Micros},
+    proto::{MAX_RESPONSE_BYTES, item_bytes},
     store::StoreError,
 };
 
@@ -31,9 +31,7 @@ struct State {
 impl Statements<'_> {
     /// Updates locations in order, all or none.
     pub(super) async fn update(&mut self, updates: &[Update]) -> Result<Applied, Rejected> {
-        let mut ids: Vec<_> = updates.iter().map(|update| update.id).collect();
-        ids.sort_unstable();
-        ids.dedup();
+        let ids = distinct(updates.iter().map(|update| update.id));
         let mut states: HashMap<_, _> = ids
             .iter()
             .map(|id| {
@@ -83,15 +81,14 @@ impl Statements<'_> {
             edit,
             create,
         } = update;
-        let scope = self.caller.scope();
-        let visible = current.filter(|location| scope.is_none_or(|owner| *owner == location.owner));
+        let visible = current.filter(|location| self.sees(location));
         let Some(before) = visible else {
             match create {
                 None => failures.missing.push((index, *id)),
                 Some(_) if current.is_some() => failures.existing.push((index, *id)),
                 Some(_) if etag.is_some() => failures.stale.push((index, *id)),
                 Some(new) => match new {
-                    Ok(new) => return Ok(Some(created(*id, new))),
+                    Ok(new) => return Ok(Some(created(*id, new.clone(), Micros::now()))),
                     Err(violations) => self.add(index, violations.clone(), failures),
                 },
             }
@@ -191,8 +188,7 @@ impl Statements<'_> {
             Some(PreviousImages { ids, recorded })
         };
         // A creation reveals that the location was deleted.
-        let is_new =
-            |image: &crate::model::Image| new.iter().any(|location| location.id == image.id);
+        let is_new = |image: &Image| new.iter().any(|location| location.id == image.id);
         let revealed = previous
             .iter()
             .filter(|image| is_new(image))
@@ -205,22 +201,6 @@ impl Statements<'_> {
             revealed,
             previous_images,
         })
-    }
-}
-
-fn created(id: LocationId, new: &NewLocation) -> Written {
-    let now = Micros::now();
-    Written {
-        location: Location {
-            id,
-            kind: new.kind,
-            owner: new.owner.clone(),
-            details: new.details.clone(),
-            create_time: now,
-            update_time: now,
-            etag: Etag::generate(),
-        },
-        generated: Generated::ForCreation { id: false },
     }
 }
 
@@ -239,7 +219,10 @@ fn changed(before: &Location, Edited { owner, details }: Edited) -> Written {
 
 /// Checks that clients accept the response.
 fn check_size(written: &[Written]) -> Result<()> {
-    let bytes = response_bytes(written.iter().map(|written| &written.location));
+    let bytes: usize = written
+        .iter()
+        .map(|written| item_bytes(&written.location.clone().into()))
+        .sum();
     if bytes <= MAX_RESPONSE_BYTES {
         return Ok(());
     }

@@ -67,6 +67,9 @@ pub(super) trait StatementExt {
     /// Appends values separated by commas.
     fn values(&mut self, values: impl IntoIterator<Item = Value>) -> &mut Self;
 
+    /// Appends the condition that the id is one of these.
+    fn id_in(&mut self, ids: &[LocationId]) -> &mut Self;
+
     /// Appends rows separated by commas, each in parentheses: `(a, b), (c, d)`.
     fn tuples<T>(&mut self, tuples: impl IntoIterator<Item = T>) -> &mut Self
     where
@@ -101,6 +104,12 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
             self.push(if index == 0 { "" } else { ", " }).value(value);
         }
         self
+    }
+
+    fn id_in(&mut self, ids: &[LocationId]) -> &mut Self {
+        self.push("id IN (")
+            .values(ids.iter().map(|id| (*id).into()))
+            .push(")")
     }
 
     fn tuples<T>(&mut self, tuples: impl IntoIterator<Item = T>) -> &mut Self
@@ -256,9 +265,8 @@ pub(super) fn get_statement<DB: Dialect>(
     let mut statement = QueryBuilder::new("SELECT ");
     statement
         .read_columns()
-        .push(" FROM locations WHERE id IN (")
-        .values(ids.iter().map(|id| (*id).into()))
-        .push(")")
+        .push(" FROM locations WHERE ")
+        .id_in(ids)
         .owned_by(owner);
     statement
 }

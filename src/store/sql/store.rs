@@ -260,9 +260,8 @@ where
         let mut statement = QueryBuilder::new("DELETE FROM former_images WHERE noted_time = ");
         statement
             .value(Value::Int(recorded.0))
-            .push(" AND id IN (")
-            .values(ids.iter().map(|id| (*id).into()))
-            .push(")");
+            .push(" AND ")
+            .id_in(ids);
         self.writer().await?.execute(&mut statement).await
     }
 

@@ -51,10 +51,10 @@ where
         let mut statement = QueryBuilder::new("SELECT ");
         statement
             .read_columns()
-            .push(" FROM locations WHERE id IN (")
-            .values(ids.iter().map(|id| (*id).into()))
+            .push(" FROM locations WHERE ")
+            .id_in(ids)
             // In one order, so that two batches don't wait for each other.
-            .push(") ORDER BY id")
+            .push(" ORDER BY id")
             .push(DB::FOR_UPDATE);
         let rows: Vec<LocationRow> = self.0.rows(&mut statement).await?;
         Ok(rows.into_iter().map(|row| row.location).collect())
@@ -91,18 +91,16 @@ where
     }
 
     async fn delete(&mut self, ids: &[LocationId]) -> StoreResult<()> {
-        let mut statement = QueryBuilder::new("DELETE FROM locations WHERE id IN (");
-        statement
-            .values(ids.iter().map(|id| (*id).into()))
-            .push(")");
+        let mut statement = QueryBuilder::new("DELETE FROM locations WHERE ");
+        statement.id_in(ids);
         self.0.execute(&mut statement).await
     }
 
     async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>> {
-        let mut statement = QueryBuilder::new("DELETE FROM former_images WHERE id IN (");
+        let mut statement = QueryBuilder::new("DELETE FROM former_images WHERE ");
         statement
-            .values(ids.iter().map(|id| (*id).into()))
-            .push(") RETURNING id, type, production_run_id, owner_id");
+            .id_in(ids)
+            .push(" RETURNING id, type, production_run_id, owner_id");
         let rows: Vec<ImageRow> = self.0.rows(&mut statement).await?;
         rows.into_iter().map(Image::try_from).collect()
     }
