@@ -13,7 +13,7 @@ use crate::{
     error::Error,
     server::Server,
     service::{Concurrency, Service},
-    store::{self, OpenError, Store, postgres, sqlite},
+    store::{self, OpenError, SchemaStatus, Store, postgres, sqlite},
 };
 
 pub use crate::server::ServeError;
@@ -28,6 +28,14 @@ pub async fn migrate(database: &DatabaseUrl) -> Result<(), StartError> {
         DatabaseUrl::Postgres(url) => postgres::migrate(url).await?,
     }
     Ok(())
+}
+
+/// Returns which migrations were applied to a database. Creates and changes nothing.
+pub async fn schema_status(database: &DatabaseUrl) -> Result<SchemaStatus, StartError> {
+    Ok(match database {
+        DatabaseUrl::Sqlite(path) => sqlite::schema_status(path).await?,
+        DatabaseUrl::Postgres(url) => postgres::schema_status(url).await?,
+    })
 }
 
 /// The service can't start.

@@ -1,4 +1,4 @@
-//! The options of `serve` and `migrate`, and those that they share with `token`.
+//! The options of `serve`, and those that it shares with `migrate` and `token`.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -41,7 +41,7 @@ loopback only. SIGTERM and SIGINT stop it after the calls in flight have finishe
 /// The id of the option that names the settings file.
 pub const CONFIG: &str = "config";
 
-/// Options of `serve` and `migrate`.
+/// Options of `serve`.
 #[allow(
     clippy::doc_markdown,
     reason = "the comments are the help, where backticks don't belong"
@@ -83,16 +83,8 @@ pub struct ServeArgs {
     #[arg(help_heading = "Server")]
     shutdown_grace_secs: Duration,
 
-    /// Database of the locations: sqlite:FILE (created if missing) or postgres://USER@HOST/NAME
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "LOCATION_SERVICE_DATABASE_URL",
-        hide_env_values = true
-    )]
-    #[arg(default_value = "sqlite:locations.db", value_parser = database_url)]
-    #[arg(help_heading = "Storage")]
-    database_url: DatabaseUrl,
+    #[command(flatten)]
+    database: DatabaseArg,
 
     /// Whether to migrate an older schema at start
     #[arg(long, value_name = "WHEN", env = "LOCATION_SERVICE_MIGRATE")]
@@ -182,6 +174,40 @@ pub struct ServeArgs {
     #[command(flatten)]
     claims: ClaimArgs,
 
+    #[command(flatten)]
+    log: LogArgs,
+}
+
+/// The option that names the settings file, which [`super::file`] reads.
+#[derive(Args, Clone)]
+pub struct ConfigArg {
+    /// TOML file with settings: the keys are the names of the flags, as in `cache-ttl = 60`
+    #[arg(long = "config", id = CONFIG, value_name = "FILE", env = "LOCATION_SERVICE_CONFIG")]
+    _path: Option<PathBuf>,
+}
+
+/// The option that names the database.
+#[allow(
+    clippy::doc_markdown,
+    reason = "the comments are the help, where backticks don't belong"
+)]
+#[derive(Args, Clone)]
+pub struct DatabaseArg {
+    /// Database of the locations: sqlite:FILE (created if missing) or postgres://USER@HOST/NAME
+    #[arg(
+        long,
+        value_name = "URL",
+        env = "LOCATION_SERVICE_DATABASE_URL",
+        hide_env_values = true
+    )]
+    #[arg(default_value = "sqlite:locations.db", value_parser = database_url)]
+    #[arg(help_heading = "Storage")]
+    pub database_url: DatabaseUrl,
+}
+
+/// The options of the log.
+#[derive(Args, Clone)]
+pub struct LogArgs {
     /// Format of the log, which is written to stderr
     #[arg(long, value_name = "FORMAT", env = "LOCATION_SERVICE_LOG_FORMAT")]
     #[arg(default_value = "text", help_heading = "Logging")]
@@ -192,14 +218,6 @@ pub struct ServeArgs {
     #[arg(default_value = "info", value_parser = log_filter)]
     #[arg(help_heading = "Logging")]
     log_filter: EnvFilter,
-}
-
-/// The option that names the settings file, which [`super::file`] reads.
-#[derive(Args, Clone)]
-pub struct ConfigArg {
-    /// TOML file with settings: the keys are the names of the flags, as in `cache-ttl = 60`
-    #[arg(long = "config", id = CONFIG, value_name = "FILE", env = "LOCATION_SERVICE_CONFIG")]
-    _path: Option<PathBuf>,
 }
 
 /// The registered claims of tokens.
@@ -285,7 +303,7 @@ impl ServeArgs {
                 shutdown_grace: self.shutdown_grace_secs,
             },
             database: DatabaseConfig {
-                url: self.database_url,
+                url: self.database.database_url,
                 max_connections: self.database_max_connections,
                 migrate: match self.migrate {
                     Migrate::Auto => store::Migrate::Auto,
@@ -306,13 +324,19 @@ impl ServeArgs {
                 issuer: self.claims.jwt_issuer,
                 audience: self.claims.jwt_audience,
             },
-            log: LogConfig {
-                format: match self.log_format {
-                    Format::Text => LogFormat::Text,
-                    Format::Json => LogFormat::Json,
-                },
-                filter: self.log_filter,
-            },
+            log: self.log.into(),
         })
+    }
+}
+
+impl From<LogArgs> for LogConfig {
+    fn from(args: LogArgs) -> Self {
+        Self {
+            format: match args.log_format {
+                Format::Text => LogFormat::Text,
+                Format::Json => LogFormat::Json,
+            },
+            filter: args.log_filter,
+        }
     }
 }

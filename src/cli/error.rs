@@ -35,6 +35,11 @@ pub enum Error {
     Listen(SocketAddr, #[source] io::Error),
     #[error("cannot start the service")]
     Start(#[source] StartError),
+    #[error("cannot migrate the database")]
+    Migrate(#[source] StartError),
+    /// The printed list of migrations has the reason.
+    #[error("migrations are pending")]
+    Pending,
     #[error("the service failed")]
     Serve(#[source] ServeError),
     #[error(transparent)]
@@ -92,6 +97,7 @@ impl Error {
         match self {
             Self::Config(_)
             | Self::Key(_)
+            | Self::Migrate(StartError::Database(OpenError::Url(_)))
             | Self::Start(
                 StartError::Key(_)
                 | StartError::Redis(_)
@@ -115,7 +121,7 @@ impl Error {
                 Ok(()) => ExitCode::from(2),
                 Err(_) => ExitCode::FAILURE,
             },
-            Self::Incomplete(_) => self.exit_code(),
+            Self::Incomplete(_) | Self::Pending => self.exit_code(),
             _ => {
                 let mut text = format!("error: {self}");
                 let mut cause = self.source();

@@ -4,6 +4,7 @@ mod args;
 mod error;
 mod file;
 mod healthcheck;
+mod migrate;
 mod serve;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,7 @@ use self::{
     args::ServeArgs,
     error::Error,
     healthcheck::HealthcheckArgs,
+    migrate::MigrateArgs,
     token::TokenArgs,
     transfer::delete::DeleteArgs,
     transfer::export::ExportArgs,
@@ -58,8 +60,8 @@ enum Command {
     /// Serves location.v1 (the default command)
     #[command(after_help = args::SERVE_EXAMPLES)]
     Serve(Box<ServeArgs>),
-    /// Migrates the database to this release's schema and exits
-    Migrate(Box<ServeArgs>),
+    /// Migrates the database to this release's schema, or shows what it would do, and exits
+    Migrate(Box<MigrateArgs>),
     /// Creates or updates locations in a running service from a CSV or JSON file
     Import(Box<ImportArgs>),
     /// Writes the locations that the caller may read as NDJSON or CSV, for `import`
@@ -102,7 +104,7 @@ fn with_command(mut args: Vec<OsString>) -> Vec<OsString> {
 pub fn run(cli: Cli) -> Result<(), Error> {
     match cli.command {
         Command::Serve(args) => block_on(serve::serve(args.check()?)),
-        Command::Migrate(args) => block_on(serve::migrate(args.check()?)),
+        Command::Migrate(args) => block_on(migrate::migrate(*args)),
         Command::Import(args) => {
             block_on(async { finish(&transfer::import::import(*args).await?) })
         }

@@ -1,12 +1,8 @@
-//! `location-service serve` and `location-service migrate`.
+//! `location-service serve`.
 
 use std::{error::Error as StdError, io};
 
-use location_service::{
-    app::{self, App},
-    config::ServeConfig,
-    telemetry,
-};
+use location_service::{app::App, config::ServeConfig, telemetry};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -43,14 +39,6 @@ pub async fn serve(config: ServeConfig) -> Result<(), Error> {
         );
     }
     app.serve(listener, stop).await.map_err(Error::Serve)
-}
-
-/// Migrates the schema of the database.
-pub async fn migrate(config: ServeConfig) -> Result<(), Error> {
-    telemetry::init(&config.log)?;
-    app::migrate(&config.database.url)
-        .await
-        .map_err(Error::Start)
 }
 
 /// Resolves at the first SIGTERM or SIGINT. From the call on, neither ends the process by itself; a

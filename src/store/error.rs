@@ -92,21 +92,26 @@ pub enum OpenError {
     /// The URL can't be parsed. It isn't shown, because it may contain a password.
     #[error("the database's URL isn't like postgres://user:password@host:5432/database")]
     Url(#[source] Box<dyn StdError + Send + Sync>),
-    /// A later release has migrated the database.
+    /// A later release has migrated the database, in a way that isn't compatible with this one.
     #[error(
-        "the database {database} has schema {version}, which is newer than this release: \
-         run the release that made it, or a later one"
+        "the database {database} has schema {version}, which is newer than this release: it needs a \
+         release with schema {needs} or later, and this one has schema {release}: run the release \
+         that migrated it, or a later one"
     )]
     Newer {
         /// The file, or the server and its database.
         database: String,
-        /// The version of the migration that this release doesn't know.
+        /// The number of the newest migration that was applied.
         version: i64,
+        /// The number that a release's newest migration must have at least.
+        needs: i64,
+        /// The number of this release's newest migration.
+        release: i64,
     },
     /// Migrations are missing, and [`Migrate::Never`](super::Migrate::Never) forbids to run them.
     #[error(
-        "the database {database} lacks schema {version} of this release: migrate it first, \
-         or let it be migrated at start"
+        "the database {database} lacks schema {version} of this release: migrate it first with \
+         `location-service migrate`, or let it be migrated at start"
     )]
     Older {
         /// The file, or the server and its database.

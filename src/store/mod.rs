@@ -12,6 +12,7 @@ mod wal;
 pub use self::{
     epoch::{EpochRow, EpochTable},
     error::{OpenError, StoreError, StoreResult},
+    schema::{MigrationState, MigrationStatus, SchemaStatus},
 };
 
 use std::time::Duration;

@@ -15,7 +15,7 @@
 //! The remaining gap is a server that stops between the comparison and the commit, which are in the
 //! same message with no wait for the client between them, for longer than the margin.
 
-use std::{sync::Arc, time::Duration};
+use std::{error::Error as StdError, sync::Arc, time::Duration};
 
 use async_trait::async_trait;
 use sqlx::{
@@ -26,7 +26,7 @@ use sqlx::{
 use tokio::time::timeout;
 
 use super::{
-    EpochTable, MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, Store, StoreError,
+    EpochTable, MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, SchemaStatus, Store, StoreError,
     epoch::{self, SettingsKey},
     identity::{TrustedServer, identify},
     schema,
@@ -74,6 +74,21 @@ pub struct Options {
 /// Migrates the database of a `postgres://` URL. Concurrent migrations wait.
 pub async fn migrate(url: &str) -> Result<(), OpenError> {
     ensure_schema(&parse(url)?, Migrate::Auto).await
+}
+
+/// Returns which migrations were applied to the database of a `postgres://` URL. Changes nothing.
+pub async fn schema_status(url: &str) -> Result<SchemaStatus, OpenError> {
+    let connect = parse(url)?;
+    let database = name(&connect);
+    let mut connection = connect_to_schema(&connect, true).await?;
+    let status = schema::inspect::<Postgres>(&mut connection, &MIGRATIONS, &database);
+    let status = timeout(STATEMENT_TIMEOUT, status)
+        .await
+        .map_err(|elapsed| refused(&database, elapsed))?
+        .map_err(|error| refused(&database, error))?;
+    // It has been read, whether or not the connection closes cleanly.
+    let _ = connection.close().await;
+    Ok(status)
 }
 
 /// A database of a `postgres://` URL, which takes libpq's parameters, such as `sslmode` and
@@ -196,45 +211,65 @@ fn millis(duration: Duration) -> String {
     duration.as_millis().to_string()
 }
 
-/// Uses a connection of its own, because a migration may exceed the time-outs of the pool's.
-async fn ensure_schema(connect: &PgConnectOptions, migrate: Migrate) -> Result<(), OpenError> {
-    let database = format!(
+/// The server and the database that a URL leads to, for messages.
+fn name(connect: &PgConnectOptions) -> String {
+    format!(
         "postgres://{}:{}/{}",
         connect.get_host(),
         connect.get_port(),
         connect.get_database().unwrap_or_default()
-    );
-    let refused = |source: Box<dyn std::error::Error + Send + Sync>| OpenError::Refused {
-        database: database.clone(),
-        source,
-    };
+    )
+}
+
+fn refused(database: &str, source: impl Into<Box<dyn StdError + Send + Sync>>) -> OpenError {
+    OpenError::Refused {
+        database: database.to_owned(),
+        source: source.into(),
+    }
+}
+
+/// Makes a connection of its own for the schema, because a migration may exceed the time-outs of the
+/// pool's.
+async fn connect_to_schema(
+    connect: &PgConnectOptions,
+    read_only: bool,
+) -> Result<PgConnection, OpenError> {
+    let database = name(connect);
+    let read_only = if read_only { "on" } else { "off" };
     let connect = connect.clone().options([
         ("statement_timeout", millis(MIGRATION_TIMEOUT)),
-        ("default_transaction_read_only", "off".to_owned()),
+        ("default_transaction_read_only", read_only.to_owned()),
         ("standard_conforming_strings", "on".to_owned()),
     ]);
     let mut connection: PgConnection = timeout(CONNECT_TIMEOUT, connect.connect())
         .await
-        .map_err(|elapsed| refused(elapsed.into()))?
-        .map_err(|error| refused(error.into()))?;
+        .map_err(|elapsed| refused(&database, elapsed))?
+        .map_err(|error| refused(&database, error))?;
     let encoding: String = sqlx::query_scalar("SHOW server_encoding")
         .fetch_one(&mut connection)
         .await
-        .map_err(|error| refused(error.into()))?;
+        .map_err(|error| refused(&database, error))?;
     if encoding != "UTF8" {
         return Err(OpenError::Encoding { database, encoding });
     }
-    let ensured = schema::ensure(&mut connection, &MIGRATIONS, migrate, &database, |error| {
-        refused(error.into())
-    });
-    timeout(MIGRATION_TIMEOUT, ensured)
+    Ok(connection)
+}
+
+async fn ensure_schema(connect: &PgConnectOptions, migrate: Migrate) -> Result<(), OpenError> {
+    let database = &name(connect);
+    let mut connection = connect_to_schema(connect, false).await?;
+    let ensure =
+        schema::ensure::<Postgres>(&mut connection, &MIGRATIONS, migrate, database, |error| {
+            refused(database, error)
+        });
+    timeout(MIGRATION_TIMEOUT, ensure)
         .await
-        .map_err(|elapsed| refused(elapsed.into()))??;
+        .map_err(|elapsed| refused(database, elapsed))??;
     if migrate == Migrate::Auto {
         timeout(MIGRATION_TIMEOUT, refold_names::<Postgres>(&mut connection))
             .await
-            .map_err(|elapsed| refused(elapsed.into()))?
-            .map_err(|error| refused(error.into()))?;
+            .map_err(|elapsed| refused(database, elapsed))?
+            .map_err(|error| refused(database, error))?;
     }
     // The schema is there, whether or not the connection closes cleanly.
     let _ = connection.close().await;

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{File, Metadata, TryLockError},
+    io::ErrorKind,
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
@@ -13,13 +14,13 @@ use std::{
 
 use async_trait::async_trait;
 use sqlx::{
-    ConnectOptions as _, Sqlite, SqliteConnection,
+    ConnectOptions as _, Connection as _, Sqlite, SqliteConnection,
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
 use super::{
-    Migrate, OpenError, Store, StoreError, StoreResult, WAIT_SECS, schema,
+    Migrate, OpenError, SchemaStatus, Store, StoreError, StoreResult, WAIT_SECS, schema,
     sql::{Dialect, SqlStore, refold_names},
     wal::Wal,
 };
@@ -47,17 +48,55 @@ pub async fn migrate(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Opens a database file, and locks it against other `location-service` processes. Creates it with
-/// [`Migrate::Auto`] if it doesn't exist.
-pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenError> {
-    let file = OpenFile::lock(path, migrate)?;
-    let refused = |error: sqlx::Error| match code(&error) {
+/// Returns which migrations were applied to a database file: none if it doesn't exist. Also while a
+/// service uses it. Creates no file, but for the index of a write-ahead log that was copied without one.
+pub async fn schema_status(path: &Path) -> Result<SchemaStatus, OpenError> {
+    let database = path.display().to_string();
+    let size = |path: &Path| match path.metadata() {
+        Ok(metadata) => Ok(metadata.len()),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(0),
+        Err(source) => Err(OpenError::File {
+            path: path.to_owned(),
+            source,
+        }),
+    };
+    if size(path)? == 0 {
+        return Ok(SchemaStatus::new(&database, &MIGRATIONS, Vec::new()));
+    }
+    let mut log = path.as_os_str().to_owned();
+    log.push("-wal");
+    let mut connection = SqliteConnectOptions::new()
+        .filename(path)
+        .read_only(true)
+        // Without a log, a reader that could be in the way of writers would create one.
+        .immutable(size(Path::new(&log))? == 0)
+        .busy_timeout(Duration::from_secs(WAIT_SECS))
+        .disable_statement_logging()
+        .connect()
+        .await
+        .map_err(|error| open_error(path, error))?;
+    let status = schema::inspect::<Sqlite>(&mut connection, &MIGRATIONS, &database).await;
+    let status = status.map_err(|error| open_error(path, error))?;
+    // It has been read, whether or not the connection closes cleanly.
+    let _ = connection.close().await;
+    Ok(status)
+}
+
+fn open_error(path: &Path, error: sqlx::Error) -> OpenError {
+    match code(&error) {
         Some(NOTADB) => OpenError::NotADatabase(path.to_owned()),
         _ => OpenError::Refused {
             database: path.display().to_string(),
             source: error.into(),
         },
-    };
+    }
+}
+
+/// Opens a database file, and locks it against other `location-service` processes. Creates it with
+/// [`Migrate::Auto`] if it doesn't exist.
+pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenError> {
+    let file = OpenFile::lock(path, migrate)?;
+    let refused = |error| open_error(path, error);
     let wait = Duration::from_secs(WAIT_SECS);
     let options = SqliteConnectOptions::new()
         .filename(path)
@@ -77,7 +116,7 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         .map_err(refused)?;
     let mut connection = write_pool.acquire().await.map_err(refused)?;
     let database = path.display().to_string();
-    schema::ensure(&mut *connection, &MIGRATIONS, migrate, &database, refused).await?;
+    schema::ensure::<Sqlite>(&mut connection, &MIGRATIONS, migrate, &database, refused).await?;
     if migrate == Migrate::Auto {
         refold_names::<Sqlite>(&mut connection)
             .await

@@ -45,6 +45,7 @@ mod gates;
 mod harness;
 mod hostile;
 mod layers;
+mod migrations;
 mod postgres;
 mod process;
 mod proxy;
