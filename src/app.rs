@@ -172,7 +172,16 @@ impl App {
             max_connections: config.server.max_connections,
             shared_cache: config.redis.is_some(),
             shutdown_grace: config.server.shutdown_grace,
+            access_log: config.server.access_log,
+            metrics: None,
         }))
+    }
+
+    /// Serves metrics and probes on another port.
+    #[must_use]
+    pub fn with_metrics(mut self, listener: TcpListener) -> Self {
+        self.0.metrics = Some(listener);
+        self
     }
 
     /// Serves until `shutdown` completes, and then shuts down gracefully: see [`Server::serve`].

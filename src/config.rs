@@ -9,11 +9,12 @@ use std::{
     time::Duration,
 };
 
-use tracing_subscriber::EnvFilter;
-
 use crate::store::Migrate;
 
-pub use crate::cache::{ClientCertificate, TlsFiles};
+pub use crate::{
+    cache::{ClientCertificate, TlsFiles},
+    telemetry::{AccessLog, LogConfig, LogFormat},
+};
 
 /// The longest [`ServerConfig::shutdown_grace`], in seconds.
 pub const MAX_SHUTDOWN_GRACE_SECS: u64 = 3_600;
@@ -46,6 +47,8 @@ pub struct ServeConfig {
 pub struct ServerConfig {
     /// The address to listen on. Port 0 picks a free port.
     pub listen: SocketAddr,
+    /// The address of metrics and probes, if they are served. Port 0 picks a free port.
+    pub metrics_listen: Option<SocketAddr>,
     /// The most connections that are open at once, 1 or more; `None` derives it from the limit of
     /// file descriptors.
     pub max_connections: Option<usize>,
@@ -55,6 +58,8 @@ pub struct ServerConfig {
     /// How long calls in flight may take to finish after the service was asked to stop, up to
     /// [`MAX_SHUTDOWN_GRACE_SECS`].
     pub shutdown_grace: Duration,
+    /// The calls that are logged.
+    pub access_log: AccessLog,
 }
 
 /// The database that stores the locations.
@@ -126,22 +131,4 @@ impl KeyFile {
             Self::Secret(path) | Self::PublicKey(path) | Self::Jwks(path) => path,
         }
     }
-}
-
-/// The format and the filter of the log.
-#[derive(Debug, Clone)]
-pub struct LogConfig {
-    /// The format of a line.
-    pub format: LogFormat,
-    /// Selects the events to log.
-    pub filter: EnvFilter,
-}
-
-/// The format of a log line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Text for people, coloured on a terminal.
-    Text,
-    /// One JSON object for each event.
-    Json,
 }

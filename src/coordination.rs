@@ -51,7 +51,7 @@ use uuid::Uuid;
 use crate::{
     cache::{CacheError, LEASE, RedisCache, WRITE_DEADLINE},
     model::{CacheEpoch, Epoch},
-    store::{EpochRow, EpochTable, MAX_WRITE, StoreError, StoreResult},
+    store::{EpochRow, EpochTable, MAX_WRITE, PoolStats, StoreError, StoreResult},
 };
 
 /// The time between two polls of the row, and between two checks of the server. A lease spans
@@ -221,6 +221,11 @@ impl Coordinator {
     /// Suspends the cache, unless `epoch` has ended, and polls the row.
     pub async fn suspend(&self, epoch: Epoch) -> StoreResult<()> {
         self.shared.suspend(epoch).await
+    }
+
+    /// The connections to the row.
+    pub fn pool(&self) -> PoolStats {
+        self.shared.table.stats()
     }
 
     /// Polls the row.

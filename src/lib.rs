@@ -19,8 +19,8 @@
 //!          └─ model, proto, error
 //! ```
 //!
-//! [`config`] has the settings, [`telemetry`] the log, and [`failpoints`] the switches with which
-//! tests disable a protection. `tonic` is used in `server` and `api`, `sqlx` only in `store`,
+//! [`config`] has the settings, [`telemetry`] the log and what it names of a call, and [`failpoints`]
+//! the switches with which tests disable a protection. `tonic` is used in `server` and `api`, `sqlx` only in `store`,
 //! `fred` only in `cache`. `cache` and `store` don't depend on each other. Only `app` names
 //! engines, and `coordination`, which concerns Redis and PostgreSQL together.
 //!

@@ -14,7 +14,7 @@ use crate::{
         Frame,
         location::v1::{self, cache_service_server::CacheService},
     },
-    service::{ListExplanation, ReadStats, Service},
+    service::{ListExplanation, Service},
 };
 
 /// `location.v1.CacheService`.
@@ -85,13 +85,8 @@ impl CacheService for CacheApi {
         &self,
         request: Request<v1::GetStatsRequest>,
     ) -> Result<Response<v1::GetStatsResponse>, Status> {
-        let (stats, reads) = self.service.cache_admin(&caller(&request)?)?.stats();
-        let ReadStats {
-            local_hits,
-            redis_hits,
-            misses,
-            bypasses,
-        } = reads;
+        let stats = self.service.cache_admin(&caller(&request)?)?.stats();
+        let (redis_hits, misses) = (stats.reads.redis_hits(), stats.reads.misses());
         let Stats {
             fills,
             rejected_fills,
@@ -100,12 +95,13 @@ impl CacheService for CacheApi {
             round_trips,
             local_entries,
             local_bytes,
-        } = stats;
+            ..
+        } = stats.cache;
         let local = v1::CacheTierStats {
             tier: "local".to_owned(),
             entry_count: Some(count(local_entries)),
             size_bytes: Some(count(local_bytes)),
-            hit_count: count(local_hits),
+            hit_count: count(stats.reads.local_hits()),
             miss_count: count(redis_hits + misses),
         };
         let redis = self.shared.then(|| v1::CacheTierStats {
@@ -117,7 +113,7 @@ impl CacheService for CacheApi {
         });
         Ok(Response::new(v1::GetStatsResponse {
             tiers: std::iter::once(local).chain(redis).collect(),
-            bypass_count: count(bypasses),
+            bypass_count: count(stats.reads.bypasses()),
             fill_count: count(fills),
             rejected_fill_count: count(rejected_fills),
             invalidation_count: count(invalidations),

@@ -24,7 +24,7 @@ mod status;
 use prost::Message;
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 
-pub use self::cache::CacheApi;
+pub use self::{cache::CacheApi, status::REFUSALS};
 use self::{
     cache_headers::{CACHE_STATUS, cache_mode, cache_status},
     convert::Paged,

@@ -14,7 +14,10 @@ use tonic_types::{
 };
 
 use super::MAX_REQUEST_BYTES;
-use crate::error::{Culprits, Error, TokenProblem, Violation, Violations};
+use crate::{
+    error::{Culprits, Error, TokenProblem, Violation, Violations},
+    telemetry::call,
+};
 
 const DOMAIN: &str = "location.v1";
 const LOCATION: &str = "location.v1.Location";
@@ -35,11 +38,22 @@ const MAX_RESOURCES: usize = 16;
 /// Maximum size of a value in the metadata of `ErrorInfo`: every other index of a batch fits.
 const MAX_METADATA_BYTES: usize = 2_000;
 
+/// The reasons of calls that a limit has refused.
+pub const REFUSALS: [&str; 4] = [
+    "OVERLOADED",
+    "CALLER_LIMIT",
+    "TOO_MANY_WATCHES",
+    "MESSAGE_TOO_LARGE",
+];
+
 impl From<Error> for Status {
     fn from(error: Error) -> Self {
         let (code, reason) = classify(&error);
         log(&error, code, reason);
-        let info = ErrorInfo::new(reason, DOMAIN, metadata(&error));
+        if REFUSALS.contains(&reason) {
+            call::set_refusal(reason);
+        }
+        let info = error_info(reason, metadata(&error));
         let mut details = vec![info.into()];
         match &error {
             Error::InvalidArgument(violations) => {
@@ -111,12 +125,21 @@ pub fn complete<B: Default>(response: Response<B>) -> Response<B> {
         },
         Code::Internal => Error::MalformedMessage(status.message().to_owned()),
         code => {
-            let info = ErrorInfo::new(format!("{code:?}").to_uppercase(), DOMAIN, []);
+            let info = error_info(&format!("{code:?}").to_uppercase(), HashMap::new());
             return Status::with_error_details_vec(code, status.message(), vec![info.into()])
                 .into_http();
         }
     };
     Status::from(error).into_http()
+}
+
+/// The reason of an error, and its variables with the id of the request.
+fn error_info(reason: &str, mut metadata: HashMap<String, String>) -> ErrorInfo {
+    if let Some(id) = call::request_id() {
+        // `REQUEST_ID_REUSED` names the id in the message.
+        metadata.entry("requestId".to_owned()).or_insert(id);
+    }
+    ErrorInfo::new(reason, DOMAIN, metadata)
 }
 
 /// The variables of an error's message. The keys are in lowerCamelCase (AIP-193).

@@ -10,9 +10,11 @@ use std::{
 use futures_util::{FutureExt as _, future::BoxFuture};
 use parking_lot::Mutex;
 use tokio::sync::watch;
-use tracing::Instrument as _;
 
-use crate::failpoints::{Failpoint, is_enabled};
+use crate::{
+    failpoints::{Failpoint, is_enabled},
+    telemetry::call,
+};
 
 /// Runs one execution at a time for a key. A caller joins the *next* one, which starts after it
 /// arrived, so that its result was read after the call. All callers that arrive while an execution runs
@@ -104,7 +106,7 @@ where
         }
         let (sender, receiver) = watch::channel(None);
         let flight = Flight {
-            run: run(!running.contains_key(&key)).in_current_span().boxed(),
+            run: call::continue_in(run(!running.contains_key(&key))).boxed(),
             result: sender,
         };
         match running.entry(key) {

@@ -77,7 +77,6 @@ use uuid::Uuid;
 
 use crate::model::Epoch;
 
-pub(crate) use self::stats::Counter;
 pub use self::{
     flight::{NextFlight, Panicked, Shared},
     key::Key,
@@ -226,6 +225,38 @@ pub enum CacheError {
 }
 
 impl CacheError {
+    /// The names of the kinds of errors.
+    pub const KINDS: [&str; 11] = [
+        "no_lease",
+        "suspended",
+        "epoch_changed",
+        "disconnected",
+        "timeout",
+        "queue_full",
+        "shutting_down",
+        "busy",
+        "wrong_server",
+        "refused",
+        "settings_differ",
+    ];
+
+    /// The index of the kind in [`KINDS`](Self::KINDS).
+    fn kind(&self) -> usize {
+        match self {
+            Self::NoLease => 0,
+            Self::Suspended => 1,
+            Self::EpochChanged => 2,
+            Self::Disconnected => 3,
+            Self::Timeout => 4,
+            Self::QueueFull => 5,
+            Self::ShuttingDown => 6,
+            Self::Busy(_) => 7,
+            Self::WrongServer(_) => 8,
+            Self::Refused(_) => 9,
+            Self::SettingsDiffer(_) => 10,
+        }
+    }
+
     /// Whether trying again doesn't help, because the cache server or the database has said so.
     pub fn is_certain(&self) -> bool {
         matches!(
@@ -301,6 +332,6 @@ pub trait Cache: Send + Sync + 'static {
     /// The state of a tag and a key, for display.
     async fn explain(&self, tag: &Tag, key: &Key) -> Result<Explanation, CacheError>;
 
-    /// The counts since the start.
+    /// The state, and the counts since the start.
     fn stats(&self) -> Stats;
 }

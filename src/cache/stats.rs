@@ -1,10 +1,15 @@
 //! Counts of a cache.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use super::CacheError;
+use crate::telemetry::Counter;
 
-/// Counts since the start, and the size of the entries in the process.
+/// The state of a cache, its counts since the start, and the size of the entries in the process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Stats {
+    /// Whether responses are served from the cache.
+    pub active: bool,
+    /// The epoch of the shared cache; 0 without one.
+    pub epoch: u64,
     /// Responses stored.
     pub fills: u64,
     /// Responses not stored, because their tag's version had changed or because they don't fit.
@@ -13,6 +18,8 @@ pub struct Stats {
     pub invalidations: u64,
     /// Steps that failed.
     pub errors: u64,
+    /// Steps that failed, by the kind of their errors: [`CacheError::KINDS`].
+    pub errors_by_kind: [u64; CacheError::KINDS.len()],
     /// Round trips to the cache server.
     pub round_trips: u64,
     /// Entries in the process.
@@ -21,28 +28,21 @@ pub struct Stats {
     pub local_bytes: u64,
 }
 
+impl Stats {
+    /// The number of steps that failed by the kind of their errors.
+    pub fn errors(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        CacheError::KINDS.into_iter().zip(self.errors_by_kind)
+    }
+}
+
 /// The running counts behind [`Stats`].
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) fills: Counter,
     pub(super) rejected_fills: Counter,
     pub(super) invalidations: Counter,
-    pub(super) errors: Counter,
+    errors: [Counter; CacheError::KINDS.len()],
     pub(super) round_trips: Counter,
-}
-
-/// A monotonic count.
-#[derive(Debug, Default)]
-pub(crate) struct Counter(AtomicU64);
-
-impl Counter {
-    pub(crate) fn add(&self, count: usize) {
-        self.0.fetch_add(count as u64, Ordering::Relaxed);
-    }
-
-    pub(crate) fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
 }
 
 impl Counters {
@@ -54,15 +54,23 @@ impl Counters {
         }
     }
 
+    pub(super) fn failed(&self, error: &CacheError) {
+        self.errors[error.kind()].add(1);
+    }
+
+    /// The counts, without the state.
     pub(super) fn snapshot(&self, (local_entries, local_bytes): (u64, u64)) -> Stats {
+        let errors_by_kind = self.errors.each_ref().map(Counter::get);
         Stats {
             fills: self.fills.get(),
             rejected_fills: self.rejected_fills.get(),
             invalidations: self.invalidations.get(),
-            errors: self.errors.get(),
+            errors: errors_by_kind.iter().sum(),
+            errors_by_kind,
             round_trips: self.round_trips.get(),
             local_entries,
             local_bytes,
+            ..Stats::default()
         }
     }
 }

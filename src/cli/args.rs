@@ -5,8 +5,8 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 use clap::{Args, ValueEnum, value_parser};
 use location_service::{
     config::{
-        AuthConfig, CacheConfig, ClientCertificate, DatabaseConfig, DatabaseUrl, KeyFile,
-        LogConfig, LogFormat, MAX_CACHE_TTL_SECS, MAX_DATABASE_CONNECTIONS,
+        AccessLog, AuthConfig, CacheConfig, ClientCertificate, DatabaseConfig, DatabaseUrl,
+        KeyFile, LogConfig, LogFormat, MAX_CACHE_TTL_SECS, MAX_DATABASE_CONNECTIONS,
         MAX_SHUTDOWN_GRACE_SECS, RedisConfig, ServeConfig, ServerConfig, TlsFiles,
     },
     store,
@@ -56,6 +56,11 @@ pub struct ServeArgs {
     #[arg(default_value = "127.0.0.1:50051", value_parser = socket_address)]
     #[arg(help_heading = "Server")]
     listen: SocketAddr,
+
+    /// Address of metrics and probes: /metrics for Prometheus, /livez and /readyz; without a token
+    #[arg(long, value_name = "IP:PORT", env = "LOCATION_SERVICE_METRICS_LISTEN")]
+    #[arg(value_parser = socket_address, help_heading = "Server")]
+    metrics_listen: Option<SocketAddr>,
 
     /// Maximum number of open connections; half of them for one address [default: 8192, or 96 fewer
     /// than the hard limit of file descriptors]
@@ -174,6 +179,11 @@ pub struct ServeArgs {
     #[command(flatten)]
     claims: ClaimArgs,
 
+    /// Calls to log, one line each
+    #[arg(long, value_name = "CALLS", env = "LOCATION_SERVICE_ACCESS_LOG")]
+    #[arg(default_value = "errors", help_heading = "Logging")]
+    access_log: Access,
+
     #[command(flatten)]
     log: LogArgs,
 }
@@ -243,6 +253,16 @@ enum Migrate {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum Access {
+    /// None
+    Off,
+    /// Those that failed in the service, or that it refused
+    Errors,
+    /// All
+    All,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum Format {
     /// For people
     Text,
@@ -298,9 +318,15 @@ impl ServeArgs {
         Ok(ServeConfig {
             server: ServerConfig {
                 listen: self.listen,
+                metrics_listen: self.metrics_listen,
                 max_connections: self.max_connections,
                 max_calls_per_caller: self.max_calls_per_caller,
                 shutdown_grace: self.shutdown_grace_secs,
+                access_log: match self.access_log {
+                    Access::Off => AccessLog::Off,
+                    Access::Errors => AccessLog::Errors,
+                    Access::All => AccessLog::All,
+                },
             },
             database: DatabaseConfig {
                 url: self.database.database_url,

@@ -1,6 +1,6 @@
 //! `location-service serve`.
 
-use std::{error::Error as StdError, io};
+use std::{error::Error as StdError, io, net::SocketAddr};
 
 use location_service::{app::App, config::ServeConfig, telemetry};
 use tokio::{
@@ -20,25 +20,38 @@ pub async fn serve(config: ServeConfig) -> Result<(), Error> {
              Set --jwt-secret-file, --jwt-public-key-file or --jwks-file",
         );
     }
-    let listen = config.server.listen;
-    let bind = async {
-        let listener = TcpListener::bind(listen).await?;
-        let address = listener.local_addr()?;
-        Ok((listener, address))
+    let (listener, address) = bind(config.server.listen).await?;
+    let metrics = match config.server.metrics_listen {
+        Some(address) => Some(bind(address).await?),
+        None => None,
     };
-    let (listener, address) = bind.await.map_err(|error| Error::Listen(listen, error))?;
-    let app = tokio::select! {
+    let mut app = tokio::select! {
         app = App::build(&config) => app.map_err(Error::Start)?,
         () = &mut stop => return Ok(()),
     };
     tracing::info!(server.address = %address, "listening");
-    if let Err(error) = print(format!("listening on http://{address}\n").as_bytes()) {
+    let mut lines = format!("listening on http://{address}\n");
+    if let Some((listener, address)) = metrics {
+        app = app.with_metrics(listener);
+        tracing::info!(metrics.address = %address, "serving metrics");
+        lines += &format!("metrics on http://{address}/metrics\n");
+    }
+    if let Err(error) = print(lines.as_bytes()) {
         tracing::warn!(
             error = &error as &dyn StdError,
             "cannot print the address to stdout"
         );
     }
     app.serve(listener, stop).await.map_err(Error::Serve)
+}
+
+async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let bind = async {
+        let listener = TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    bind.await.map_err(|error| Error::Listen(address, error))
 }
 
 /// Resolves at the first SIGTERM or SIGINT. From the call on, neither ends the process by itself; a

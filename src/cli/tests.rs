@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ffi::OsString, fs, path::PathBuf, time::Duratio
 
 use clap::{Args as _, CommandFactory as _};
 use location_service::{
-    config::{DatabaseUrl, KeyFile, LogFormat, ServeConfig},
+    config::{AccessLog, DatabaseUrl, KeyFile, LogFormat, ServeConfig},
     store::Migrate,
 };
 use tempfile::TempDir;
@@ -74,6 +74,8 @@ fn defaults_need_no_setting() {
     assert_eq!(config.cache.max_bytes, 64 * 1024 * 1024);
     assert_eq!(config.auth.keys, None);
     assert_eq!(config.server.shutdown_grace, Duration::from_secs(10));
+    assert_eq!(config.server.metrics_listen, None);
+    assert_eq!(config.server.access_log, AccessLog::Errors);
     assert_eq!(config.log.format, LogFormat::Text);
     assert_eq!(config.log.filter.to_string(), "info");
 }
@@ -169,6 +171,7 @@ fn values_by_flag(files: &Files) -> BTreeMap<&'static str, String> {
     let database = files.0.path().join("x.db");
     [
         ("listen", "127.0.0.1:1".to_owned()),
+        ("metrics-listen", "127.0.0.1:2".to_owned()),
         ("max-connections", "4".to_owned()),
         ("max-calls-per-caller", "5".to_owned()),
         ("shutdown-grace-secs", "0".to_owned()),
@@ -187,6 +190,7 @@ fn values_by_flag(files: &Files) -> BTreeMap<&'static str, String> {
         ("jwks-file", files.write("jwks", "{}")),
         ("jwt-issuer", "i".to_owned()),
         ("jwt-audience", "a".to_owned()),
+        ("access-log", "all".to_owned()),
         ("log-format", "json".to_owned()),
         ("log-filter", "warn,location_service=debug".to_owned()),
     ]

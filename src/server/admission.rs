@@ -35,6 +35,7 @@ use crate::{
     api::{MAX_REQUEST_BYTES, fast_path::Incoming},
     auth::Authenticator,
     error::{Error, Result},
+    telemetry::call::{self, Call},
 };
 
 /// API calls in progress, of all callers. Above the limits of the calls that use the database, so that
@@ -70,9 +71,9 @@ const MAX_PIECE_BYTES: usize = 64 << 10;
 pub struct Admission(Arc<Limits>);
 
 impl Admission {
-    /// Creates the layer, with limits of its own.
-    pub fn new(authenticator: Arc<Authenticator>) -> Self {
-        Self(Arc::new(Limits::new(authenticator)))
+    /// Creates the layer, with limits of its own. `name_callers` is for the log.
+    pub fn new(authenticator: Arc<Authenticator>, name_callers: bool) -> Self {
+        Self(Arc::new(Limits::new(authenticator, name_callers)))
     }
 }
 
@@ -214,6 +215,7 @@ impl Limit {
 
 struct Limits {
     authenticator: Arc<Authenticator>,
+    name_callers: bool,
     calls: Limit,
     request_kib: Limit,
     checks: Limit,
@@ -223,9 +225,10 @@ struct Limits {
 }
 
 impl Limits {
-    fn new(authenticator: Arc<Authenticator>) -> Self {
+    fn new(authenticator: Arc<Authenticator>, name_callers: bool) -> Self {
         Self {
             authenticator,
+            name_callers,
             calls: Limit::new("calls", MAX_CALLS),
             request_kib: Limit::new("KiB of requests", MAX_REQUEST_KIB),
             checks: Limit::new("health checks", MAX_CHECKS),
@@ -258,8 +261,12 @@ impl Limits {
         let response = match kind {
             Kind::Api => {
                 let caller = self.authenticator.authenticate(&head.headers)?;
+                if self.name_callers {
+                    call::set_subject(caller.subject.as_str());
+                }
                 let Message { frame, memory } =
                     receive(body, MAX_REQUEST_BYTES, &self.request_kib).await?;
+                call::set_request_bytes(frame.len());
                 let place = self.calls.take_one()?;
                 let response = run(head, Incoming::Call { caller, frame }).await;
                 drop((place, memory));
@@ -267,6 +274,7 @@ impl Limits {
             }
             Kind::HealthCheck | Kind::HealthWatch => {
                 let message = receive(body, MAX_NAME_BYTES, &self.health_request_kib).await?;
+                call::set_request_bytes(message.frame.len());
                 if kind == Kind::HealthWatch {
                     let permit = self.watches.take(1);
                     guard.permit = Some(permit.map_err(|_| Error::TooManyWatches(MAX_WATCHES))?);
@@ -277,6 +285,7 @@ impl Limits {
             Kind::Reflection => {
                 guard.permit = Some(self.reflections.take(1)?);
                 guard.expiry = Some(Box::pin(sleep(REFLECTION_LIFETIME)));
+                guard.of = call::part();
                 run(head, Incoming::Other(body)).await
             }
             Kind::Unknown => run(head, Incoming::Other(body)).await,
@@ -298,6 +307,8 @@ struct Guard {
     permit: Option<OwnedSemaphorePermit>,
     /// The end of the stream.
     expiry: Option<Pin<Box<Sleep>>>,
+    /// The call of a stream that ends.
+    of: Option<Call>,
 }
 
 /// The body of a response, which counts as a call of its connection, may count against a limit, and
@@ -363,7 +374,11 @@ where
         {
             self.guard.expiry = None;
             let mut trailers = HeaderMap::new();
-            let status = Status::from(Error::DeadlineExceeded(REFLECTION_LIFETIME));
+            let expire = || Status::from(Error::DeadlineExceeded(REFLECTION_LIFETIME));
+            let status = match self.guard.of.take() {
+                Some(call) => call.enter(expire),
+                None => expire(),
+            };
             return Poll::Ready(
                 status
                     .add_header(&mut trailers)

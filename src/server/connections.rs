@@ -105,6 +105,11 @@ impl Connections {
         self.max
     }
 
+    /// The number of open connections.
+    pub fn open(&self) -> usize {
+        self.open.lock().len()
+    }
+
     /// Adds a connection, and closes the longest idle one if there are too many. `None` if none is
     /// idle.
     pub fn add(self: &Arc<Self>, address: IpAddr) -> Option<Arc<Activity>> {
@@ -207,6 +212,11 @@ impl Connections {
 }
 
 impl Activity {
+    /// The address of the client, or of a proxy in front of it.
+    pub fn address(&self) -> IpAddr {
+        self.address
+    }
+
     /// Counts a unary call, until the guard is dropped.
     pub fn call(self: &Arc<Self>) -> CallGuard {
         self.touch();

@@ -3,6 +3,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::sync::watch;
 use tonic::server::NamedService;
 use tonic_health::{ServingStatus, server::HealthReporter};
 
@@ -20,19 +21,47 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// The time limit of a check.
 const CHECK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Sets the status of the server as a whole and of each service.
-pub async fn set(health: &HealthReporter, status: ServingStatus) {
-    for service in [
-        "",
-        LocationServiceServer::<LocationApi>::NAME,
-        CacheServiceServer::<CacheApi>::NAME,
-    ] {
-        health.set_service_status(service, status).await;
+/// The health of the server.
+#[derive(Clone)]
+pub struct Health {
+    reporter: HealthReporter,
+    serving: watch::Sender<bool>,
+}
+
+impl Health {
+    /// A server that isn't serving yet.
+    pub async fn new(reporter: HealthReporter) -> Self {
+        let (serving, _) = watch::channel(false);
+        let health = Self { reporter, serving };
+        health.set(false).await;
+        health
+    }
+
+    /// Whether the server is serving.
+    pub fn subscribe(&self) -> watch::Receiver<bool> {
+        self.serving.subscribe()
+    }
+
+    /// Sets the status of the server as a whole and of each service.
+    pub async fn set(&self, serving: bool) {
+        self.serving.send_replace(serving);
+        let status = if serving {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        for service in [
+            "",
+            LocationServiceServer::<LocationApi>::NAME,
+            CacheServiceServer::<CacheApi>::NAME,
+        ] {
+            self.reporter.set_service_status(service, status).await;
+        }
     }
 }
 
 /// Checks the database again and again, and reports each change.
-pub async fn watch(health: HealthReporter, store: Arc<dyn Store>) {
+pub async fn watch(health: Health, store: Arc<dyn Store>) {
     let mut reported = None;
     let mut ticks = tokio::time::interval(CHECK_INTERVAL);
     loop {
@@ -44,10 +73,9 @@ pub async fn watch(health: HealthReporter, store: Arc<dyn Store>) {
         }
         if healthy {
             tracing::info!("the database is reachable: serving");
-            set(&health, ServingStatus::Serving).await;
         } else {
             tracing::error!(?check, "the database check failed: not serving");
-            set(&health, ServingStatus::NotServing).await;
         }
+        health.set(healthy).await;
     }
 }

@@ -1,4 +1,4 @@
-//! Serving over TCP: connections, limits of calls, health, and a graceful shutdown.
+//! Serving over TCP: connections, limits of calls, health, metrics, and a graceful shutdown.
 
 mod admission;
 mod connection;
@@ -7,6 +7,8 @@ mod deadlines;
 mod encodings;
 mod health;
 mod listener;
+mod metrics;
+mod observe;
 mod protocol;
 mod purge;
 mod receive;
@@ -22,13 +24,15 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use tonic::codec::CompressionEncoding;
-use tonic_health::ServingStatus;
 use tower::util::MapRequestLayer;
 
 use self::{
     admission::{Admission, MAX_NAME_BYTES},
     connections::Connections,
     encodings::prefer_encoding,
+    health::Health,
+    metrics::{Metrics, MetricsPort},
+    observe::{Calls, Observe},
     purge::purge_loop,
 };
 use crate::{
@@ -42,6 +46,7 @@ use crate::{
     },
     service::Service,
     store::Store,
+    telemetry::AccessLog,
 };
 
 /// Concurrent calls of one connection.
@@ -73,6 +78,10 @@ pub struct Server {
     pub shared_cache: bool,
     /// The time for calls in flight to finish after a shutdown began.
     pub shutdown_grace: Duration,
+    /// The calls that are logged.
+    pub access_log: AccessLog,
+    /// The port of metrics and probes.
+    pub metrics: Option<TcpListener>,
 }
 
 /// Sets a service's message limit, and the encodings that it reports. `FastPath` compresses and
@@ -95,13 +104,23 @@ impl Server {
         shutdown: impl Future<Output = ()> + Send,
     ) -> Result<(), ServeError> {
         let (health, health_service) = tonic_health::server::health_reporter();
-        health::set(&health, ServingStatus::NotServing).await;
+        let health = Health::new(health).await;
         let watch_health = spawn(health::watch(health.clone(), Arc::clone(&self.store)));
         let _purge = spawn(purge_loop(Arc::clone(&self.store)));
 
         let connections = Connections::new(self.max_connections);
         let _sweep = spawn(Arc::clone(&connections).sweep_loop());
-        let admission = Admission::new(Arc::clone(&self.authenticator));
+        let calls = Arc::new(Calls::new());
+        let metrics = self.metrics.map(|listener| {
+            let metrics = Metrics {
+                calls: Arc::clone(&calls),
+                connections: Arc::clone(&connections),
+                service: self.service.clone(),
+            };
+            MetricsPort::open(listener, metrics, health.subscribe())
+        });
+        let is_logged = self.access_log != AccessLog::Off;
+        let admission = Admission::new(Arc::clone(&self.authenticator), is_logged);
         let api = LocationApi::new(self.service.clone());
         let fast_path = FastPath::new(api.clone());
         let locations = configure!(LocationServiceServer::new(api));
@@ -121,6 +140,7 @@ impl Server {
             .http2_keepalive_interval(Some(KEEPALIVE))
             // Short deadlines reset many streams before a busy server has accepted them.
             .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS_PER_CONNECTION as usize))
+            .layer(Observe::new(calls, self.access_log))
             .layer(admission)
             .layer(MapRequestLayer::new(prefer_encoding::<Incoming>))
             .layer(fast_path)
@@ -137,7 +157,7 @@ impl Server {
         };
 
         drop(watch_health);
-        health::set(&health, ServingStatus::NotServing).await;
+        health.set(false).await;
         let grace = Instant::now() + self.shutdown_grace;
         if outcome.is_none() {
             tracing::info!("stopping: calls in flight have {:?}", self.shutdown_grace);
@@ -150,6 +170,9 @@ impl Server {
         }
         if timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
             tracing::warn!("the database connections didn't close within {CLOSE_TIMEOUT:?}");
+        }
+        if let Some(metrics) = metrics {
+            metrics.close().await;
         }
         Ok(outcome.unwrap_or(Ok(()))?)
     }

@@ -1,8 +1,8 @@
 //! Inspecting and invalidating the cache.
 
-use super::{Service, read::ReadStats};
+use super::{Service, stats::Stats};
 use crate::{
-    cache::{Explanation, Key, Stats, Tag},
+    cache::{Explanation, Key, Tag},
     error::{Error, Result},
     model::{ListQuery, Principal},
     proto::location::v1,
@@ -65,8 +65,8 @@ impl CacheAdmin<'_> {
         })
     }
 
-    /// Returns the counters of the cache and of the cached reads.
-    pub fn stats(&self) -> (Stats, ReadStats) {
-        (self.0.cache.stats(), self.0.counters.snapshot())
+    /// Returns the counts of the service.
+    pub fn stats(&self) -> Stats {
+        self.0.stats()
     }
 }

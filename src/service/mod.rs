@@ -8,6 +8,7 @@
 //! | `apply` | the statements of a write within its transaction |
 //! | `shares` | fair shares of the database among callers |
 //! | `admin` | inspecting and invalidating the cache |
+//! | `stats` | counts for metrics and statistics |
 //! | `error` | errors of the layers below → errors of the domain |
 
 mod admin;
@@ -16,6 +17,7 @@ mod call;
 mod error;
 mod read;
 mod shares;
+mod stats;
 mod write;
 
 use std::sync::Arc;
@@ -25,10 +27,11 @@ use tokio_util::task::TaskTracker;
 pub use self::{
     admin::{CacheAdmin, ListExplanation},
     call::{Creation, Deletion, Edit, Edited, Generated, Update, Write, WriteCall, Written},
-    read::{CacheMode, CachedResponse, FwdReason, ReadStats, Source},
+    read::{CacheMode, CachedResponse, FwdReason, Source},
     shares::Concurrency,
+    stats::{ReadMethod, ReadStats, Stats},
 };
-use self::{read::ReadCounters, shares::Shares};
+use self::{shares::Shares, stats::ReadCounters};
 use crate::{
     cache::{Cache, Key, NextFlight},
     coordination::Coordinator,

@@ -4,9 +4,9 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{Service, shares::Kind};
+use super::{Service, shares::Kind, stats::ReadMethod};
 use crate::{
-    cache::{Counter, Encoding, Key, Lookup, Tag, Tier},
+    cache::{Encoding, Key, Lookup, Tag, Tier},
     error::{Culprits, Error, Result},
     failpoints::{Failpoint, is_enabled},
     model::{Cursor, ListQuery, Location, LocationId, OwnerId, Predicate, Principal, ReportQuery},
@@ -71,54 +71,6 @@ pub enum FwdReason {
     Unavailable,
 }
 
-/// The number of cached reads since the start by result. Each read is counted once.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ReadStats {
-    /// Hits in the process.
-    pub local_hits: u64,
-    /// Hits in Redis.
-    pub redis_hits: u64,
-    /// Reads of the database because the cache had no current entry, and failed reads.
-    pub misses: u64,
-    /// Reads of the database because a write was in flight, the caller requested it, or the cache
-    /// was unavailable.
-    pub bypasses: u64,
-}
-
-/// The running counts behind [`ReadStats`].
-#[derive(Debug, Default)]
-pub(super) struct ReadCounters {
-    local_hits: Counter,
-    redis_hits: Counter,
-    misses: Counter,
-    bypasses: Counter,
-}
-
-impl ReadCounters {
-    fn count(&self, read: &Result<CachedResponse>) {
-        let counter = match read.as_ref().map(|response| response.source) {
-            Ok(Source::Cache(Tier::Local)) => &self.local_hits,
-            Ok(Source::Cache(Tier::Redis)) => &self.redis_hits,
-            Err(_)
-            | Ok(Source::Database {
-                reason: FwdReason::Miss,
-                ..
-            }) => &self.misses,
-            Ok(Source::Database { .. }) => &self.bypasses,
-        };
-        counter.add(1);
-    }
-
-    pub(super) fn snapshot(&self) -> ReadStats {
-        ReadStats {
-            local_hits: self.local_hits.get(),
-            redis_hits: self.redis_hits.get(),
-            misses: self.misses.get(),
-            bypasses: self.bypasses.get(),
-        }
-    }
-}
-
 /// Where the response to a canonical request is cached.
 pub(super) struct Entry {
     pub key: Key,
@@ -152,7 +104,7 @@ impl Service {
         let plan = self.plan_list(caller, &mut query, page_token)?;
         let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
         let PagePlan { request, after, .. } = plan;
-        self.read_through(caller, plan.entry, mode, async move {
+        self.read_through(ReadMethod::List, caller, plan.entry, mode, async move {
             let page = store.list(&query, after.as_ref()).await?;
             let next = page.next.map(|end| page_tokens.encode(&request, &end));
             Frame::encode(&v1::ListLocationsResponse::new(
@@ -187,7 +139,7 @@ impl Service {
         let plan = self.plan(request, &query.predicate, page_token, ())?;
         let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
         let PagePlan { request, after, .. } = plan;
-        self.read_through(caller, plan.entry, mode, async move {
+        self.read_through(ReadMethod::Reports, caller, plan.entry, mode, async move {
             let page = store.reports(&query, after.as_ref()).await?;
             let next = page.next.map(|end| page_tokens.encode(&request, &end));
             Frame::encode(&v1::ListLocationReportsResponse::new(page.items, next))
@@ -222,7 +174,7 @@ impl Service {
         let request = v1::GetLocationRequest::from(id);
         let entry = Entry::new(&request, caller.scope(), Tag::of_location(id));
         let (store, owner) = (Arc::clone(&self.store), caller.scope().cloned());
-        self.read_through(caller, entry, mode, async move {
+        self.read_through(ReadMethod::Get, caller, entry, mode, async move {
             let found = store.get(&[id], owner.as_ref()).await?;
             let location = found
                 .into_iter()
@@ -272,13 +224,14 @@ impl Service {
     /// stores it.
     async fn read_through(
         &self,
+        method: ReadMethod,
         caller: &Principal,
         entry: Entry,
         mode: CacheMode,
         load: impl Future<Output = Result<Frame>> + Send + 'static,
     ) -> Result<CachedResponse> {
         let response = self.look_up_or_load(caller, entry, mode, load).await;
-        self.counters.count(&response);
+        self.counters.count(method, &response);
         response
     }
 

@@ -297,6 +297,13 @@ impl Shares {
         waiting.place().await
     }
 
+    /// The number of calls that wait for their turn.
+    pub(super) fn waiting(&self) -> usize {
+        let state = self.state.lock();
+        let callers = state.lanes.iter().flat_map(|lane| lane.callers.values());
+        callers.map(|caller| caller.waiting.len()).sum()
+    }
+
     /// Records the result of a call, which shows whether the database is available.
     pub(super) fn record<T>(&self, result: &Result<T>) {
         match result {

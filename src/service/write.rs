@@ -7,7 +7,6 @@ use std::{collections::BTreeSet, sync::Arc, time::Duration};
 use futures_util::future::OptionFuture;
 use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::Instrument as _;
 
 use super::{
     Service,
@@ -22,6 +21,7 @@ use crate::{
     failpoints::{Failpoint, is_enabled},
     model::{Epoch, Image, LocationId, NewLocation, Principal},
     store::{Store, StoreError, Transaction},
+    telemetry::call,
 };
 
 /// Maximum time from the start of a write to its commit. Well under
@@ -88,7 +88,7 @@ impl Service {
             written
         };
         self.writes
-            .spawn(run.in_current_span())
+            .spawn(call::continue_in(run))
             .await
             .map_err(Error::internal)?
     }
@@ -214,7 +214,7 @@ impl Writer {
             let committed = writer.commit(transaction, closed, &tags, write, epoch);
             committed.await
         };
-        let commit = self.tasks.spawn(commit.in_current_span());
+        let commit = self.tasks.spawn(call::continue_in(commit));
         let committed = if self.coordinator.is_some() {
             commit.await
         } else {

@@ -18,7 +18,7 @@ use tokio::time::timeout;
 use uuid::Uuid;
 
 use super::{
-    StoreError, StoreResult,
+    PoolStats, StoreError, StoreResult,
     identity::{TrustedServer, Untrusted},
 };
 use crate::{
@@ -114,6 +114,11 @@ impl EpochTable {
             trusted,
             settings,
         }
+    }
+
+    /// The connections to the row.
+    pub fn stats(&self) -> PoolStats {
+        PoolStats::of("epoch", &self.pool)
     }
 
     /// Reads the row. Begins a new epoch first if the row was written by another database. From then on

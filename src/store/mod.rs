@@ -7,12 +7,14 @@ pub mod postgres;
 mod schema;
 mod sql;
 pub mod sqlite;
+mod stats;
 mod wal;
 
 pub use self::{
     epoch::{EpochRow, EpochTable},
     error::{OpenError, StoreError, StoreResult},
     schema::{MigrationState, MigrationStatus, SchemaStatus},
+    stats::{Operations, PoolStats, StoreStats},
 };
 
 use std::time::Duration;
@@ -98,6 +100,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// Closes the database after the operations in progress.
     async fn close(&self);
+
+    /// The state of the connections, and the durations of the operations.
+    fn stats(&self) -> StoreStats;
 }
 
 /// A write in progress. The rows that it has read or written are locked until it ends.

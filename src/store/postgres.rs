@@ -117,6 +117,7 @@ impl Database {
             read_pool: shared.clone(),
             write_pool: shared,
             ping_pool: self.pool(1),
+            operations: Arc::default(),
             file: None,
             wal: None,
         }))

@@ -134,6 +134,7 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         read_pool,
         write_pool,
         ping_pool: pool().max_connections(1).connect_lazy_with(options),
+        operations: Arc::default(),
         file: Some(file),
         wal: Some(wal),
     }))

@@ -17,7 +17,7 @@ use location_service::{
         Cursor, Epoch, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
         ReportCursor, ReportQuery,
     },
-    store::{IdempotencyRecord, Store, StoreError, StoreResult, Transaction},
+    store::{IdempotencyRecord, Store, StoreError, StoreResult, StoreStats, Transaction},
 };
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -178,6 +178,10 @@ impl Store for GatedStore {
 
     async fn close(&self) {
         self.inner.close().await;
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.inner.stats()
     }
 }
 

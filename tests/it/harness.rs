@@ -2,6 +2,7 @@
 
 use std::{
     future::Future,
+    net::SocketAddr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -14,8 +15,8 @@ use location_service::{
     auth::NewToken,
     cache::Cache,
     config::{
-        AuthConfig, CacheConfig, DatabaseConfig, DatabaseUrl, KeyFile, LogConfig, LogFormat,
-        RedisConfig, ServeConfig, ServerConfig,
+        AccessLog, AuthConfig, CacheConfig, DatabaseConfig, DatabaseUrl, KeyFile, LogConfig,
+        LogFormat, RedisConfig, ServeConfig, ServerConfig,
     },
     model::OwnerId,
     proto::location::v1::{
@@ -56,6 +57,8 @@ pub struct TestApp {
     pub config: ServeConfig,
     pub channel: Channel,
     pub url: String,
+    /// The port of metrics, if the configuration has one.
+    pub metrics: Option<SocketAddr>,
     stop: Option<oneshot::Sender<()>>,
     server: JoinHandle<()>,
     /// Dropped last.
@@ -128,7 +131,13 @@ impl TestApp {
         Self::spawn_config(self.config.clone(), Arc::clone(&self.dir), wrap).await
     }
 
-    async fn serve(app: App, config: ServeConfig, dir: Arc<TempDir>) -> Self {
+    async fn serve(mut app: App, config: ServeConfig, dir: Arc<TempDir>) -> Self {
+        let mut metrics = None;
+        if let Some(address) = config.server.metrics_listen {
+            let listener = TcpListener::bind(address).await.expect("a free port");
+            metrics = Some(listener.local_addr().expect("bound"));
+            app = app.with_metrics(listener);
+        }
         let listener = TcpListener::bind(config.server.listen)
             .await
             .expect("a free port");
@@ -145,6 +154,7 @@ impl TestApp {
             config,
             channel: connect(&url).await,
             url,
+            metrics,
             stop: Some(stop),
             server,
             dir,
@@ -244,10 +254,12 @@ pub fn config(dir: &TempDir) -> ServeConfig {
     ServeConfig {
         server: ServerConfig {
             listen: "127.0.0.1:0".parse().expect("an address"),
+            metrics_listen: None,
             max_connections: None,
             // Races of one caller need all of the few connections.
             max_calls_per_caller: Some(64),
             shutdown_grace: Duration::from_secs(5),
+            access_log: AccessLog::Off,
         },
         database: DatabaseConfig {
             url: DatabaseUrl::Sqlite(dir.path().join("locations.db")),

@@ -52,13 +52,8 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "config",
-        modules: &["cache", "store"],
-        crates: &["tracing_subscriber"],
-    },
-    Module {
-        name: "telemetry",
-        modules: &["config"],
-        crates: &["tracing_subscriber"],
+        modules: &["cache", "store", "telemetry"],
+        crates: &[],
     },
     Module {
         name: "app",
@@ -69,8 +64,12 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "server",
-        modules: &["api", "auth", "error", "model", "proto", "service", "store"],
-        crates: &["http", "http_body", "http_body_util", "rustix", "tonic", "tonic_health", "tonic_reflection", "tonic_types", "tower"],
+        modules: &["api", "auth", "error", "model", "proto", "service", "store", "telemetry"],
+        crates: &[
+            "http", "http_body", "http_body_util", "hyper", "hyper_util", "pin_project_lite",
+            "prometheus", "prost_reflect", "rustix", "tonic", "tonic_health", "tonic_reflection",
+            "tonic_types", "tower",
+        ],
     },
     Module {
         name: "auth",
@@ -81,7 +80,7 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "api",
-        modules: &["cache", "error", "model", "proto", "service"],
+        modules: &["cache", "error", "model", "proto", "service", "telemetry"],
         crates: &[
             "blake3", "flate2", "http", "http_body", "http_body_util", "prost", "prost_reflect",
             "prost_types", "tonic", "tonic_prost", "tonic_types", "tower", "zstd",
@@ -91,6 +90,7 @@ const MODULES: &[Module] = &[
         name: "service",
         modules: &[
             "cache", "coordination", "error", "failpoints", "model", "page_token", "proto", "store",
+            "telemetry",
         ],
         crates: &[],
     },
@@ -101,12 +101,12 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "cache",
-        modules: &["failpoints", "model", "proto"],
+        modules: &["failpoints", "model", "proto", "telemetry"],
         crates: &["blake3", "fred", "percent_encoding", "prost", "quick_cache", "rand", "rustls", "rustls_native_certs"],
     },
     Module {
         name: "store",
-        modules: &["error", "failpoints", "model"],
+        modules: &["error", "failpoints", "model", "telemetry"],
         crates: &["serde", "serde_json", "sqlx"],
     },
     Module {
@@ -133,6 +133,11 @@ const MODULES: &[Module] = &[
         name: "failpoints",
         modules: &[],
         crates: &[],
+    },
+    Module {
+        name: "telemetry",
+        modules: &[],
+        crates: &["http", "serde_json", "tracing_subscriber"],
     },
 ];
 

@@ -46,6 +46,7 @@ mod harness;
 mod hostile;
 mod layers;
 mod migrations;
+mod observe;
 mod postgres;
 mod process;
 mod proxy;

@@ -194,7 +194,10 @@ impl Cache for MemoryCache {
     }
 
     fn stats(&self) -> Stats {
-        self.0.counters.snapshot(self.0.entries.size())
+        Stats {
+            active: true,
+            ..self.0.counters.snapshot(self.0.entries.size())
+        }
     }
 }
 

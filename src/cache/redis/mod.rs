@@ -252,8 +252,8 @@ impl RedisCache {
     }
 
     fn counted<T>(&self, result: Result<T, CacheError>) -> Result<T, CacheError> {
-        if result.is_err() {
-            self.counters.errors.add(1);
+        if let Err(error) = &result {
+            self.counters.failed(error);
         }
         result
     }
@@ -357,7 +357,14 @@ impl Cache for RedisCache {
     }
 
     fn stats(&self) -> Stats {
-        self.counters.snapshot(self.local.size())
+        Stats {
+            active: self.lease.current().is_ok(),
+            epoch: self
+                .lease
+                .last_known()
+                .map_or(0, |state| state.epoch.0.unsigned_abs()),
+            ..self.counters.snapshot(self.local.size())
+        }
     }
 }
 

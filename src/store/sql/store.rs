@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        QUERY_TIMEOUT, Store, StoreError, StoreResult, Transaction, sqlite::OpenFile, wal::Wal,
+        Operations, PoolStats, QUERY_TIMEOUT, Store, StoreError, StoreResult, StoreStats,
+        Transaction, sqlite::OpenFile, stats::Operation, wal::Wal,
     },
     Dialect,
     connection::ConnectionGuard,
@@ -31,6 +32,7 @@ pub(in crate::store) struct SqlStore<DB: Database> {
     pub(in crate::store) write_pool: Pool<DB>,
     /// One connection for [`Store::ping`], which mustn't wait for calls.
     pub(in crate::store) ping_pool: Pool<DB>,
+    pub(in crate::store) operations: Arc<Operations>,
     /// SQLite's file.
     pub(in crate::store) file: Option<OpenFile>,
     /// SQLite's write-ahead log.
@@ -219,6 +221,7 @@ where
         query: &ListQuery,
         after: Option<&Cursor>,
     ) -> StoreResult<Page<Location, Cursor>> {
+        let _timer = self.operations.time(Operation::List);
         if query.text.is_empty() {
             self.read(|| self.read_list(query, after)).await
         } else {
@@ -229,6 +232,7 @@ where
     }
 
     async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> StoreResult<Vec<Location>> {
+        let _timer = self.operations.time(Operation::Get);
         let mut reader = self.reader().await?;
         let rows: Vec<LocationRow> = match reader.rows(&mut get_statement(ids, owner)).await {
             Err(StoreError::Conflict(_)) => reader.rows(&mut get_statement(ids, owner)).await?,
@@ -242,14 +246,19 @@ where
         query: &ReportQuery,
         after: Option<&ReportCursor>,
     ) -> StoreResult<Page<Report, ReportCursor>> {
+        let _timer = self.operations.time(Operation::Reports);
         self.read(|| self.read_reports(query, after)).await
     }
 
     async fn begin(&self) -> StoreResult<Box<dyn Transaction>> {
+        let _timer = self.operations.time(Operation::Begin);
         let mut writer = self.writer().await?;
         writer.in_transaction = true;
         writer.run(DB::BEGIN).await?;
-        Ok(Box::new(SqlTransaction(writer)))
+        Ok(Box::new(SqlTransaction {
+            connection: writer,
+            operations: Arc::clone(&self.operations),
+        }))
     }
 
     async fn delete_previous_images(
@@ -257,6 +266,7 @@ where
         ids: &[LocationId],
         recorded: Micros,
     ) -> StoreResult<()> {
+        let _timer = self.operations.time(Operation::PreviousImages);
         let mut statement = QueryBuilder::new("DELETE FROM former_images WHERE noted_time = ");
         statement
             .value(Value::Int(recorded.0))
@@ -266,6 +276,7 @@ where
     }
 
     async fn purge_expired(&self, age: Duration) -> StoreResult<()> {
+        let _timer = self.operations.time(Operation::Purge);
         let age = i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
         for (table, key, time) in [
             ("create_requests", "caller, request_id", "create_time"),
@@ -302,6 +313,7 @@ where
     }
 
     async fn ping(&self) -> StoreResult<()> {
+        let _timer = self.operations.time(Operation::Ping);
         self.check_file()?;
         let mut statement = QueryBuilder::new("SELECT id FROM locations LIMIT 1");
         let mut connection = ConnectionGuard::acquire(&self.ping_pool).await?;
@@ -315,6 +327,20 @@ where
         self.write_pool.close().await;
         if let Some(file) = &self.file {
             file.unlock();
+        }
+    }
+
+    fn stats(&self) -> StoreStats {
+        let mut pools = vec![PoolStats::of("ping", &self.ping_pool)];
+        if self.file.is_some() {
+            pools.push(PoolStats::of("reads", &self.read_pool));
+            pools.push(PoolStats::of("writes", &self.write_pool));
+        } else {
+            pools.push(PoolStats::of("calls", &self.read_pool));
+        }
+        StoreStats {
+            pools,
+            operations: Arc::clone(&self.operations),
         }
     }
 }

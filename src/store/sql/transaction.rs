@@ -1,13 +1,15 @@
 //! [`Transaction`] over a connection.
 
-use std::collections::HashSet;
+use std::{collections::HashSet, sync::Arc};
 
 use async_trait::async_trait;
 use sqlx::{Executor, FromRow, IntoArguments, QueryBuilder};
 use uuid::Uuid;
 
 use super::{
-    super::{IdempotencyRecord, StoreError, StoreResult, Transaction},
+    super::{
+        IdempotencyRecord, Operations, StoreError, StoreResult, Transaction, stats::Operation,
+    },
     Dialect,
     connection::{ConnectionGuard, TIMEOUT},
     query::{StatementExt as _, Value},
@@ -34,7 +36,10 @@ fn insert_statement<DB: Dialect>(locations: &[Location]) -> QueryBuilder<DB> {
 }
 
 /// A connection on which a transaction has begun.
-pub(super) struct SqlTransaction<DB: Dialect>(pub(super) ConnectionGuard<DB>);
+pub(super) struct SqlTransaction<DB: Dialect> {
+    pub(super) connection: ConnectionGuard<DB>,
+    pub(super) operations: Arc<Operations>,
+}
 
 #[async_trait]
 impl<DB: Dialect> Transaction for SqlTransaction<DB>
@@ -48,6 +53,7 @@ where
     (i64,): for<'r> FromRow<'r, DB::Row>,
 {
     async fn lock(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Location>> {
+        let _timer = self.operations.time(Operation::Lock);
         let mut statement = QueryBuilder::new("SELECT ");
         statement
             .read_columns()
@@ -56,14 +62,15 @@ where
             // In one order, so that two batches don't wait for each other.
             .push(" ORDER BY id")
             .push(DB::FOR_UPDATE);
-        let rows: Vec<LocationRow> = self.0.rows(&mut statement).await?;
+        let rows: Vec<LocationRow> = self.connection.rows(&mut statement).await?;
         Ok(rows.into_iter().map(|row| row.location).collect())
     }
 
     async fn insert(&mut self, locations: &[Location]) -> StoreResult<()> {
+        let _timer = self.operations.time(Operation::Insert);
         let mut statement = insert_statement::<DB>(locations);
         statement.push(" ON CONFLICT (id) DO NOTHING RETURNING id");
-        let rows: Vec<(Uuid,)> = self.0.rows(&mut statement).await?;
+        let rows: Vec<(Uuid,)> = self.connection.rows(&mut statement).await?;
         if rows.len() == locations.len() {
             return Ok(());
         }
@@ -80,6 +87,7 @@ where
     }
 
     async fn update(&mut self, locations: &[Location]) -> StoreResult<()> {
+        let _timer = self.operations.time(Operation::Update);
         // All of them exist: one statement replaces any number.
         let mut statement = insert_statement::<DB>(locations);
         statement.push(" ON CONFLICT (id) DO UPDATE SET ");
@@ -87,25 +95,28 @@ where
             let separator = if index == 0 { "" } else { ", " };
             statement.push(format_args!("{separator}{name} = excluded.{name}"));
         }
-        self.0.execute(&mut statement).await
+        self.connection.execute(&mut statement).await
     }
 
     async fn delete(&mut self, ids: &[LocationId]) -> StoreResult<()> {
+        let _timer = self.operations.time(Operation::Delete);
         let mut statement = QueryBuilder::new("DELETE FROM locations WHERE ");
         statement.id_in(ids);
-        self.0.execute(&mut statement).await
+        self.connection.execute(&mut statement).await
     }
 
     async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>> {
+        let _timer = self.operations.time(Operation::PreviousImages);
         let mut statement = QueryBuilder::new("DELETE FROM former_images WHERE ");
         statement
             .id_in(ids)
             .push(" RETURNING id, type, production_run_id, owner_id");
-        let rows: Vec<ImageRow> = self.0.rows(&mut statement).await?;
+        let rows: Vec<ImageRow> = self.connection.rows(&mut statement).await?;
         rows.into_iter().map(Image::try_from).collect()
     }
 
     async fn record_previous_images(&mut self, images: &[Image]) -> StoreResult<Micros> {
+        let _timer = self.operations.time(Operation::PreviousImages);
         let mut statement = QueryBuilder::new(
             "INSERT INTO former_images (id, type, production_run_id, owner_id, noted_time) VALUES ",
         );
@@ -124,7 +135,7 @@ where
                  production_run_id = excluded.production_run_id, owner_id = excluded.owner_id, \
                  noted_time = excluded.noted_time RETURNING noted_time",
             );
-        let rows: Vec<(i64,)> = self.0.rows(&mut statement).await?;
+        let rows: Vec<(i64,)> = self.connection.rows(&mut statement).await?;
         rows.first()
             .map(|(recorded,)| Micros(*recorded))
             .ok_or_else(|| StoreError::corrupt("a row wasn't recorded"))
@@ -135,6 +146,7 @@ where
         caller: &OwnerId,
         ids: &[Uuid],
     ) -> StoreResult<Vec<IdempotencyRecord>> {
+        let _timer = self.operations.time(Operation::RequestIds);
         let mut statement = QueryBuilder::new(
             "SELECT request_id, fingerprint, answer FROM create_requests WHERE caller = ",
         );
@@ -143,7 +155,7 @@ where
             .push(" AND request_id IN (")
             .values(ids.iter().copied().map(Value::Id))
             .push(")");
-        let rows: Vec<RecordRow> = self.0.rows(&mut statement).await?;
+        let rows: Vec<RecordRow> = self.connection.rows(&mut statement).await?;
         rows.into_iter().map(IdempotencyRecord::try_from).collect()
     }
 
@@ -152,6 +164,7 @@ where
         caller: &OwnerId,
         records: &[IdempotencyRecord],
     ) -> StoreResult<bool> {
+        let _timer = self.operations.time(Operation::RequestIds);
         let mut statement = QueryBuilder::new(
             "INSERT INTO create_requests \
              (caller, request_id, fingerprint, answer, create_time) VALUES ",
@@ -167,14 +180,19 @@ where
                 ]
             }))
             .push(" ON CONFLICT (caller, request_id) DO NOTHING RETURNING request_id");
-        let rows: Vec<(Uuid,)> = self.0.rows(&mut statement).await?;
+        let rows: Vec<(Uuid,)> = self.connection.rows(&mut statement).await?;
         Ok(rows.len() == records.len())
     }
 
     async fn commit(mut self: Box<Self>, epoch: Option<Epoch>) -> StoreResult<()> {
-        match self.0.command(DB::commit(epoch), DB::COMMIT_TIMEOUT).await {
+        let _timer = self.operations.time(Operation::Commit);
+        match self
+            .connection
+            .command(DB::commit(epoch), DB::COMMIT_TIMEOUT)
+            .await
+        {
             Ok(Ok(())) => {
-                self.0.in_transaction = false;
+                self.connection.in_transaction = false;
                 Ok(())
             }
             Ok(Err(error)) => Err(DB::map_commit_error(error)),
@@ -184,9 +202,14 @@ where
     }
 
     async fn rollback(mut self: Box<Self>) {
+        let _timer = self.operations.time(Operation::Rollback);
         // After an error the connection is closed, which rolls back too.
-        if let Ok(Ok(())) = self.0.command("ROLLBACK".to_owned(), TIMEOUT).await {
-            self.0.in_transaction = false;
+        if let Ok(Ok(())) = self
+            .connection
+            .command("ROLLBACK".to_owned(), TIMEOUT)
+            .await
+        {
+            self.connection.in_transaction = false;
         }
     }
 }

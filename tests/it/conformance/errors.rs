@@ -9,7 +9,7 @@ use location_service::{
         ReportQuery,
     },
     proto::location::v1,
-    store::{Store, StoreError, StoreResult, Transaction},
+    store::{Store, StoreError, StoreResult, StoreStats, Transaction},
 };
 use tonic::Code;
 use tonic_health::pb::{
@@ -67,6 +67,10 @@ impl Store for Down {
     }
 
     async fn close(&self) {}
+
+    fn stats(&self) -> StoreStats {
+        StoreStats::default()
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,16 @@
+//! What the service shows of itself while it runs. Every layer may use this module.
+//!
+//! | module | |
+//! | --- | --- |
+//! | `log` | the log on stderr |
+//! | [`call`] | the call in progress, which lines of the log and errors name |
+//! | `counters` | counts and durations, which the metrics read when they are scraped |
+
+pub mod call;
+mod counters;
+mod log;
+
+pub use self::{
+    counters::{BUCKETS, Counter, Histogram, Timer},
+    log::{AccessLog, LogConfig, LogFormat, init},
+};
