@@ -146,7 +146,7 @@ fn write(call: Call, line: &Line<'_>) {
     macro_rules! event {
         ($level:ident) => {
             tracing::$level!(
-                target: "location_service::access",
+                target: "access",
                 method = &*method,
                 code,
                 ms,
