@@ -17,6 +17,7 @@ fn main() {
         .codec_path("crate::api::codec::LimitedCodec")
         // Cache keys are digests of serialized messages, so maps need a fixed order.
         .btree_map(".")
+        .extern_path(".location.v1.LatLng", "crate::proto::LatLng")
         .compile_fds(descriptors)
         .expect("OUT_DIR is writable");
 }

@@ -20,7 +20,7 @@ use std::{
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use clap_complete::Shell;
-use tokio::runtime::Runtime;
+use tokio::runtime::Builder;
 
 use self::{
     args::ServeArgs,
@@ -106,12 +106,12 @@ pub fn run(cli: Cli) -> Result<(), Error> {
         Command::Serve(args) => block_on(serve::serve(args.check()?)),
         Command::Migrate(args) => block_on(migrate::migrate(*args)),
         Command::Import(args) => {
-            block_on(async { finish(&transfer::import::import(*args).await?) })
+            run_transfer(async { finish(&transfer::import::import(*args).await?) })
         }
         Command::Delete(args) => {
-            block_on(async { finish(&transfer::delete::delete(*args).await?) })
+            run_transfer(async { finish(&transfer::delete::delete(*args).await?) })
         }
-        Command::Export(args) => block_on(async {
+        Command::Export(args) => run_transfer(async {
             let summary = transfer::export::export(*args).await?;
             print_summary(&summary)
         }),
@@ -127,7 +127,20 @@ pub fn run(cli: Cli) -> Result<(), Error> {
 }
 
 fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
-    let runtime = Runtime::new().map_err(Error::Runtime)?;
+    run_on(&mut Builder::new_multi_thread(), work)
+}
+
+/// Runs a command that moves locations on one thread: memory that another thread frees isn't used
+/// again at once, so several would take twice as much.
+fn run_transfer<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    run_on(&mut Builder::new_current_thread(), work)
+}
+
+fn run_on<T>(
+    runtime: &mut Builder,
+    work: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let runtime = runtime.enable_all().build().map_err(Error::Runtime)?;
     let result = runtime.block_on(work);
     // A thread that is blocked in a read of stdin would otherwise delay the exit forever.
     runtime.shutdown_background();

@@ -8,10 +8,12 @@
 //! | `to_proto` | the model → messages |
 //! | [`from_proto`] | messages → the model |
 //! | [`Frame`] | a message as gRPC sends it |
+//! | [`LatLng`] | a position, which keeps the sign of zero |
 
 pub mod canonical;
 mod frame;
 pub mod from_proto;
+mod lat_lng;
 mod to_proto;
 
 use std::sync::LazyLock;
@@ -21,6 +23,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 pub use self::{
     frame::Frame,
     from_proto::decode_location,
+    lat_lng::LatLng,
     to_proto::{encode_location, item_bytes},
 };
 use crate::error::{Error, Result};
@@ -52,6 +55,8 @@ pub mod location {
     /// [`LocationServiceClient`](v1::location_service_client::LocationServiceClient).
     #[allow(missing_docs, clippy::pedantic, reason = "generated code")]
     pub mod v1 {
+        pub use crate::proto::LatLng;
+
         include!(concat!(env!("OUT_DIR"), "/location.v1.rs"));
     }
 }

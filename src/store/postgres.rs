@@ -308,6 +308,8 @@ impl Dialect for Postgres {
     /// The time of the statement, which an index scan can compare with.
     const NOW: &'static str = "(extract(epoch FROM statement_timestamp()) * 1000000)::bigint";
 
+    const KEEPS_NEGATIVE_ZERO: bool = true;
+
     /// After this time the server has ended the commit or lost the connection: see [`MAX_WRITE`].
     const COMMIT_TIMEOUT: Option<Duration> = Some(STATEMENT_TIMEOUT);
 

@@ -38,6 +38,10 @@ const WRITERS: u32 = 1;
 /// reopens its tags, or waits for the connection.
 pub const WRITES: u32 = 2;
 
+/// The page cache of the write connection, in KiB. A large batch changes some thousand pages in all
+/// indexes, which would otherwise go to the log and back within the transaction.
+const WRITER_CACHE_KIB: u32 = 32 * 1024;
+
 /// The number of virtual machine instructions between two checks for an interrupt: some
 /// microseconds.
 const INTERRUPT_EVERY: i32 = 4_096;
@@ -111,7 +115,13 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     let pool = || SqlitePoolOptions::new().acquire_timeout(wait);
     let write_pool = pool()
         .max_connections(WRITERS)
-        .connect_with(options.clone())
+        .connect_with(
+            options
+                .clone()
+                .pragma("cache_size", format!("-{WRITER_CACHE_KIB}"))
+                // The pages as they were before a statement.
+                .pragma("temp_store", "MEMORY"),
+        )
         .await
         .map_err(refused)?;
     let mut connection = write_pool.acquire().await.map_err(refused)?;
@@ -227,6 +237,9 @@ impl Dialect for Sqlite {
     const POSITION: &'static str = "instr";
 
     const NOW: &'static str = "CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)";
+
+    /// A double without decimals is stored as an integer.
+    const KEEPS_NEGATIVE_ZERO: bool = false;
 
     /// No commit is visible before its outcome is known, so the outcome is waited for.
     const COMMIT_TIMEOUT: Option<Duration> = None;

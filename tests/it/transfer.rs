@@ -189,6 +189,92 @@ async fn rows_that_are_there_are_compared() {
     assert_eq!(counts(&import(&service, &dock, &storage)), [2, 0, 0, 0, 0]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_refused_costs_no_other_row_of_its_batch() {
+    let home = Home::new();
+    let service = home.start().await;
+    let run = |command: &str, arguments: &[&str]| {
+        let output = client_command(&service, command, "root")
+            .env("LOCATION_SERVICE_TOKEN", token("bob", false))
+            .args(arguments)
+            .args(["--id-from", "k", "--batch-size", "100"])
+            .output();
+        output.expect("the binary runs")
+    };
+    let content = |row: &dyn Fn(usize) -> String| {
+        let rows = (0..250).map(|number| format!("{number},{}\n", row(number)));
+        let header = "k,display_name,capacity,owner_id\n".to_owned();
+        rows.fold(header, |file, row| file + &row)
+    };
+    let file = write(&home, "s.csv", &content(&|_| "A,1,".to_owned()));
+    let path = file.to_str().expect("UTF-8");
+    let imported = run("import", &[path, "--set", "type=storage"]);
+    assert_eq!(counts(&imported), [250, 0, 0, 0, 0]);
+
+    // Refused for its text, for its owner, and for nothing: two of them in one batch.
+    write(
+        &home,
+        "s.csv",
+        &content(&|number| match number {
+            7 => format!("{},2,", "x".repeat(300)),
+            8 => "A,2,eve".to_owned(),
+            150 => "A,2,bob".to_owned(),
+            _ => "A,2,".to_owned(),
+        }),
+    );
+    for update in [&["--update", "--dry-run"][..], &["--update"]] {
+        let arguments = [&[path, "--set", "type=storage"], update].concat();
+        let updated = run("import", &arguments);
+        assert_eq!(counts(&updated), [0, 248, 0, 0, 2], "{updated:?}");
+    }
+    let rejects = fs::read_to_string(format!("{path}.rejects.csv")).expect("a file");
+    let reasons: Vec<_> = rejects.lines().skip(1).collect();
+    assert!(reasons[0].starts_with("9,display_name must"), "{rejects}");
+    assert!(reasons[1].starts_with("10,") && reasons.len() == 2, "{rejects}");
+
+    // A location that another caller changes all the time.
+    let id = {
+        let copy = home.dir.path().join("copy.csv");
+        let rows = export(&service, &copy);
+        let row = rows.lines().nth(1).expect("a row");
+        row.split(',').next().expect("an id").to_owned()
+    };
+    let mut admin = service.admin().await;
+    let others = tokio::spawn(async move {
+        for number in 0.. {
+            let location = v1::Location {
+                id: id.clone(),
+                description: number.to_string(),
+                ..v1::Location::default()
+            };
+            let request = v1::UpdateLocationRequest {
+                location: Some(location),
+                ..v1::UpdateLocationRequest::default()
+            };
+            admin.update_location(request).await.expect("updated");
+        }
+    });
+    write(&home, "s.csv", &content(&|_| "B,3,".to_owned()));
+    let arguments = [path, "--set", "type=storage", "--update"];
+    let updated = tokio::task::block_in_place(|| run("import", &arguments));
+    others.abort();
+    let [_, changed, .., rejected] = counts(&updated);
+    assert!(changed >= 249 && changed + rejected == 250, "{updated:?}");
+
+    write(&home, "gone.csv", "k\n3\n4\n");
+    let gone = home.dir.path().join("gone.csv");
+    let deleted = run("delete", &["--from", gone.to_str().expect("UTF-8")]);
+    assert!(summary(&deleted).ends_with("2 deleted, 0 missing, 0 rejected"));
+    for (arguments, expected) in [
+        (&["--dry-run"][..], "248 deleted, 2 missing, 0 rejected"),
+        (&[], "248 deleted, 2 missing, 0 rejected"),
+        (&[], "0 deleted, 250 missing, 0 rejected"),
+    ] {
+        let deleted = run("delete", &[&["--from", path], arguments].concat());
+        assert!(summary(&deleted).ends_with(expected), "{deleted:?}");
+    }
+}
+
 #[tokio::test]
 async fn ids_of_locations_that_the_caller_may_not_see_are_rejects() {
     let home = Home::new();
@@ -231,7 +317,8 @@ async fn files_of_spreadsheets_come_in_and_go_out_exactly() {
     let service = home.start().await;
     let text = "sep=;\r\nNr;Name;Breite;Länge;Plätze;Land;\r\n\
                 1; Zürich ;47,376886;8,541694;1.234;ch;\r\n;;;;;;\r\n\
-                2;\"Łódź; \"\"Süd\"\"\";40,631900787353516;-2,5e-7;5;UK;\r\n";
+                2;\"Łódź; \"\"Süd\"\"\";40,631900787353516;-2,5e-7;5;UK;\r\n\
+                3;Null;-0;5e-324;;;\r\n";
     let utf16: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
     let file = home.dir.path().join("orte.csv");
     fs::write(&file, [vec![0xff, 0xfe], utf16].concat()).expect("a file");
@@ -245,8 +332,8 @@ async fn files_of_spreadsheets_come_in_and_go_out_exactly() {
         "--map=capacity=Plätze",
         "--map=address.region_code=Land",
     ];
-    assert_eq!(counts(&import(&service, &file, &mapped)), [2, 0, 0, 0, 0]);
-    assert_eq!(counts(&import(&service, &file, &mapped)), [0, 0, 2, 0, 0]);
+    assert_eq!(counts(&import(&service, &file, &mapped)), [3, 0, 0, 0, 0]);
+    assert_eq!(counts(&import(&service, &file, &mapped)), [0, 0, 3, 0, 0]);
     for extension in ["csv.gz", "tsv.zst", "ndjson.gz", "ndjson"] {
         let copy = home.dir.path().join(format!("copy.{extension}"));
         let exported = client_command(&service, "export", "root")
@@ -257,7 +344,7 @@ async fn files_of_spreadsheets_come_in_and_go_out_exactly() {
         assert_eq!(magic.starts_with(&[0x1f, 0x8b]), extension.ends_with("gz"));
         assert_eq!(
             counts(&import(&service, &copy, &[])),
-            [0, 0, 2, 0, 0],
+            [0, 0, 3, 0, 0],
             "{extension}"
         );
     }
@@ -265,6 +352,7 @@ async fn files_of_spreadsheets_come_in_and_go_out_exactly() {
     for part in [
         r#""displayName":"Łódź; \"Süd\"""#,
         r#""latitude":40.631900787353516,"longitude":-2.5e-7"#,
+        r#""latitude":-0,"longitude":5e-324"#,
         r#""regionCode":"GB""#,
         r#""displayName":"Zürich""#,
         r#""capacity":"1234""#,

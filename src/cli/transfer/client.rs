@@ -104,14 +104,14 @@ impl Client {
         has_changed
     }
 
-    /// Makes an idempotent call, with up to [`MAX_ATTEMPTS`] attempts.
+    /// Makes an idempotent call, with up to [`MAX_ATTEMPTS`] attempts. `message` makes the message of
+    /// each.
     pub async fn call<Q, A, F>(
         &self,
-        message: Q,
+        message: impl Fn() -> Q,
         method: impl Fn(LocationServiceClient<Channel>, Request<Q>) -> F,
     ) -> Result<A, Status>
     where
-        Q: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
         self.call_noting(message, &mut false, method).await
@@ -121,17 +121,16 @@ impl Client {
     /// but the last may have been executed without a response.
     pub async fn call_noting<Q, A, F>(
         &self,
-        message: Q,
+        message: impl Fn() -> Q,
         was_retried: &mut bool,
         method: impl Fn(LocationServiceClient<Channel>, Request<Q>) -> F,
     ) -> Result<A, Status>
     where
-        Q: Clone,
         F: Future<Output = Result<Response<A>, Status>>,
     {
         let mut attempt = 1;
         loop {
-            let mut request = Request::new(message.clone());
+            let mut request = Request::new(message());
             request.set_timeout(CALL_TIMEOUT);
             let authorization = self.authorization.read().clone();
             if let Some(authorization) = &authorization {

@@ -82,20 +82,34 @@ impl Difference {
 }
 
 /// Whether all fields are the same that the service doesn't set: the common case, without a look at
-/// each field.
+/// the descriptor of each field.
 fn is_same(row: &Location, there: &Location) -> bool {
-    let mut row = row.clone();
-    row.id.clone_from(&there.id);
-    row.etag.clone_from(&there.etag);
-    row.create_time = there.create_time;
-    row.update_time = there.update_time;
-    if row.owner_id.is_empty() {
-        row.owner_id.clone_from(&there.owner_id);
-    }
-    if row.state == 0 {
-        row.state = there.state;
-    }
-    row == *there
+    let Location {
+        id: _,
+        r#type,
+        display_name,
+        production_run_id,
+        owner_id,
+        address,
+        coordinates,
+        capacity,
+        state,
+        description,
+        labels,
+        create_time: _,
+        update_time: _,
+        etag: _,
+    } = row;
+    *r#type == there.r#type
+        && *display_name == there.display_name
+        && *production_run_id == there.production_run_id
+        && (owner_id.is_empty() || *owner_id == there.owner_id)
+        && *address == there.address
+        && *coordinates == there.coordinates
+        && *capacity == there.capacity
+        && (*state == 0 || *state == there.state)
+        && *description == there.description
+        && *labels == there.labels
 }
 
 /// The update that removes the differences, unless the location changes before it.

@@ -15,7 +15,7 @@ use prost_reflect::{
     DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value,
 };
 
-use super::{json_text, numbers::NumberStyle, values};
+use super::{json_text, numbers::NumberStyle, values, wire};
 
 /// The fields that the service sets. An import ignores them, except the id, which has a field of its
 /// own in the request.
@@ -139,64 +139,13 @@ impl Field {
         self.index
     }
 
-    /// Sets the field to the value of the text, which isn't empty: adds to a list, and to a map. The
-    /// error states the expected form, as in "must be a whole number".
-    pub fn set(
-        &self,
-        location: &mut DynamicMessage,
-        text: &str,
-        style: NumberStyle,
-    ) -> Result<(), String> {
-        let value = self.parse(text, style)?;
-        self.put(location, value)
+    /// Appends the field with its value, as Protocol Buffers encode it.
+    pub fn encode(&self, value: &Value, out: &mut Vec<u8>) {
+        wire::append(&self.parents, &self.leaf, value, out);
     }
 
-    /// Sets the field to a value of its kind: adds to a list, and to a map.
-    pub fn put(&self, location: &mut DynamicMessage, value: Value) -> Result<(), String> {
-        let mut message = location;
-        for parent in &self.parents {
-            message = message
-                .get_field_mut(parent)
-                .as_message_mut()
-                .expect("the kind of a parent is a message");
-        }
-        match (message.get_field_mut(&self.leaf), value) {
-            (Value::Map(entries), Value::Map(new)) => {
-                for (key, value) in new {
-                    if entries.contains_key(&key) {
-                        let key = key.as_str().unwrap_or_default();
-                        return Err(format!("has the key `{key}` twice"));
-                    }
-                    entries.insert(key, value);
-                }
-            }
-            (Value::List(values), Value::List(new)) => values.extend(new),
-            (field, value) => *field = value,
-        }
-        Ok(())
-    }
-
-    /// Removes the value.
-    pub fn clear(&self, location: &mut DynamicMessage) {
-        let mut message = location;
-        for parent in &self.parents {
-            if !message.has_field(parent) {
-                return;
-            }
-            message = message
-                .get_field_mut(parent)
-                .as_message_mut()
-                .expect("the kind of a parent is a message");
-        }
-        match (&self.key, message.get_field_mut(&self.leaf)) {
-            (Some(key), Value::Map(entries)) => {
-                entries.remove(&MapKey::String(key.clone()));
-            }
-            _ => message.clear_field(&self.leaf),
-        }
-    }
-
-    /// Parses text, which isn't empty.
+    /// Parses text, which isn't empty. The error states the expected form, as in "must be a whole
+    /// number".
     pub fn parse(&self, text: &str, style: NumberStyle) -> Result<Value, String> {
         if self.leaf.is_map() {
             let entries: Vec<(String, String)> = match &self.key {
@@ -256,7 +205,7 @@ impl Field {
         }
     }
 
-    /// The value of the field as text that [`Field::set`] parses. Empty if it isn't set.
+    /// The value of the field as text that [`Field::parse`] accepts. Empty if it isn't set.
     pub fn get(&self, location: &DynamicMessage) -> String {
         self.with_value(location, |value| {
             value.map_or_else(String::new, |value| self.format(value))

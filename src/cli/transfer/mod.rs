@@ -24,6 +24,7 @@ mod row;
 #[cfg(test)]
 mod tests;
 mod values;
+mod wire;
 
 use std::{
     error::Error as StdError,

@@ -1,11 +1,13 @@
 //! The location of a row, as it is put together from the values of its fields.
 
 use location_service::proto::location::v1::{Location, LocationState};
-use prost_reflect::{DynamicMessage, Value};
+use prost::Message as _;
+use prost_reflect::Value;
 use uuid::Uuid;
 
 use super::{
-    fields::{self, Constant, Field},
+    TransferError,
+    fields::{Constant, Field},
     ids,
     numbers::NumberStyle,
 };
@@ -68,6 +70,8 @@ pub struct RowRules {
     pub style: NumberStyle,
     /// The namespace of derived ids.
     pub namespace: Uuid,
+    /// The values of the constants.
+    values: Vec<Value>,
     positions: Vec<Position>,
     all: Vec<Field>,
 }
@@ -80,14 +84,24 @@ struct Position {
 }
 
 impl RowRules {
-    pub fn new(constants: Vec<Constant>, style: NumberStyle, namespace: Uuid) -> Self {
-        Self {
+    pub fn new(
+        constants: Vec<Constant>,
+        style: NumberStyle,
+        namespace: Uuid,
+    ) -> Result<Self, TransferError> {
+        let values = constants.iter().map(|Constant { field, value }| {
+            field.parse(value, style).map_err(|error| {
+                TransferError::Usage(format!("--set {field}={value}: {field} {error}"))
+            })
+        });
+        Ok(Self {
+            values: values.collect::<Result<_, _>>()?,
             constants,
             style,
             namespace,
             positions: positions(),
             all: Field::all(),
-        }
+        })
     }
 
     /// Whether `--set` provides the field.
@@ -101,19 +115,27 @@ impl RowRules {
 /// A row in the making.
 pub struct RowBuilder<'a> {
     rules: &'a RowRules,
-    message: DynamicMessage,
     given: Given,
     /// The fields that have a value.
     set: Given,
+    values: Vec<FieldValue>,
+}
+
+/// The value of a field, or of an entry of a map.
+struct FieldValue {
+    /// The index of the field.
+    index: usize,
+    key: Option<String>,
+    value: Value,
 }
 
 impl<'a> RowBuilder<'a> {
     pub fn new(rules: &'a RowRules) -> Self {
         Self {
             rules,
-            message: DynamicMessage::new(fields::descriptor().clone()),
             given: Given::default(),
             set: Given::default(),
+            values: Vec::with_capacity(rules.all.len()),
         }
     }
 
@@ -141,22 +163,45 @@ impl<'a> RowBuilder<'a> {
         if !self.set.add(field) && !field.is_list() {
             return Err(format!("{field} is given twice"));
         }
-        field
-            .put(&mut self.message, value)
-            .map_err(|error| format!("{field} {error}"))
+        if let Value::Map(entries) = &value {
+            let others = self.values.iter().filter_map(|other| match &other.value {
+                Value::Map(others) if other.index == field.index() => Some(others),
+                _ => None,
+            });
+            for other in others {
+                if let Some(key) = entries.keys().find(|key| other.contains_key(key)) {
+                    let key = key.as_str().unwrap_or_default();
+                    return Err(format!("{field} has the key `{key}` twice"));
+                }
+            }
+        }
+        self.values.push(FieldValue {
+            index: field.index(),
+            key: field.key().map(str::to_owned),
+            value,
+        });
+        Ok(())
+    }
+
+    /// Whether a constant replaces a value.
+    fn is_replaced(&self, value: &FieldValue) -> bool {
+        self.rules.constants.iter().any(|Constant { field, .. }| {
+            field.index() == value.index
+                && field.key().is_none_or(|key| value.key.as_deref() == Some(key))
+        })
     }
 
     /// Completes the row with the constants and the id.
     pub fn finish(mut self, id: Option<&str>) -> Result<Parsed, String> {
-        let mut cleared = Vec::new();
-        for Constant { field, value } in &self.rules.constants {
-            if !cleared.contains(&field) {
-                field.clear(&mut self.message);
-                cleared.push(field);
+        let mut encoded = Vec::with_capacity(256);
+        for value in &self.values {
+            if !self.is_replaced(value) {
+                self.rules.all[value.index].encode(&value.value, &mut encoded);
             }
-            field
-                .set(&mut self.message, value, self.rules.style)
-                .map_err(|error| format!("{field} {error}"))?;
+        }
+        // The last one of equal keys of a map counts.
+        for (Constant { field, .. }, value) in self.rules.constants.iter().zip(&self.rules.values) {
+            field.encode(value, &mut encoded);
             self.given.add(field);
             self.set.add(field);
         }
@@ -170,10 +215,7 @@ impl<'a> RowBuilder<'a> {
                 ));
             }
         }
-        let mut location: Location = self
-            .message
-            .transcode_to()
-            .map_err(|error| error.to_string())?;
+        let mut location = Location::decode(&*encoded).map_err(|error| error.to_string())?;
         for field in &self.rules.all {
             // A location without a state becomes active, one without an owner its creator's.
             if field.is_state() && self.given.has(field) && location.state == 0 {

@@ -4,9 +4,10 @@ use ::csv::Reader;
 use location_service::proto::location::v1::{
     Address, LatLng, Location, LocationState, LocationType,
 };
+use proptest::prelude::{Strategy, any, prop, prop_assert_eq, prop_oneof, proptest};
+use prost::Message as _;
 use prost_reflect::{DynamicMessage, Kind};
 use prost_types::Timestamp;
-
 use uuid::Uuid;
 
 use super::{
@@ -131,7 +132,7 @@ fn rules(pairs: &[(&str, &str)]) -> RowRules {
             value: (*value).to_owned(),
         })
         .collect();
-    RowRules::new(constants, NumberStyle::default(), namespace(None))
+    RowRules::new(constants, NumberStyle::default(), namespace(None)).unwrap()
 }
 
 fn columns(header: &[&str], map: &[(&str, &str)], set: &[(&str, &str)]) -> Columns {
@@ -226,34 +227,70 @@ fn ndjson_keeps_every_field() {
     }
 }
 
-#[test]
-fn numbers_are_exact_in_both_formats() {
-    for number in [
-        5e-324,
-        40.631_900_787_353_516,
-        2.225_073_858_507_201e-308,
-        -2.5e-7,
-    ] {
+/// Doubles up to a limit: any bits, all sizes, and those that are often rounded.
+fn degrees(limit: f64) -> impl Strategy<Value = f64> {
+    prop_oneof![
+        any::<u64>()
+            .prop_map(f64::from_bits)
+            .prop_filter("in range", move |degrees| degrees.abs() <= limit),
+        -limit..=limit,
+        prop::sample::select(vec![
+            0.0,
+            -0.0,
+            5e-324,
+            -5e-324,
+            2.225_073_858_507_201e-308,
+            40.631_900_787_353_516,
+            1e-5,
+            9.999_999_999_999_999e-6,
+            -2.5e-7,
+            limit,
+        ]),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn doubles_are_exact_in_all_formats(latitude in degrees(90.0), longitude in degrees(180.0)) {
         let location = Location {
             r#type: LocationType::Storage.into(),
             display_name: "F".to_owned(),
             state: LocationState::Active.into(),
-            coordinates: Some(LatLng {
-                latitude: number,
-                longitude: 0.5,
-            }),
+            coordinates: Some(LatLng { latitude, longitude }),
             ..Location::default()
         };
         let line = exported(Format::Ndjson, &location);
-        let from_json = json(std::str::from_utf8(&line).unwrap(), &[], None).unwrap();
+        let line = std::str::from_utf8(&line).unwrap();
         let file = exported(Format::Csv, &location);
-        let columns = Columns::new(&header_of(&file), &[], rules(&[]), None).unwrap();
-        let from_csv = columns.parse(&records(&file)[1]).unwrap();
-        for parsed in [from_json, from_csv] {
-            let latitude = parsed.location.coordinates.unwrap().latitude;
-            assert_eq!(latitude.to_bits(), number.to_bits(), "{number:e}");
+        let header = header_of(&file);
+        let columns = |style| {
+            let rules = RowRules::new(Vec::new(), style, namespace(None)).unwrap();
+            Columns::new(&header, &[], rules, None).unwrap()
+        };
+        let comma = NumberStyle { decimal_comma: true };
+        let row = &records(&file)[1];
+        let with_commas: Vec<_> = (0..row.len())
+            .map(|index| row.text(index).unwrap())
+            .map(|cell| if real(&cell) { cell.replace('.', ",") } else { cell.into_owned() })
+            .collect();
+        let with_commas: Vec<_> = with_commas.iter().map(String::as_str).collect();
+        for parsed in [
+            json(line, &[], None),
+            columns(NumberStyle::default()).parse(row),
+            columns(comma).parse(&record(&with_commas)),
+        ] {
+            // As the service receives it.
+            let sent = parsed.unwrap().location.encode_to_vec();
+            let read = Location::decode(&*sent).unwrap().coordinates.unwrap();
+            prop_assert_eq!(read.latitude.to_bits(), latitude.to_bits());
+            prop_assert_eq!(read.longitude.to_bits(), longitude.to_bits());
         }
     }
+}
+
+/// Whether a cell is a number with decimals.
+fn real(cell: &str) -> bool {
+    cell.contains('.') && cell.parse::<f64>().is_ok()
 }
 
 #[test]
@@ -529,7 +566,8 @@ fn ids_depend_on_the_value_and_the_namespace_only() {
             rules(&[("type", "storage")]).constants,
             NumberStyle::default(),
             namespace(name),
-        );
+        )
+        .unwrap();
         let header = names(&["id", "key", "display_name"]);
         let columns = Columns::new(&header, &[], rules, Some("key")).unwrap();
         columns.parse(&record(&cells)).map(|row| row.location.id)
@@ -738,16 +776,17 @@ fn every_field_of_the_descriptor_is_mapped_exported_and_imported() {
     let fields = Field::all();
     assert_eq!(fields.len(), leaves);
 
-    let mut location = DynamicMessage::new(descriptor().clone());
+    let mut encoded = Vec::new();
     for field in &fields {
         assert_eq!(field.to_string().parse::<Field>().as_ref(), Ok(field));
-        let before = field.get(&location);
-        field
-            .set(&mut location, &sample(field), NumberStyle::default())
-            .unwrap();
-        assert_ne!(field.get(&location), before, "{field}");
+        let value = field.parse(&sample(field), NumberStyle::default()).unwrap();
+        field.encode(&value, &mut encoded);
     }
-    let location: Location = location.transcode_to().unwrap();
+    let location = Location::decode(&*encoded).unwrap();
+    let empty = dynamic(&Location::default());
+    for field in &fields {
+        assert_ne!(field.get(&dynamic(&location)), field.get(&empty), "{field}");
+    }
     let message = dynamic(&location);
 
     let ndjson = exported(Format::Ndjson, &location);

@@ -44,6 +44,9 @@ pub(super) trait Dialect: Database + HasStatementCache + Bind {
     /// The SQL expression for the current time of the database, in microseconds since the Unix epoch.
     const NOW: &'static str;
 
+    /// Whether a column of doubles keeps the sign of zero.
+    const KEEPS_NEGATIVE_ZERO: bool;
+
     /// Time-out of a commit, after which its outcome is unknown. `None`: its outcome is waited for.
     const COMMIT_TIMEOUT: Option<Duration>;
 

@@ -3,7 +3,10 @@
 use sqlx::{Database, Encode, QueryBuilder, Type};
 use uuid::Uuid;
 
-use super::{Dialect, rows::LOCATION_COLUMNS};
+use super::{
+    Dialect,
+    rows::{LOCATION_COLUMNS, NEGATIVE_ZERO},
+};
 use crate::model::{
     Cursor, ListQuery, LocationId, Order, OrderField, OwnerId, Predicate, ReportCursor,
     ReportQuery, SortValue,
@@ -92,6 +95,12 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
     fn value(&mut self, value: impl Into<Value>) -> &mut Self {
         match value.into() {
             Value::Now => self.push(DB::NOW),
+            Value::Real(Some(real))
+                if real == 0.0 && real.is_sign_negative() && !DB::KEEPS_NEGATIVE_ZERO =>
+            {
+                DB::bind(self, Value::Real(Some(NEGATIVE_ZERO)));
+                self
+            }
             value => {
                 DB::bind(self, value);
                 self

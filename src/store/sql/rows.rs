@@ -15,6 +15,9 @@ use crate::model::{
     LocationId, LocationState, LocationType, Micros, RegionCode, Report, Text, fold_case,
 };
 
+/// Stands for negative zero in a column that doesn't keep its sign. No coordinate is infinite.
+pub(super) const NEGATIVE_ZERO: f64 = f64::NEG_INFINITY;
+
 /// A column of the table `locations`.
 pub(super) struct Column {
     pub(super) name: &'static str,
@@ -125,7 +128,16 @@ where
         let corrupt =
             |column: &str| sqlx::Error::Decode(format!("location {id}: bad {column}").into());
         let number = |column: usize| row.try_get_unchecked::<i64, _>(column);
-        let degrees = |column: usize| row.try_get_unchecked::<Option<f64>, _>(column);
+        let degrees = |column: usize| -> sqlx::Result<Option<f64>> {
+            let degrees: Option<f64> = row.try_get_unchecked(column)?;
+            Ok(degrees.map(|degrees| {
+                if degrees == NEGATIVE_ZERO {
+                    -0.0
+                } else {
+                    degrees
+                }
+            }))
+        };
         let mut bytes = OTHER_FIELDS;
         let mut text = |column: usize| -> sqlx::Result<String> {
             let text: String = row.try_get_unchecked(column)?;

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{
     bad_fields, batch, count, created, delete, full, get, metadata, read, reason, update, uuid,
 };
-use crate::harness::{TestApp, create, storage};
+use crate::harness::{TestApp, create, of_run, storage};
 
 on_every_pair! { app:
     every_field_is_kept_and_output_only_ones_are_assigned
@@ -20,6 +20,7 @@ on_every_pair! { app:
     a_stale_etag_aborts_and_a_current_one_does_not
     validate_only_checks_everything_and_changes_nothing
     times_and_etags_change_with_every_update
+    coordinates_are_kept_exactly
 }
 
 async fn every_field_is_kept_and_output_only_ones_are_assigned(app: &TestApp) {
@@ -410,5 +411,62 @@ async fn times_and_etags_change_with_every_update(app: &TestApp) {
         assert!(time(&next) > time(&last));
         assert_ne!(next.etag, last.etag);
         last = next;
+    }
+}
+
+/// Also the sign of zero, which SQLite drops by itself, and which the wire format keeps.
+async fn coordinates_are_kept_exactly(app: &TestApp) {
+    let degrees = [
+        0.0,
+        -0.0,
+        5e-324,
+        -2.225_073_858_507_201e-308,
+        40.631_900_787_353_516,
+        -90.0,
+    ];
+    let mut client = app.admin();
+    let requests = degrees.map(|latitude| {
+        let coordinates = Some(v1::LatLng {
+            latitude,
+            longitude: -latitude,
+        });
+        create(v1::Location {
+            coordinates,
+            ..storage("A", "exact")
+        })
+    });
+    let response = client.batch_create_locations(batch(requests)).await;
+    let mut created = response.expect("created").into_inner().locations;
+    let ids = created.iter().map(|location| location.id.clone()).collect();
+    let bits = |locations: &[v1::Location]| -> Vec<_> {
+        let positions = locations.iter().map(|location| location.coordinates);
+        positions
+            .map(|position| {
+                let position = position.expect("a position");
+                (position.latitude.to_bits(), position.longitude.to_bits())
+            })
+            .collect()
+    };
+    let expected = degrees.map(|latitude| (latitude.to_bits(), (-latitude).to_bits()));
+    assert_eq!(bits(&created), expected);
+    let request = v1::BatchGetLocationsRequest { ids };
+    let stored = client.batch_get_locations(request).await.expect("read");
+    assert_eq!(bits(&stored.into_inner().locations), expected);
+    // An update of another field keeps them too.
+    for location in &mut created {
+        location.capacity = 7;
+        let update = update(location.clone(), &["capacity"]);
+        client.update_location(update).await.expect("updated");
+    }
+    let request = v1::ListLocationsRequest {
+        order_by: "create_time".to_owned(),
+        ..of_run("exact")
+    };
+    let listed = client.list_locations(request).await.expect("listed");
+    let listed = listed.into_inner().locations;
+    for (before, bits_before) in created.iter().zip(expected) {
+        let after = listed.iter().find(|location| location.id == before.id);
+        let after = after.expect("listed");
+        assert_eq!((after.capacity, bits(&[after.clone()])), (7, vec![bits_before]));
     }
 }

@@ -12,6 +12,7 @@ use std::{
 
 use clap::Args;
 use location_service::proto::location::v1::{ListLocationsRequest, ListLocationsResponse};
+use tokio::task::yield_now;
 
 pub(super) use self::encoder::Encoder;
 use self::output::Output;
@@ -25,6 +26,10 @@ use super::{
 
 /// The number of locations of a page: the most that the service returns.
 const PAGE_SIZE: i32 = 1000;
+
+/// Turns of the tasks that send the request for the next page, before a page is written. The writes
+/// block their thread.
+const YIELDS: usize = 4;
 
 /// Options of `export`.
 #[derive(Debug, Clone, Args)]
@@ -76,6 +81,10 @@ pub struct ExportArgs {
     #[arg(long, value_name = "TEXT")]
     query: Option<String>,
 
+    /// Only locations with this label. Repeatable: all of them are required
+    #[arg(long, value_name = "KEY=VALUE", value_parser = parse_label)]
+    label: Vec<(String, String)>,
+
     /// Order: `create_time`, `update_time`, `display_name` or `capacity`, with ` desc` to reverse it
     #[arg(long, value_name = "FIELD", default_value = "create_time")]
     order_by: String,
@@ -98,6 +107,14 @@ fn parse_type(text: &str) -> Result<i32, String> {
 
 fn parse_state(text: &str) -> Result<i32, String> {
     parse_enum("state", text)
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("has no `=`")?;
+    if key.is_empty() {
+        return Err("names no key before `=`".to_owned());
+    }
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn parse_enum(field: &str, text: &str) -> Result<i32, String> {
@@ -151,6 +168,15 @@ impl ExportArgs {
         }
         if format == Format::Ndjson && self.columns.iter().any(|field| field.key().is_some()) {
             return usage("--columns labels.KEY is for CSV: use labels".to_owned());
+        }
+        let repeated = self.label.iter().enumerate().find(|(index, (key, value))| {
+            let before = &self.label[..*index];
+            before.iter().any(|(other, text)| other == key && text != value)
+        });
+        if let Some((_, (key, _))) = repeated {
+            return usage(format!(
+                "--label {key} is given with two values, but a label has one: remove one"
+            ));
         }
         Ok(Form {
             format,
@@ -206,6 +232,7 @@ pub async fn export(args: ExportArgs) -> Result<ExportSummary, TransferError> {
         owner_id: args.owner_id.unwrap_or_default(),
         state: args.state.unwrap_or_default(),
         query: args.query.unwrap_or_default(),
+        labels: args.label.into_iter().collect(),
         // By default, locations that are created during the export come last, so it includes them.
         order_by: args.order_by,
         ..ListLocationsRequest::default()
@@ -253,8 +280,7 @@ impl From<TransferError> for PagesError {
     }
 }
 
-/// Writes page after page, until the last one or until the reader of stdout closes it. The writes
-/// block the thread, which has nothing else to do.
+/// Writes page after page, until the last one or until the reader of stdout closes it.
 async fn write_pages(
     client: &Client,
     request: ListLocationsRequest,
@@ -276,6 +302,9 @@ async fn write_pages(
             let client = client.clone();
             tokio::spawn(async move { list(&client, request).await })
         });
+        for _ in 0..YIELDS {
+            yield_now().await;
+        }
         for location in &page.locations {
             encoder.append(location, &mut buffer)?;
         }
@@ -313,9 +342,10 @@ async fn list(
     request: ListLocationsRequest,
 ) -> Result<ListLocationsResponse, TransferError> {
     client
-        .call(request, |mut service, request| async move {
-            service.list_locations(request).await
-        })
+        .call(
+            || request.clone(),
+            |mut service, request| async move { service.list_locations(request).await },
+        )
         .await
         .map_err(|status| TransferError::call("ListLocations", status))
 }

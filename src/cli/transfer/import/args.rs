@@ -4,16 +4,16 @@ use std::path::PathBuf;
 
 use clap::Args;
 use encoding_rs::Encoding;
-use prost_reflect::DynamicMessage;
 use uuid::Uuid;
 
 use super::input;
 use crate::cli::transfer::{
     Format, STANDARD_STREAM, TransferError,
     client::ConnectionArgs,
-    fields::{self, Constant, Field, Mapping, MappingSource},
+    fields::{Constant, Field, Mapping, MappingSource},
     ids,
     numbers::NumberStyle,
+    row::RowRules,
 };
 
 /// Options of `import`.
@@ -182,15 +182,12 @@ impl ImportArgs {
                 "--map {field} and --set {field} are both given: remove one"
             ));
         }
-        if let Some(constant) = self.set.iter().find_map(|Constant { field, value }| {
-            let mut location = DynamicMessage::new(fields::descriptor().clone());
-            let set = field.set(&mut location, value, self.style());
-            set.err()
-                .map(|error| format!("--set {field}={value}: {field} {error}"))
-        }) {
-            return usage(constant);
-        }
-        Ok(())
+        self.rules().map(drop)
+    }
+
+    /// What all rows have in common.
+    pub(super) fn rules(&self) -> Result<RowRules, TransferError> {
+        RowRules::new(self.set.clone(), self.style(), self.namespace())
     }
 }
 
@@ -235,23 +232,12 @@ fn parse_constant(text: &str) -> Result<Constant, String> {
     if value.is_empty() {
         return Err(format!("{field} has no value after `=`"));
     }
-    field
-        .set(
-            &mut DynamicMessage::new(fields::descriptor().clone()),
-            value,
-            NumberStyle {
-                // Checked with the style of the file later.
-                decimal_comma: true,
-            },
-        )
-        .or_else(|_| {
-            field.set(
-                &mut DynamicMessage::new(fields::descriptor().clone()),
-                value,
-                NumberStyle::default(),
-            )
-        })
-        .map_err(|error| format!("{field} {error}"))?;
+    // The style of the file is known later.
+    let styles = [true, false].map(|decimal_comma| NumberStyle { decimal_comma });
+    if styles.iter().all(|style| field.parse(value, *style).is_err()) {
+        let error = field.parse(value, NumberStyle::default()).err();
+        return Err(format!("{field} {}", error.unwrap_or_default()));
+    }
     let value = value.to_owned();
     Ok(Constant { field, value })
 }

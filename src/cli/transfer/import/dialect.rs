@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 
-use super::{ImportArgs, records::Records};
+use super::{ImportArgs, records::Records, rejects::reject_columns};
 use crate::cli::transfer::{
     fields::{Field, MappingSource},
     names::normalize,
@@ -97,7 +97,7 @@ pub fn read_header<R: Read>(
             "the header has NUL characters: set --encoding UTF-16LE or UTF-16BE".to_owned(),
         ));
     }
-    let skipped = super::rejects::reject_columns(&names);
+    let skipped = reject_columns(&names);
     Ok(Header {
         raw: record.raw_from(skipped).to_vec(),
         names,

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, BufReader, Read};
 
 use memchr::memchr2;
 
-use super::reader::MAX_ROW_BYTES;
+use super::{reader::MAX_ROW_BYTES, records::reserve};
 use crate::cli::transfer::json_text::ValueEnd;
 
 /// A row of the file.
@@ -177,6 +177,7 @@ impl JsonRow {
             self.problem = Some(format!("is longer than {MAX_ROW_BYTES} bytes"));
             return;
         }
+        reserve(&mut self.raw, bytes.len());
         self.raw.extend_from_slice(bytes);
     }
 }

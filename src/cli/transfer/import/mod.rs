@@ -22,6 +22,7 @@ mod send;
 mod summary;
 #[cfg(test)]
 mod tests;
+mod update;
 
 use std::{
     io::{self, Write as _},
@@ -163,13 +164,13 @@ impl Run {
 
     fn count(&mut self, outcome: Outcome) {
         let mut rows = 0;
-        for (line, fates) in outcome.fates {
-            for fate in fates {
-                rows += 1;
-                let counted = self.count_row(line, &fate);
-                if let Err(error) = counted {
-                    self.failure.get_or_insert(error);
-                }
+        let mut fates = outcome.fates;
+        // Those of one line stay in their order.
+        fates.sort_by_key(|(line, _)| *line);
+        for (line, fate) in fates {
+            rows += 1;
+            if let Err(error) = self.count_row(line, &fate) {
+                self.failure.get_or_insert(error);
             }
         }
         if let Err(error) = self.rejects.flush() {

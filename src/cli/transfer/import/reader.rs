@@ -21,14 +21,15 @@ use super::{
     input::{Input, TextEncoding},
     json_rows::JsonRows,
     records::Records,
-    rows::{Batch, Derived, Raw, Reject, Row},
+    rejects::reject_columns,
+    rows::{Batch, Derived, Reject, Row},
     seen::Seen,
 };
 use crate::cli::transfer::{
     Format, TransferError, csv,
     ids::row_id,
     json,
-    row::{Parsed, RowRules},
+    row::Parsed,
 };
 
 /// The longest row, in bytes, with the columns that aren't imported.
@@ -61,7 +62,7 @@ pub fn read_batches(
                 let accepted = batch.rows.iter().map(|row| &row.raw);
                 let size: usize = accepted
                     .chain(batch.rejects.iter().map(|reject| &reject.raw))
-                    .map(Raw::len)
+                    .map(Vec::len)
                     .sum();
                 is_large = size >= MAX_BYTES_IN_FLIGHT / 2;
                 batch.memory = acquire(runtime, &memory, size);
@@ -113,6 +114,8 @@ enum Source {
     Csv {
         records: Records<Text>,
         columns: csv::Columns,
+        /// The number of columns of an earlier file of rejected rows.
+        skipped: usize,
     },
     Json {
         rows: JsonRows<Text>,
@@ -123,7 +126,7 @@ enum Source {
 /// A row that was read.
 struct ReadRow {
     line: u64,
-    raw: Raw,
+    raw: Vec<u8>,
     /// The parsed row, or why it is rejected.
     parsed: Result<Parsed, String>,
 }
@@ -131,7 +134,7 @@ struct ReadRow {
 impl Rows {
     /// Reads and checks the header of a CSV file.
     pub fn new(input: Input, args: &ImportArgs) -> Result<Self, TransferError> {
-        let rules = RowRules::new(args.set.clone(), args.style(), args.namespace());
+        let rules = args.rules()?;
         let id_from = args.options.id_from.as_deref();
         let mut header = None;
         let source = match input.format {
@@ -154,8 +157,13 @@ impl Rows {
                 if !unused.is_empty() && args.purpose == Purpose::Import {
                     eprintln!("columns that aren't imported: {}", unused.join(", "));
                 }
+                let skipped = reject_columns(&found.names);
                 header = Some(found);
-                Source::Csv { records, columns }
+                Source::Csv {
+                    records,
+                    columns,
+                    skipped,
+                }
             }
             Format::Ndjson => Source::Json {
                 rows: JsonRows::new(input.text),
@@ -294,7 +302,11 @@ impl Rows {
             cause,
         };
         match &mut self.source {
-            Source::Csv { records, columns } => loop {
+            Source::Csv {
+                records,
+                columns,
+                skipped,
+            } => loop {
                 let Some(mut record) = records.next_record().map_err(read_error)? else {
                     return Ok(None);
                 };
@@ -322,7 +334,7 @@ impl Rows {
                 return Ok(Some(ReadRow {
                     line: record.line,
                     parsed,
-                    raw: Raw::Record(record),
+                    raw: record.into_raw(*skipped),
                 }));
             },
             Source::Json { rows, keys } => {
@@ -337,7 +349,7 @@ impl Rows {
                 };
                 Ok(Some(ReadRow {
                     line: row.line,
-                    raw: Raw::Json(row.raw),
+                    raw: row.raw,
                     parsed,
                 }))
             }

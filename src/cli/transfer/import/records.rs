@@ -72,6 +72,13 @@ impl Record {
         self.raw.get(start..).unwrap_or_default()
     }
 
+    /// The row as [`Self::raw_from`] returns it.
+    pub fn into_raw(mut self, index: usize) -> Vec<u8> {
+        let skipped = self.raw.len() - self.raw_from(index).len();
+        self.raw.drain(..skipped);
+        self.raw
+    }
+
     /// Removes the cells after a position.
     fn keep_cells(&mut self, end: usize) {
         self.cells.retain(|cell| cell.outer.end <= end);
@@ -375,6 +382,7 @@ impl<R: Read> Records<R> {
             return Ok(false);
         }
         let length = self.buffer.len();
+        reserve(&mut self.buffer, CHUNK_BYTES);
         self.buffer.resize(length + CHUNK_BYTES, 0);
         let read = loop {
             match self.input.read(&mut self.buffer[length..]) {
@@ -394,6 +402,16 @@ impl<R: Read> Records<R> {
             self.buffer.drain(..self.start);
             self.start = 0;
         }
+    }
+}
+
+/// Makes room in the buffer of a row. Memory that isn't written costs nothing, so a buffer that has
+/// become large isn't copied again and again while it grows.
+pub fn reserve(buffer: &mut Vec<u8>, additional: usize) {
+    const LARGE: usize = 1024 * 1024;
+    let length = buffer.len() + additional;
+    if length > LARGE && length > buffer.capacity() {
+        buffer.reserve_exact((MAX_ROW_BYTES + 2 * CHUNK_BYTES).max(length) - buffer.len());
     }
 }
 

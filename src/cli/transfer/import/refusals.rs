@@ -1,9 +1,9 @@
 //! What the service says about the rows that it refuses.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use tonic::{Code, Status};
-use tonic_types::{ErrorDetail, StatusExt as _};
+use tonic_types::StatusExt as _;
 
 use super::{rows::Row, send::Outcome};
 
@@ -27,16 +27,28 @@ fn is_too_large(status: &Status) -> bool {
         .is_some_and(|info| info.reason == "MESSAGE_TOO_LARGE")
 }
 
-/// The ids that the status says are missing.
-pub fn missing(status: &Status) -> HashSet<String> {
-    let resources = status.get_error_details_vec();
-    resources
-        .into_iter()
-        .filter_map(|detail| match detail {
-            ErrorDetail::ResourceInfo(resource) => Some(resource.resource_name),
-            _ => None,
-        })
-        .collect()
+/// The items of a batch that the status names, and batches of the others. If it names none, these are
+/// the halves of the batch.
+pub fn partition<T>(status: &Status, items: Vec<T>) -> (Vec<T>, Vec<Vec<T>>) {
+    let named = refusals(status, items.len());
+    if named.is_empty() {
+        return (Vec::new(), halves(items));
+    }
+    let (mut refused, mut rest) = (Vec::new(), Vec::new());
+    for (index, item) in items.into_iter().enumerate() {
+        if named.contains_key(&index) {
+            refused.push(item);
+        } else {
+            rest.push(item);
+        }
+    }
+    (refused, vec![rest])
+}
+
+/// The second half and the first one: batches are taken from the end.
+pub fn halves<T>(mut items: Vec<T>) -> Vec<Vec<T>> {
+    let half = items.split_off(items.len() / 2);
+    vec![half, items]
 }
 
 /// Rejects the rows that the service refuses. Returns those whose ids exist, and batches of the
@@ -44,14 +56,13 @@ pub fn missing(status: &Status) -> HashSet<String> {
 /// Each batch is smaller than the one before, so this terminates.
 pub fn split(
     status: &Status,
-    mut rows: Vec<Row>,
+    rows: Vec<Row>,
     outcome: &mut Outcome,
 ) -> (Vec<Row>, Vec<Vec<Row>>) {
     let mut refused = refusals(status, rows.len());
     if refused.is_empty() {
         if rows.len() > 1 {
-            let half = rows.split_off(rows.len() / 2);
-            return (Vec::new(), vec![half, rows]);
+            return (Vec::new(), halves(rows));
         }
         refused.insert(0, status.message().to_owned());
     }
@@ -70,17 +81,15 @@ pub fn split(
 /// The reasons of the refusals that the status names, by the index of the row among `count` rows.
 fn refusals(status: &Status, count: usize) -> BTreeMap<usize, String> {
     let mut refusals = BTreeMap::<usize, String>::new();
-    if status.code() == Code::AlreadyExists {
-        let indexes = status
-            .get_details_error_info()
-            .and_then(|info| parse_ranges(info.metadata.get("indexes")?, count))
-            .unwrap_or_default();
-        refusals.extend(
-            indexes
-                .into_iter()
-                .map(|index| (index, status.message().to_owned())),
-        );
-    }
+    let indexes = status
+        .get_details_error_info()
+        .and_then(|info| parse_ranges(info.metadata.get("indexes")?, count))
+        .unwrap_or_default();
+    refusals.extend(
+        indexes
+            .into_iter()
+            .map(|index| (index, status.message().to_owned())),
+    );
     for violation in status
         .get_details_bad_request()
         .map(|bad| bad.field_violations)

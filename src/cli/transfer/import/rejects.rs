@@ -11,7 +11,7 @@ use super::{
     ImportArgs,
     dialect::Header,
     input::TextEncoding,
-    rows::{Raw, Reject},
+    rows::Reject,
 };
 use crate::cli::transfer::{
     Format, STANDARD_STREAM, TransferError,
@@ -116,20 +116,13 @@ impl Rejects {
                 none.insert(file)
             }
         };
-        match &reject.raw {
-            Raw::Record(record) => {
-                let skipped = self
-                    .header
-                    .as_ref()
-                    .map_or(0, |header| reject_columns(&header.names));
-                let raw = record.raw_from(skipped);
-                let line = reject.line.to_string();
-                write_record(file, encoding, delimiter, [&line, &reject.reason], raw)
-            }
-            Raw::Json(raw) => {
-                let raw = String::from_utf8_lossy(raw);
-                write_json(file, encoding, reject.line, &reject.reason, &raw)
-            }
+        if self.header.is_some() {
+            let line = reject.line.to_string();
+            let first = [&*line, &reject.reason];
+            write_record(file, encoding, delimiter, first, &reject.raw)
+        } else {
+            let raw = String::from_utf8_lossy(&reject.raw);
+            write_json(file, encoding, reject.line, &reject.reason, &raw)
         }
     }
 }

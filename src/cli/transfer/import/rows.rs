@@ -4,31 +4,15 @@ use location_service::proto::location::v1::Location;
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
-use super::records::Record;
 use crate::cli::transfer::{ids::row_id, row::Given};
-
-/// A row as it is in the file.
-#[derive(Debug, Clone)]
-pub enum Raw {
-    Record(Record),
-    Json(Vec<u8>),
-}
-
-impl Raw {
-    pub fn len(&self) -> usize {
-        match self {
-            Self::Record(record) => record.raw.len(),
-            Self::Json(text) => text.len(),
-        }
-    }
-}
 
 /// A row to import.
 #[derive(Debug)]
 pub struct Row {
     /// The first line of the row, counted from 1.
     pub line: u64,
-    pub raw: Raw,
+    /// The row as it is in the file, without the columns of an earlier file of rejected rows.
+    pub raw: Vec<u8>,
     /// The location, with its id.
     pub location: Location,
     pub given: Given,
@@ -73,7 +57,7 @@ impl Row {
 pub struct Reject {
     pub line: u64,
     pub reason: String,
-    pub raw: Raw,
+    pub raw: Vec<u8>,
 }
 
 /// The rows of a part of the file: those to import together, and those that are rejected already.

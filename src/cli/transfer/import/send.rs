@@ -1,34 +1,25 @@
 //! Sends batches of rows: creates their locations, and compares those that are there.
 
-use std::{
-    collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use futures_util::{Stream, StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _};
 use location_service::proto::location::v1::{
-    BatchCreateLocationsRequest, BatchGetLocationsRequest, CreateLocationRequest,
-    GetLocationRequest, Location,
+    BatchCreateLocationsRequest, BatchGetLocationsRequest, CreateLocationRequest, Location,
 };
 use tonic::{Code, Status};
 use uuid::Uuid;
 
 use super::{
     ImportArgs, Purpose, delete,
-    refusals::{is_about_rows, is_refusal, missing, reason_of, split},
+    refusals::{halves, is_about_rows, partition, split},
     rows::{Batch, Reject, Row},
+    update::{self, Update},
 };
 use crate::cli::transfer::{
     TransferError,
     client::Client,
-    compare::{self, Difference, differences},
+    compare::{Difference, differences},
 };
-
-/// Updates of a batch that are in flight.
-const UPDATES_IN_FLIGHT: usize = 16;
-
-/// Attempts at an update of a location that others change meanwhile.
-const UPDATE_ATTEMPTS: usize = 4;
 
 /// What became of a row.
 #[derive(Debug)]
@@ -46,8 +37,8 @@ pub enum Fate {
 /// The result of a batch.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// The rows by their lines, in order.
-    pub fates: BTreeMap<u64, Vec<Fate>>,
+    /// The rows by their lines.
+    pub fates: Vec<(u64, Fate)>,
     /// The size of the batch in the file.
     pub bytes: u64,
     pub failure: Option<TransferError>,
@@ -67,7 +58,7 @@ impl Outcome {
     }
 
     pub fn add(&mut self, line: u64, fate: Fate) {
-        self.fates.entry(line).or_default().push(fate);
+        self.fates.push((line, fate));
     }
 
     /// Adds the results of rows by their lines.
@@ -89,7 +80,7 @@ impl Outcome {
         self.add(row.line, Fate::Rejected(row.reject(reason)));
     }
 
-    fn fail(&mut self, method: &'static str, status: Status) {
+    pub fn fail(&mut self, method: &'static str, status: Status) {
         self.failure
             .get_or_insert(TransferError::call(method, status));
     }
@@ -168,7 +159,7 @@ impl<'a> Sender<'a> {
     }
 
     async fn create(&self, rows: Vec<Row>, steps: &mut Vec<Step>, outcome: &mut Outcome) {
-        let message = BatchCreateLocationsRequest {
+        let message = || BatchCreateLocationsRequest {
             requests: rows
                 .iter()
                 .map(|row| creation(&row.location, self.validate_only))
@@ -231,7 +222,7 @@ impl<'a> Sender<'a> {
         steps: &mut Vec<Step>,
         outcome: &mut Outcome,
     ) {
-        let message = BatchGetLocationsRequest {
+        let message = || BatchGetLocationsRequest {
             ids: rows.iter().map(|row| row.location.id.clone()).collect(),
         };
         let response = self
@@ -250,21 +241,19 @@ impl<'a> Sender<'a> {
                 steps.push(Step::Create(rows));
             }
             Err(status) if status.code() == Code::NotFound => {
-                let mut missing = missing(&status);
-                if missing.is_empty() && rows.len() == 1 {
-                    missing.insert(rows[0].location.id.clone());
+                let count = rows.len();
+                let (mut hidden, mut rest) = partition(&status, rows);
+                if count == 1 {
+                    hidden.extend(rest.drain(..).flatten());
                 }
-                let (hidden, rest): (Vec<_>, Vec<_>) = rows
-                    .into_iter()
-                    .partition(|row| missing.contains(&row.location.id));
                 for row in hidden {
                     self.replace_id(row, steps, outcome);
                 }
-                push_halves(rest, missing.is_empty(), may_be_ours, steps);
+                push_compare(rest, may_be_ours, steps);
             }
             // The response may be larger than a message.
             Err(status) if is_about_rows(&status) && rows.len() > 1 => {
-                push_halves(rows, true, may_be_ours, steps);
+                push_compare(halves(rows), may_be_ours, steps);
             }
             Err(status) if is_about_rows(&status) => {
                 outcome.reject(rows.remove(0), status.message().to_owned());
@@ -306,69 +295,10 @@ impl<'a> Sender<'a> {
                 }
                 Ok(found) if found.is_empty() => outcome.add(row.line, Fate::Unchanged),
                 Ok(found) if !self.update => outcome.add(row.line, Fate::Different(found)),
-                Ok(found) => updates.push((row, there, found)),
+                Ok(found) => updates.push(Update { row, there, found }),
             }
         }
-        let updates = stream::iter(updates)
-            .map(|(row, there, found)| self.update(row, there, found))
-            .buffer_unordered(UPDATES_IN_FLIGHT);
-        outcome.add_all(updates).await;
-    }
-
-    /// Updates a location to what its row has. Returns the line of the row.
-    async fn update(
-        &self,
-        row: Row,
-        mut there: Location,
-        found: Vec<Difference>,
-    ) -> (u64, Result<Fate, TransferError>) {
-        let line = row.line;
-        let mut left = found.clone();
-        for _ in 0..UPDATE_ATTEMPTS {
-            let request =
-                compare::update(&row.location, &row.given, &there, &left, self.validate_only);
-            let response = self
-                .client
-                .call(request, |mut service, request| async move {
-                    service.update_location(request).await
-                })
-                .await;
-            let result = match response {
-                Ok(_) if self.validate_only => return (line, Ok(Fate::Updated(found))),
-                Ok(updated) => Ok(updated),
-                Err(status) if status.code() == Code::Aborted => self.get(&there.id).await,
-                Err(status) => Err(status),
-            };
-            match result {
-                Ok(current) => match differences(&row.location, &row.given, &current) {
-                    Err(error) => return (line, Err(error)),
-                    Ok(rest) if rest.is_empty() => return (line, Ok(Fate::Updated(found))),
-                    Ok(rest) if current.etag == there.etag || rest == left => {
-                        let reason = format!("can't be updated: {}", join(&rest));
-                        return (line, Ok(Fate::Rejected(row.reject(reason))));
-                    }
-                    Ok(rest) => (there, left) = (current, rest),
-                },
-                Err(status) if is_about_rows(&status) || is_refusal(&status) => {
-                    let reason = reason_of(&status);
-                    return (line, Ok(Fate::Rejected(row.reject(reason))));
-                }
-                Err(status) => {
-                    return (line, Err(TransferError::call("UpdateLocation", status)));
-                }
-            }
-        }
-        let reason = "can't be updated: the location changes all the time".to_owned();
-        (line, Ok(Fate::Rejected(row.reject(reason))))
-    }
-
-    async fn get(&self, id: &str) -> Result<Location, Status> {
-        let request = GetLocationRequest { id: id.to_owned() };
-        self.client
-            .call(request, |mut service, request| async move {
-                service.get_location(request).await
-            })
-            .await
+        update::update(self.client, updates, self.validate_only, outcome).await;
     }
 }
 
@@ -384,21 +314,10 @@ pub fn creation(location: &Location, validate_only: bool) -> CreateLocationReque
     }
 }
 
-fn join(differences: &[Difference]) -> String {
-    let texts: Vec<_> = differences.iter().map(ToString::to_string).collect();
-    texts.join("; ")
-}
-
-fn push_halves(mut rows: Vec<Row>, halve: bool, may_be_ours: bool, steps: &mut Vec<Step>) {
-    let mut push = |rows| {
-        steps.push(Step::Compare {
-            rows,
-            exist: true,
-            may_be_ours,
-        });
-    };
-    if halve && rows.len() > 1 {
-        push(rows.split_off(rows.len() / 2));
-    }
-    push(rows);
+fn push_compare(batches: Vec<Vec<Row>>, may_be_ours: bool, steps: &mut Vec<Step>) {
+    steps.extend(batches.into_iter().map(|rows| Step::Compare {
+        rows,
+        exist: true,
+        may_be_ours,
+    }));
 }

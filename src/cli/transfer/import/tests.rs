@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 use super::{
     reader::MAX_ROW_BYTES,
     refusals::{parse_ranges, split},
-    rows::{Raw, Reject, Row},
+    rows::{Reject, Row},
     *,
 };
 use crate::cli::transfer::row::Given;
@@ -496,7 +496,7 @@ fn batch_rows(count: u64) -> Vec<Row> {
     (0..count)
         .map(|line| Row {
             line,
-            raw: Raw::Json(Vec::new()),
+            raw: Vec::new(),
             location: Location::default(),
             given: Given::default(),
             derived: None,
@@ -512,9 +512,9 @@ fn lines(batches: &[Vec<Row>]) -> Vec<Vec<u64>> {
 }
 
 fn rejected(outcome: &Outcome) -> Vec<(u64, String)> {
-    let fates = outcome.fates.values().flatten();
+    let fates = outcome.fates.iter();
     fates
-        .filter_map(|fate| match fate {
+        .filter_map(|(_, fate)| match fate {
             Fate::Rejected(reject) => Some((reject.line, reject.reason.clone())),
             _ => None,
         })

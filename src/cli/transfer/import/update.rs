@@ -1,0 +1,165 @@
+//! Updates the locations that differ from their rows.
+
+use futures_util::{StreamExt as _, stream};
+use location_service::proto::location::v1::{
+    BatchUpdateLocationsRequest, GetLocationRequest, Location, UpdateLocationRequest,
+};
+use tonic::{Code, Status};
+
+use super::{
+    refusals::{is_about_rows, is_refusal, partition, reason_of},
+    rows::Row,
+    send::{Fate, Outcome},
+};
+use crate::cli::transfer::{
+    TransferError,
+    client::Client,
+    compare::{self, Difference, differences},
+};
+
+/// Single updates of a batch that are in flight.
+const UPDATES_IN_FLIGHT: usize = 16;
+
+/// Attempts at an update of a location that other callers change meanwhile.
+const UPDATE_ATTEMPTS: usize = 4;
+
+/// A row and the location that it changes.
+pub struct Update {
+    pub row: Row,
+    pub there: Location,
+    /// The differences when the row was compared first.
+    pub found: Vec<Difference>,
+}
+
+impl Update {
+    fn request(&self, left: &[Difference], validate_only: bool) -> UpdateLocationRequest {
+        compare::update(
+            &self.row.location,
+            &self.row.given,
+            &self.there,
+            left,
+            validate_only,
+        )
+    }
+
+    fn rejected(self, reason: String) -> Fate {
+        Fate::Rejected(self.row.reject(reason))
+    }
+}
+
+/// Updates locations in batches. The service updates a batch as a whole or not at all, so the rows
+/// that it refuses are sent alone, and the others again.
+pub async fn update(
+    client: &Client,
+    updates: Vec<Update>,
+    validate_only: bool,
+    outcome: &mut Outcome,
+) {
+    let mut batches = vec![updates];
+    let mut singles = Vec::new();
+    while let Some(batch) = batches.pop() {
+        if batch.len() < 2 {
+            singles.extend(batch);
+            continue;
+        }
+        let message = || BatchUpdateLocationsRequest {
+            requests: batch
+                .iter()
+                .map(|update| update.request(&update.found, validate_only))
+                .collect(),
+        };
+        let response = client
+            .call(message, |mut service, request| async move {
+                service.batch_update_locations(request).await
+            })
+            .await;
+        match response {
+            Ok(response) => {
+                for (update, current) in batch.into_iter().zip(response.locations) {
+                    match differences(&update.row.location, &update.row.given, &current) {
+                        Err(error) => {
+                            outcome.failure.get_or_insert(error);
+                        }
+                        Ok(left) if left.is_empty() || validate_only => {
+                            outcome.add(update.row.line, Fate::Updated(update.found));
+                        }
+                        Ok(_) => singles.push(update),
+                    }
+                }
+            }
+            Err(status) if concerns_rows(&status) => {
+                let (refused, rest) = partition(&status, batch);
+                singles.extend(refused);
+                batches.extend(rest);
+            }
+            Err(status) => return outcome.fail("BatchUpdateLocations", status),
+        }
+    }
+    let updates = stream::iter(singles)
+        .map(|update| update_single(client, update, validate_only))
+        .buffer_unordered(UPDATES_IN_FLIGHT);
+    outcome.add_all(updates).await;
+}
+
+fn concerns_rows(status: &Status) -> bool {
+    is_about_rows(status) || is_refusal(status) || status.code() == Code::Aborted
+}
+
+/// Updates a location to what its row has. Returns the line of the row.
+async fn update_single(
+    client: &Client,
+    mut update: Update,
+    validate_only: bool,
+) -> (u64, Result<Fate, TransferError>) {
+    let line = update.row.line;
+    let mut left = update.found.clone();
+    for _ in 0..UPDATE_ATTEMPTS {
+        let response = client
+            .call(
+                || update.request(&left, validate_only),
+                |mut service, request| async move { service.update_location(request).await },
+            )
+            .await;
+        let result = match response {
+            Ok(_) if validate_only => return (line, Ok(Fate::Updated(update.found))),
+            Ok(updated) => Ok(updated),
+            Err(status) if status.code() == Code::Aborted => get(client, &update.there.id).await,
+            Err(status) => Err(status),
+        };
+        match result {
+            Ok(current) => {
+                match differences(&update.row.location, &update.row.given, &current) {
+                    Err(error) => return (line, Err(error)),
+                    Ok(rest) if rest.is_empty() => {
+                        return (line, Ok(Fate::Updated(update.found)));
+                    }
+                    Ok(rest) if current.etag == update.there.etag || rest == left => {
+                        let reason = format!("can't be updated: {}", join(&rest));
+                        return (line, Ok(update.rejected(reason)));
+                    }
+                    Ok(rest) => (update.there, left) = (current, rest),
+                }
+            }
+            Err(status) if is_about_rows(&status) || is_refusal(&status) => {
+                return (line, Ok(update.rejected(reason_of(&status))));
+            }
+            Err(status) => return (line, Err(TransferError::call("UpdateLocation", status))),
+        }
+    }
+    let reason = "can't be updated: the location changes all the time".to_owned();
+    (line, Ok(update.rejected(reason)))
+}
+
+async fn get(client: &Client, id: &str) -> Result<Location, Status> {
+    client
+        .call(
+            || GetLocationRequest { id: id.to_owned() },
+            |mut service, request| async move { service.get_location(request).await },
+        )
+        .await
+}
+
+fn join(differences: &[Difference]) -> String {
+    let texts: Vec<_> = differences.iter().map(ToString::to_string).collect();
+    texts.join("; ")
+}
