@@ -130,9 +130,12 @@ fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
     run_on(&mut Builder::new_multi_thread(), work)
 }
 
-/// Runs a command that moves locations on one thread: memory that another thread frees isn't used
-/// again at once, so several would take twice as much.
+/// Runs a command that moves locations, in little memory: on one thread, because memory that another
+/// thread frees isn't used again at once; and without huge pages, each of which is resident as a
+/// whole once the allocator uses a part of it.
 fn run_transfer<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    // Kernels that refuse it have no huge pages.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     run_on(&mut Builder::new_current_thread(), work)
 }
 

@@ -93,7 +93,12 @@ mod tests {
             assert_eq!(back.longitude.to_bits(), (-degrees).to_bits());
         }
         // Unknown fields are skipped; the latter of two values counts.
-        let bytes = [&[0x18, 1, 9][..], &1.5_f64.to_le_bytes(), &[9], &2.5_f64.to_le_bytes()];
+        let bytes = [
+            &[0x18, 1, 9][..],
+            &1.5_f64.to_le_bytes(),
+            &[9],
+            &2.5_f64.to_le_bytes(),
+        ];
         let position = LatLng::decode(&*bytes.concat()).expect("a position");
         assert_eq!((position.latitude, position.longitude), (2.5, 0.0));
         let error = LatLng::decode(&[0x08, 1][..]).expect_err("not a double");

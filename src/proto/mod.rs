@@ -18,7 +18,7 @@ mod to_proto;
 
 use std::sync::LazyLock;
 
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
+use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Value};
 
 pub use self::{
     frame::Frame,
@@ -47,6 +47,21 @@ pub fn to_dynamic(location: &location::v1::Location) -> Result<DynamicMessage> {
     let mut message = DynamicMessage::new(LOCATION.clone());
     message.transcode_from(location).map_err(Error::internal)?;
     Ok(message)
+}
+
+/// Converts a message back to a location.
+pub fn from_dynamic(message: &DynamicMessage) -> Result<location::v1::Location> {
+    let mut location: location::v1::Location = message.transcode_to().map_err(Error::internal)?;
+    // The conversion omits negative zero.
+    let position = message.get_field_by_name("coordinates");
+    if let Some(target) = &mut location.coordinates
+        && let Some(position) = position.as_deref().and_then(Value::as_message)
+    {
+        let degrees = |name| position.get_field_by_name(name)?.as_f64();
+        target.latitude = degrees("latitude").unwrap_or_default();
+        target.longitude = degrees("longitude").unwrap_or_default();
+    }
+    Ok(location)
 }
 
 /// Package `location`.

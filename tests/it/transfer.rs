@@ -229,8 +229,11 @@ async fn a_row_that_is_refused_costs_no_other_row_of_its_batch() {
     }
     let rejects = fs::read_to_string(format!("{path}.rejects.csv")).expect("a file");
     let reasons: Vec<_> = rejects.lines().skip(1).collect();
-    assert!(reasons[0].starts_with("9,display_name must"), "{rejects}");
-    assert!(reasons[1].starts_with("10,") && reasons.len() == 2, "{rejects}");
+    assert!(reasons[0].starts_with("9,\"display_name must"), "{rejects}");
+    assert!(
+        reasons[1].starts_with("10,") && reasons.len() == 2,
+        "{rejects}"
+    );
 
     // A location that another caller changes all the time.
     let id = {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, MapKey, ReflectMessage as _};
 
 use crate::{
-    error::{Error, Result, Violations},
+    error::{Result, Violations},
     model::{Details, LabelKey, Location, LocationType, OwnerId, Principal},
     proto::{
         self,
@@ -150,7 +150,7 @@ impl Changes {
         for path in &self.paths {
             path.copy(&self.source, &mut merged);
         }
-        let merged = merged.transcode_to().map_err(Error::internal)?;
+        let merged = proto::from_dynamic(&merged)?;
         Ok(Fields::masked(LOCATION, &self.mask, violations).details(merged))
     }
 }

@@ -33,6 +33,17 @@ impl Compression {
             _ => return None,
         })
     }
+
+    /// The compression that the first bytes of a file show.
+    pub fn of_content(start: &[u8]) -> Option<Self> {
+        if start.starts_with(&[0x1f, 0x8b]) {
+            Some(Self::Gzip)
+        } else if start.starts_with(&[0x28, 0xb5, 0x2f, 0xfd]) {
+            Some(Self::Zstd)
+        } else {
+            None
+        }
+    }
 }
 
 /// A file that is compressed as it is written.

@@ -91,6 +91,11 @@ pub struct ValueEnd {
 }
 
 impl ValueEnd {
+    /// Whether all brackets and strings so far are closed.
+    pub fn is_closed(&self) -> bool {
+        self.depth == 0 && !self.is_in_string
+    }
+
     /// Whether the next byte is the first after the value: a comma, a colon, or the closing bracket
     /// of what contains it.
     pub fn is_at(&mut self, byte: u8) -> bool {

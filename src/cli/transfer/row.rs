@@ -187,7 +187,9 @@ impl<'a> RowBuilder<'a> {
     fn is_replaced(&self, value: &FieldValue) -> bool {
         self.rules.constants.iter().any(|Constant { field, .. }| {
             field.index() == value.index
-                && field.key().is_none_or(|key| value.key.as_deref() == Some(key))
+                && field
+                    .key()
+                    .is_none_or(|key| value.key.as_deref() == Some(key))
         })
     }
 

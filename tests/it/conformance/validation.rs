@@ -136,6 +136,7 @@ async fn every_violation_of_a_list_is_reported(app: &TestApp) {
         "Capacity",
         "capacity desc desc",
         "capacity,create_time",
+        "display_name collate",
     ] {
         let order_by = order_by.to_owned();
         let request = v1::ListLocationsRequest {

@@ -467,6 +467,9 @@ async fn coordinates_are_kept_exactly(app: &TestApp) {
     for (before, bits_before) in created.iter().zip(expected) {
         let after = listed.iter().find(|location| location.id == before.id);
         let after = after.expect("listed");
-        assert_eq!((after.capacity, bits(&[after.clone()])), (7, vec![bits_before]));
+        assert_eq!(
+            (after.capacity, bits(&[after.clone()])),
+            (7, vec![bits_before])
+        );
     }
 }

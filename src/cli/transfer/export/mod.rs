@@ -171,7 +171,9 @@ impl ExportArgs {
         }
         let repeated = self.label.iter().enumerate().find(|(index, (key, value))| {
             let before = &self.label[..*index];
-            before.iter().any(|(other, text)| other == key && text != value)
+            before
+                .iter()
+                .any(|(other, text)| other == key && text != value)
         });
         if let Some((_, (key, _))) = repeated {
             return usage(format!(

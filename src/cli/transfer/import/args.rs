@@ -32,9 +32,9 @@ An import that runs again creates nothing twice. Rows without an id are recognis
 
 Names of columns are compared without case, spaces, underscores and hyphens; white space around cells \
 is removed. An empty cell or null leaves a field unset, and is compared as such; fields that the file \
-doesn't have are left alone. Thousands may be separated, and UK is read as GB. Files that end in .gz \
-or .zst are decompressed, .tsv has tabs. JSON is read as one object per line or as one array; with \
---map, keys that aren't mapped and are no fields are ignored.
+doesn't have are left alone. Thousands may be separated, and UK is read as GB. Files in gzip or zstd \
+are decompressed, .tsv has tabs. JSON is read as one object per line, as indented objects or as one \
+array; with --map, keys that aren't mapped and are no fields are ignored.
 
 Examples:
   location-service import depots.ndjson
@@ -234,7 +234,10 @@ fn parse_constant(text: &str) -> Result<Constant, String> {
     }
     // The style of the file is known later.
     let styles = [true, false].map(|decimal_comma| NumberStyle { decimal_comma });
-    if styles.iter().all(|style| field.parse(value, *style).is_err()) {
+    if styles
+        .iter()
+        .all(|style| field.parse(value, *style).is_err())
+    {
         let error = field.parse(value, NumberStyle::default()).err();
         return Err(format!("{field} {}", error.unwrap_or_default()));
     }

@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{self, BufReader, Read},
+    io::{self, BufRead as _, BufReader, Read},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::{
@@ -49,8 +49,14 @@ impl Input {
     pub fn open(args: &ImportArgs) -> Result<Self, TransferError> {
         let path = &args.file;
         let name = FileName::of(path);
+        if is_spreadsheet(path) {
+            return Err(spreadsheet(path));
+        }
         let format = args.options.format.or(name.format).ok_or_else(|| {
-            TransferError::Usage("set the format: --format csv or --format ndjson".to_owned())
+            TransferError::Usage(
+                "the name of the file doesn't tell its format: set --format csv or --format ndjson"
+                    .to_owned(),
+            )
         })?;
         let read_error = |cause| TransferError::Read {
             path: path.clone(),
@@ -74,14 +80,19 @@ impl Input {
             return Err(read_error(io::ErrorKind::IsADirectory.into()));
         }
         let read = Arc::new(AtomicU64::new(0));
-        let counted = BufReader::with_capacity(
+        let mut counted = BufReader::with_capacity(
             CHUNK_BYTES,
             Counted {
                 inner: file,
                 read: Arc::clone(&read),
             },
         );
-        let bytes: Box<dyn Read + Send> = match name.compression {
+        let start = counted.fill_buf().map_err(read_error)?;
+        if start.starts_with(b"PK\x03\x04") {
+            return Err(spreadsheet(path));
+        }
+        let compression = name.compression.or_else(|| Compression::of_content(start));
+        let bytes: Box<dyn Read + Send> = match compression {
             None | Some(Compression::Other { .. }) => Box::new(counted),
             Some(Compression::Gzip) => Box::new(flate2::bufread::MultiGzDecoder::new(counted)),
             Some(Compression::Zstd) => {
@@ -99,6 +110,24 @@ impl Input {
             encoding,
         })
     }
+}
+
+/// Whether the extension is that of a workbook.
+fn is_spreadsheet(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    extension.is_some_and(|extension| {
+        ["xlsx", "xlsm", "xlsb", "xls", "ods", "numbers"]
+            .iter()
+            .any(|known| extension.eq_ignore_ascii_case(known))
+    })
+}
+
+fn spreadsheet(path: &Path) -> TransferError {
+    TransferError::Usage(format!(
+        "{} is a workbook or an archive, which isn't read: in the spreadsheet program, save the \
+         sheet as \"CSV UTF-8\", and import that file",
+        path.display()
+    ))
 }
 
 /// Parses the name of an encoding, such as `UTF-16LE` or `windows-1252`.

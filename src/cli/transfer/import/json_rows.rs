@@ -1,4 +1,4 @@
-//! The rows of a JSON file: one object per line, or the elements of one array.
+//! The rows of a JSON file: one object per line, indented objects, or the elements of one array.
 
 use std::io::{self, BufRead, BufReader, Read};
 
@@ -30,6 +30,8 @@ pub struct JsonRows<R> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
     Lines,
+    /// Objects that begin with a line of their brace only, as programs indent them.
+    Objects,
     /// The next byte is of an element, or the end of the array.
     Array,
     /// The array has ended.
@@ -51,18 +53,22 @@ impl<R: Read> JsonRows<R> {
         let layout = if let Some(layout) = self.layout {
             layout
         } else {
-            let is_array = self.skip_blank()? == Some(b'[');
-            if is_array {
-                self.input.consume(1);
-            }
-            *self.layout.insert(if is_array {
-                Layout::Array
-            } else {
-                Layout::Lines
+            let first = self.skip_blank()?;
+            *self.layout.insert(match first {
+                Some(b'[') => {
+                    self.input.consume(1);
+                    Layout::Array
+                }
+                Some(b'{') if is_brace_only(self.input.buffer()) => Layout::Objects,
+                _ => Layout::Lines,
             })
         };
         match layout {
             Layout::Lines => self.next_line(),
+            Layout::Objects => match self.skip_blank()? {
+                Some(b'{') => self.next_object().map(Some),
+                _ => self.next_line(),
+            },
             Layout::Array => self.next_element(),
             Layout::Ended => match self.skip_blank()? {
                 None => Ok(None),
@@ -113,6 +119,31 @@ impl<R: Read> JsonRows<R> {
         }
     }
 
+    fn next_object(&mut self) -> io::Result<JsonRow> {
+        let mut row = JsonRow {
+            line: self.line,
+            ..JsonRow::default()
+        };
+        let mut end = ValueEnd::default();
+        loop {
+            let available = self.input.fill_buf()?;
+            if available.is_empty() {
+                return Err(incomplete("an object", row.line));
+            }
+            let last = available.iter().position(|byte| {
+                end.is_at(*byte);
+                *byte == b'}' && end.is_closed()
+            });
+            let count = last.map_or(available.len(), |last| last + 1);
+            self.line += memchr::memchr_iter(b'\n', &available[..count]).count() as u64;
+            row.append(&available[..count]);
+            self.input.consume(count);
+            if last.is_some() {
+                return Ok(row);
+            }
+        }
+    }
+
     fn next_element(&mut self) -> io::Result<Option<JsonRow>> {
         let mut row = JsonRow::default();
         let first = self.skip_blank()?;
@@ -134,14 +165,7 @@ impl<R: Read> JsonRows<R> {
         loop {
             let available = self.input.fill_buf()?;
             if available.is_empty() {
-                return Err(io::Error::new(
-                    io::ErrorKind::UnexpectedEof,
-                    format!(
-                        "the array isn't closed: the row at line {} is incomplete, is the file \
-                         truncated?",
-                        row.line
-                    ),
-                ));
+                return Err(incomplete("the array", row.line));
             }
             let at = available
                 .iter()
@@ -165,6 +189,21 @@ impl<R: Read> JsonRows<R> {
             }
         }
     }
+}
+
+fn incomplete(what: &str, line: u64) -> io::Error {
+    io::Error::new(
+        io::ErrorKind::UnexpectedEof,
+        format!(
+            "{what} isn't closed: the row at line {line} is incomplete, is the file truncated?"
+        ),
+    )
+}
+
+/// Whether a line has nothing after its brace.
+fn is_brace_only(bytes: &[u8]) -> bool {
+    let line = bytes.split(|byte| matches!(byte, b'\n' | b'\r')).next();
+    line.is_some_and(|line| line.len() < bytes.len() && line.trim_ascii() == b"{")
 }
 
 impl JsonRow {
@@ -222,6 +261,20 @@ mod tests {
             read("[{\"a\":1},\n{\"a\":")
                 .unwrap_err()
                 .contains("line 2 is incomplete")
+        );
+        assert_eq!(
+            read("{\n \"a\": {\"b\": \"}\"}\n}\n{\n}{\"c\":1}\nx\n"),
+            lines(&[
+                (1, "{\n \"a\": {\"b\": \"}\"}\n}"),
+                (4, "{\n}"),
+                (5, "{\"c\":1}"),
+                (6, "x")
+            ])
+        );
+        assert!(
+            read("{\n\"a\":1\n")
+                .unwrap_err()
+                .contains("line 1 is incomplete")
         );
         assert_eq!(read("1\r2\r\r3"), lines(&[(1, "1"), (2, "2"), (4, "3")]));
         assert_eq!(read("[{}},1]"), lines(&[(1, "{}}"), (1, "1")]));

@@ -25,12 +25,7 @@ use super::{
     rows::{Batch, Derived, Reject, Row},
     seen::Seen,
 };
-use crate::cli::transfer::{
-    Format, TransferError, csv,
-    ids::row_id,
-    json,
-    row::Parsed,
-};
+use crate::cli::transfer::{Format, TransferError, csv, ids::row_id, json, row::Parsed};
 
 /// The longest row, in bytes, with the columns that aren't imported.
 pub const MAX_ROW_BYTES: usize = 20 * 1024 * 1024;

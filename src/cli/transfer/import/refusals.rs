@@ -54,11 +54,7 @@ pub fn halves<T>(mut items: Vec<T>) -> Vec<Vec<T>> {
 /// Rejects the rows that the service refuses. Returns those whose ids exist, and batches of the
 /// others. If the status names no row, these are the halves of the batch, until the row is found.
 /// Each batch is smaller than the one before, so this terminates.
-pub fn split(
-    status: &Status,
-    rows: Vec<Row>,
-    outcome: &mut Outcome,
-) -> (Vec<Row>, Vec<Vec<Row>>) {
+pub fn split(status: &Status, rows: Vec<Row>, outcome: &mut Outcome) -> (Vec<Row>, Vec<Vec<Row>>) {
     let mut refused = refusals(status, rows.len());
     if refused.is_empty() {
         if rows.len() > 1 {

@@ -7,12 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{
-    ImportArgs,
-    dialect::Header,
-    input::TextEncoding,
-    rows::Reject,
-};
+use super::{ImportArgs, dialect::Header, input::TextEncoding, rows::Reject};
 use crate::cli::transfer::{
     Format, STANDARD_STREAM, TransferError,
     csv::{REJECT_COLUMNS, append_row},

@@ -169,6 +169,13 @@ fn files_of_many_dialects_are_read() {
     let plain = b"display_name,capacity\nA\xc3\xa9,1234\n".to_vec();
     for (name, content, arguments) in [
         ("a.csv", plain.clone(), &[][..]),
+        ("a.csv", gzip(&plain), &[]),
+        ("a.csv", zstd::encode_all(&*plain, 0).unwrap(), &[]),
+        (
+            "a.json",
+            "{\n  \"displayName\": \"Aé\",\n  \"capacity\": 1234\n}\n".into(),
+            &[],
+        ),
         (
             "a.csv",
             b"display_name;capacity;\nA\xc3\xa9;1234;\n".to_vec(),
@@ -489,6 +496,11 @@ fn invalid_arguments_are_refused() {
     let open = |arguments: &[&str]| Input::open(&args(arguments)).err().unwrap().to_string();
     assert!(open(&["-"]).contains("--format csv or --format ndjson"));
     assert!(open(&["a.csv.bz2"]).contains("bzcat a.csv.bz2 |"));
+    assert!(open(&["a.xlsx"]).contains("save the sheet as \"CSV UTF-8\""));
+    let dir = tempfile::tempdir().unwrap();
+    let archive = dir.path().join("a.csv");
+    fs::write(&archive, b"PK\x03\x04\x14\0").unwrap();
+    assert!(open(&[archive.to_str().unwrap()]).contains("a workbook or an archive"));
     assert!(open(&["/nowhere/a.csv"]).contains("cannot read /nowhere/a.csv: No such file"));
 }
 

@@ -127,19 +127,17 @@ async fn update_single(
             Err(status) => Err(status),
         };
         match result {
-            Ok(current) => {
-                match differences(&update.row.location, &update.row.given, &current) {
-                    Err(error) => return (line, Err(error)),
-                    Ok(rest) if rest.is_empty() => {
-                        return (line, Ok(Fate::Updated(update.found)));
-                    }
-                    Ok(rest) if current.etag == update.there.etag || rest == left => {
-                        let reason = format!("can't be updated: {}", join(&rest));
-                        return (line, Ok(update.rejected(reason)));
-                    }
-                    Ok(rest) => (update.there, left) = (current, rest),
+            Ok(current) => match differences(&update.row.location, &update.row.given, &current) {
+                Err(error) => return (line, Err(error)),
+                Ok(rest) if rest.is_empty() => {
+                    return (line, Ok(Fate::Updated(update.found)));
                 }
-            }
+                Ok(rest) if current.etag == update.there.etag || rest == left => {
+                    let reason = format!("can't be updated: {}", join(&rest));
+                    return (line, Ok(update.rejected(reason)));
+                }
+                Ok(rest) => (update.there, left) = (current, rest),
+            },
             Err(status) if is_about_rows(&status) || is_refusal(&status) => {
                 return (line, Ok(update.rejected(reason_of(&status))));
             }
