@@ -1,4 +1,5 @@
-//! Generates the code for `proto/` without protoc.
+//! Generates the descriptors and the servers of `proto/` without protoc. The messages and the clients
+//! are those of `client/`.
 
 use std::{env, fs, path::PathBuf};
 
@@ -14,10 +15,9 @@ fn main() {
     fs::write(out_dir.join("descriptors.bin"), descriptors.encode_to_vec())
         .expect("OUT_DIR is writable");
     tonic_prost_build::configure()
+        .build_client(false)
         .codec_path("crate::api::codec::LimitedCodec")
-        // Cache keys are digests of serialized messages, so maps need a fixed order.
-        .btree_map(".")
-        .extern_path(".location.v1.LatLng", "crate::proto::LatLng")
+        .extern_path(".location.v1", "::location_client::v1")
         .compile_fds(descriptors)
         .expect("OUT_DIR is writable");
 }

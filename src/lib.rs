@@ -42,21 +42,7 @@
 //!
 //! # Client
 //!
-//! [`proto::location::v1::location_service_client::LocationServiceClient`] is generated from
-//! `proto/`:
-//!
-//! ```no_run
-//! use location_service::proto::location::v1::{
-//!     ListLocationsRequest, location_service_client::LocationServiceClient,
-//! };
-//!
-//! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
-//! let mut client = LocationServiceClient::connect("http://127.0.0.1:50051").await?;
-//! let list = client.list_locations(ListLocationsRequest::default()).await?;
-//! println!("{:?}: {:?}", list.metadata().get("cache-status"), list.get_ref().locations);
-//! # Ok(())
-//! # }
-//! ```
+//! The messages and the clients are the crate [`location_client`], which needs no server.
 
 pub mod api;
 pub mod app;

@@ -11,13 +11,10 @@ use prost::{
 use crate::{
     error::Error,
     proto::location::v1::{
-        BatchCreateLocationsRequest, BatchCreateLocationsResponse, BatchDeleteLocationsRequest,
-        BatchGetLocationsRequest, BatchGetLocationsResponse, BatchUpdateLocationsRequest,
-        BatchUpdateLocationsResponse, CreateLocationRequest, DeleteLocationRequest,
-        ExplainListRequest, ExplainListResponse, GetLocationRequest, GetStatsRequest,
-        GetStatsResponse, InvalidateRequest, InvalidateResponse, ListLocationReportsRequest,
-        ListLocationReportsResponse, ListLocationsRequest, ListLocationsResponse, Location,
-        UpdateLocationRequest,
+        BatchCreateLocationsRequest, BatchDeleteLocationsRequest, BatchGetLocationsRequest,
+        BatchUpdateLocationsRequest, CreateLocationRequest, DeleteLocationRequest,
+        ExplainListRequest, GetLocationRequest, GetStatsRequest, InvalidateRequest,
+        ListLocationReportsRequest, ListLocationsRequest, UpdateLocationRequest,
     },
 };
 
@@ -158,30 +155,6 @@ impl Limited for InvalidateRequest {
 
 impl Limited for GetStatsRequest {
     const FIELDS: &'static [Field] = &[];
-}
-
-/// Responses have no limits: generated clients decode them with the same codec.
-macro_rules! unlimited {
-    ($($response:ty),* $(,)?) => {
-        $(
-            impl Limited for $response {
-                const FIELDS: &'static [Field] = &[];
-            }
-        )*
-    };
-}
-
-unlimited! {
-    (),
-    BatchCreateLocationsResponse,
-    BatchGetLocationsResponse,
-    BatchUpdateLocationsResponse,
-    ExplainListResponse,
-    GetStatsResponse,
-    InvalidateResponse,
-    ListLocationReportsResponse,
-    ListLocationsResponse,
-    Location,
 }
 
 /// Checks the limits of a serialized message. Takes linear time and no memory.

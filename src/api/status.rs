@@ -125,7 +125,7 @@ pub fn complete<B: Default>(response: Response<B>) -> Response<B> {
         },
         Code::Internal => Error::MalformedMessage(status.message().to_owned()),
         code => {
-            let info = error_info(&format!("{code:?}").to_uppercase(), HashMap::new());
+            let info = error_info(&name(code), HashMap::new());
             return Status::with_error_details_vec(code, status.message(), vec![info.into()])
                 .into_http();
         }
@@ -140,6 +140,18 @@ fn error_info(reason: &str, mut metadata: HashMap<String, String>) -> ErrorInfo 
         metadata.entry("requestId".to_owned()).or_insert(id);
     }
     ErrorInfo::new(reason, DOMAIN, metadata)
+}
+
+/// The canonical name of a code.
+fn name(code: Code) -> String {
+    let mut name = String::new();
+    for char in format!("{code:?}").chars() {
+        if char.is_uppercase() && !name.is_empty() {
+            name.push('_');
+        }
+        name.push(char.to_ascii_uppercase());
+    }
+    name
 }
 
 /// The variables of an error's message. The keys are in lowerCamelCase (AIP-193).
@@ -184,7 +196,7 @@ fn metadata(error: &Error) -> HashMap<String, String> {
         Error::NotFound(culprits)
         | Error::AlreadyExists(culprits)
         | Error::EtagMismatch(culprits) => {
-            let id = culprits.ids().next().filter(|_| culprits.ids().len() == 1);
+            let id = culprits.ids().next();
             let indexes: Vec<_> = culprits.indexes().collect();
             let indexes = (!indexes.is_empty()).then(|| ("indexes", ranges(&indexes)));
             id.map(|id| ("id", id.to_string()))
@@ -373,6 +385,107 @@ mod tests {
         assert_eq!(ranges(&[]), "");
         let every_other: Vec<_> = (0..500).map(|index| index * 2).collect();
         assert!(ranges(&every_other).len() <= MAX_METADATA_BYTES);
+    }
+
+    /// The rows of the table of reasons in the proto: code, reason and keys of the metadata.
+    fn documented() -> Vec<(&'static str, &'static str, Vec<&'static str>)> {
+        let proto = include_str!("../../proto/location/v1/location_service.proto");
+        let rows = proto.lines().filter_map(|line| line.strip_prefix("// | "));
+        rows.skip(2)
+            .map(|row| {
+                let mut cells = row.split('|').map(str::trim);
+                let mut cell = || cells.next().expect("four columns");
+                let (code, reason, keys) = (cell(), cell(), cell());
+                let keys = keys.split(',').filter(|key| !key.is_empty()).collect();
+                (code, reason, keys)
+            })
+            .collect()
+    }
+
+    /// An error of each variant, or several where the code or the reason differs.
+    fn every_error() -> Vec<Error> {
+        let cause = || -> crate::error::Cause { std::sync::Arc::new(fmt::Error) };
+        let field = || "page_token".to_owned();
+        let culprits = |batch| Culprits::new([(7, LocationId::generate())], batch).expect("one");
+        let problems = [
+            TokenProblem::Missing,
+            TokenProblem::Expired,
+            TokenProblem::NotYetValid,
+            TokenProblem::Invalid,
+        ];
+        let tokens = problems.map(|problem| Error::Unauthenticated {
+            problem,
+            message: String::new(),
+        });
+        let doubts = [false, true].map(|repeatable| Error::OutcomeUnknown {
+            repeatable,
+            cause: cause(),
+        });
+        let (limit, value) = ("calls", 1);
+        let others = [
+            Error::invalid("page_size", "must be positive"),
+            Error::PageTokenInvalid { field: field() },
+            Error::TooManyItems {
+                field: field(),
+                limit: 1,
+                count: 2,
+            },
+            Error::MessageTooLarge { limit: 1, size: 2 },
+            Error::DecompressedTooLarge { limit: 1 },
+            Error::MessageTimeout(RETRY_AFTER),
+            Error::Overloaded { limit, value },
+            Error::TooManyWatches(1),
+            Error::QueryTooSlow(RETRY_AFTER),
+            Error::CallerLimit { limit, value },
+            Error::NotFound(culprits(true)),
+            Error::AlreadyExists(culprits(false)),
+            Error::RequestIdReused {
+                id: uuid::Uuid::nil(),
+                field: field(),
+            },
+            Error::EtagMismatch(culprits(true)),
+            Error::NotCached,
+            Error::UnknownMethod,
+            Error::MalformedMessage(String::new()),
+            Error::UnsupportedEncoding,
+            Error::PermissionDenied(String::new()),
+            Error::StorageFull(cause()),
+            Error::Conflict(cause()),
+            Error::DatabaseUnavailable(cause()),
+            Error::CacheUnavailable(cause()),
+            Error::Cancelled,
+            Error::DeadlineExceeded(RETRY_AFTER),
+            Error::Stopping,
+            Error::Internal(cause()),
+        ];
+        tokens.into_iter().chain(doubts).chain(others).collect()
+    }
+
+    #[test]
+    fn the_proto_lists_every_reason_and_its_metadata() {
+        let documented = documented();
+        let mut reasons = std::collections::BTreeSet::new();
+        for error in every_error() {
+            let (code, reason) = classify(&error);
+            reasons.insert(reason);
+            let row = documented
+                .iter()
+                .find(|row| (row.0, row.1) == (name(code).as_str(), reason));
+            let (_, _, keys) = row.unwrap_or_else(|| panic!("{code:?} {reason} isn't listed"));
+            for key in metadata(&error).keys() {
+                assert!(keys.contains(&key.as_str()), "{reason} has {key}");
+            }
+        }
+        for (_, reason, _) in documented {
+            assert!(reasons.contains(reason), "{reason} is no reason");
+        }
+        // Reasons are written as literals in one place.
+        let source = include_str!("status.rs");
+        let (_, rest) = source.split_once("fn classify(").expect("it is here");
+        let (classify, _) = rest.split_once("\nfn ").expect("another one follows");
+        for literal in classify.split('"').skip(1).step_by(2) {
+            assert!(reasons.contains(literal), "{literal} isn't tried");
+        }
     }
 
     #[test]

@@ -8,12 +8,10 @@
 //! | `to_proto` | the model → messages |
 //! | [`from_proto`] | messages → the model |
 //! | [`Frame`] | a message as gRPC sends it |
-//! | [`LatLng`] | a position, which keeps the sign of zero |
 
 pub mod canonical;
 mod frame;
 pub mod from_proto;
-mod lat_lng;
 mod to_proto;
 
 use std::sync::LazyLock;
@@ -23,8 +21,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Value};
 pub use self::{
     frame::Frame,
     from_proto::decode_location,
-    lat_lng::LatLng,
-    to_proto::{encode_location, item_bytes},
+    to_proto::{encode_location, item_bytes, list_response, reports_response},
 };
 use crate::error::{Error, Result};
 
@@ -66,11 +63,11 @@ pub fn from_dynamic(message: &DynamicMessage) -> Result<location::v1::Location> 
 
 /// Package `location`.
 pub mod location {
-    /// Package `location.v1`: the contract. A Rust client is
-    /// [`LocationServiceClient`](v1::location_service_client::LocationServiceClient).
+    /// Package `location.v1`: the contract. The messages and the clients are those of
+    /// [`location_client`]; the servers check the limits of a request before they decode it.
     #[allow(missing_docs, clippy::pedantic, reason = "generated code")]
     pub mod v1 {
-        pub use crate::proto::LatLng;
+        pub use location_client::v1::*;
 
         include!(concat!(env!("OUT_DIR"), "/location.v1.rs"));
     }

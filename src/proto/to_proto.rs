@@ -8,22 +8,27 @@ use prost_types::Timestamp;
 use super::location::v1;
 use crate::model::{Address, Coordinates, LabelKey, LabelValue, Location, Micros, Report, Text};
 
-impl v1::ListLocationsResponse {
-    pub(crate) fn new(locations: Vec<Location>, next: Option<String>, total: Option<i64>) -> Self {
-        Self {
-            locations: locations.into_iter().map(Into::into).collect(),
-            next_page_token: next.unwrap_or_default(),
-            total_size: total.map_or(0, |total| i32::try_from(total).unwrap_or(i32::MAX)),
-        }
+/// A page of a list.
+pub fn list_response(
+    locations: Vec<Location>,
+    next: Option<String>,
+    total: Option<i64>,
+) -> v1::ListLocationsResponse {
+    v1::ListLocationsResponse {
+        locations: locations.into_iter().map(Into::into).collect(),
+        next_page_token: next.unwrap_or_default(),
+        total_size: total.map_or(0, |total| i32::try_from(total).unwrap_or(i32::MAX)),
     }
 }
 
-impl v1::ListLocationReportsResponse {
-    pub(crate) fn new(reports: Vec<Report>, next: Option<String>) -> Self {
-        Self {
-            reports: reports.into_iter().map(Into::into).collect(),
-            next_page_token: next.unwrap_or_default(),
-        }
+/// A page of reports.
+pub fn reports_response(
+    reports: Vec<Report>,
+    next: Option<String>,
+) -> v1::ListLocationReportsResponse {
+    v1::ListLocationReportsResponse {
+        reports: reports.into_iter().map(Into::into).collect(),
+        next_page_token: next.unwrap_or_default(),
     }
 }
 

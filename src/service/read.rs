@@ -14,7 +14,9 @@ use crate::{
     proto::{
         Frame,
         canonical::{CachedRequest, PagedRequest},
+        list_response,
         location::v1,
+        reports_response,
     },
 };
 
@@ -107,9 +109,7 @@ impl Service {
         self.read_through(ReadMethod::List, caller, plan.entry, mode, async move {
             let page = store.list(&query, after.as_ref()).await?;
             let next = page.next.map(|end| page_tokens.encode(&request, &end));
-            Frame::encode(&v1::ListLocationsResponse::new(
-                page.items, next, page.total,
-            ))
+            Frame::encode(&list_response(page.items, next, page.total))
         })
         .await
     }
@@ -142,7 +142,7 @@ impl Service {
         self.read_through(ReadMethod::Reports, caller, plan.entry, mode, async move {
             let page = store.reports(&query, after.as_ref()).await?;
             let next = page.next.map(|end| page_tokens.encode(&request, &end));
-            Frame::encode(&v1::ListLocationReportsResponse::new(page.items, next))
+            Frame::encode(&reports_response(page.items, next))
         })
         .await
     }

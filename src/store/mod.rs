@@ -23,7 +23,7 @@ use async_trait::async_trait;
 use uuid::Uuid;
 
 use crate::model::{
-    Cursor, Epoch, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
+    Cursor, Epoch, Etag, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
     ReportCursor, ReportQuery,
 };
 
@@ -113,6 +113,10 @@ pub trait Store: Send + Sync + 'static {
 pub trait Transaction: Send {
     /// Locks the locations that exist and returns them, in any order.
     async fn lock(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Location>>;
+
+    /// Locks the locations that exist and returns their images and etags, in any order: much less than
+    /// the locations, of which a batch may have 50 MB.
+    async fn lock_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<(Image, Etag)>>;
 
     /// Inserts locations. After [`StoreError::AlreadyExists`] the transaction must not be committed.
     async fn insert(&mut self, locations: &[Location]) -> StoreResult<()>;

@@ -234,6 +234,7 @@ impl Dialect for Sqlite {
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
     const BEGIN_SNAPSHOT: &'static str = "BEGIN";
     const FOR_UPDATE: &'static str = "";
+    const HAS_STATISTICS: bool = false;
     const POSITION: &'static str = "instr";
 
     const NOW: &'static str = "CAST(unixepoch('now', 'subsec') * 1000000 AS INTEGER)";
@@ -319,7 +320,7 @@ mod tests {
             Cursor, LabelKey, ListQuery, LocationId, LocationType, Order, OrderField, Predicate,
             ReportQuery, SortValue, Text,
         },
-        store::sql::{list_statement, report_statement},
+        store::sql::{Driver, list_statement, report_statement},
     };
 
     async fn plan(pool: &SqlitePool, statement: QueryBuilder<Sqlite>) -> Vec<String> {
@@ -394,7 +395,8 @@ mod tests {
                     id,
                 }),
             ] {
-                let plan = plan(&pool, list_statement(&query, after.as_ref())).await;
+                let driver = Driver::preset(&query);
+                let plan = plan(&pool, list_statement(&query, after.as_ref(), driver)).await;
                 let [step] = plan.as_slice() else {
                     panic!("more than one step: {plan:?}");
                 };
@@ -408,29 +410,62 @@ mod tests {
             }
         }
 
-        // A label's locations are in the order of their creation, and the run's index goes first.
+        // A label's locations are in the order of their creation. Filters of many rows don't sort them.
         let label = |key: &str| (LabelKey::from_trusted(key.to_owned()), Text::default());
         let labels = std::collections::BTreeMap::from([label("a"), label("b")]);
+        let by_create_time = Order::default();
+        let by_name = Order {
+            field: OrderField::DisplayName,
+            descending: false,
+        };
+        let from_label = ["location_labels", "locations"];
         let searches = [
-            (None, ["location_labels", "locations"]),
-            (run.clone(), ["locations", "other"]),
+            (None, by_create_time, Driver::Label(0), from_label),
+            (run.clone(), by_create_time, Driver::Label(1), from_label),
+            (
+                run.clone(),
+                by_create_time,
+                Driver::Predicate,
+                ["locations_by_run", "other"],
+            ),
+            (
+                None,
+                by_name,
+                Driver::Order,
+                ["locations_by_display_name", "other"],
+            ),
+            (
+                run.clone(),
+                by_name,
+                Driver::Order,
+                ["locations_by_display_name", "other"],
+            ),
         ];
-        for (run, tables) in searches {
+        for (run, order, driver, tables) in searches {
             let query = ListQuery {
                 predicate: by(&run, &None, storage),
                 labels: labels.clone(),
+                order,
                 limit: 50,
                 ..ListQuery::default()
             };
+            let is_text = order.field == OrderField::DisplayName;
             let after = Cursor {
-                value: SortValue::Number(1),
+                value: if is_text {
+                    SortValue::Text("dock".to_owned())
+                } else {
+                    SortValue::Number(1)
+                },
                 id: LocationId::generate(),
             };
             for after in [None, Some(after)] {
-                let plan = plan(&pool, list_statement(&query, after.as_ref())).await;
+                let is_first = after.is_none();
+                let plan = plan(&pool, list_statement(&query, after.as_ref(), driver)).await;
                 for (step, table) in plan.iter().zip(tables) {
                     assert!(
-                        step.starts_with("SEARCH") || step.contains("SUBQUERY"),
+                        step.starts_with("SEARCH")
+                            || step.contains("SUBQUERY")
+                            || (is_first && driver == Driver::Order),
                         "{plan:?}"
                     );
                     assert!(
@@ -442,8 +477,10 @@ mod tests {
                     !plan.iter().any(|step| step.contains("TEMP B-TREE")),
                     "{plan:?}"
                 );
+                // The index of the order is read from its beginning.
                 assert!(
-                    !plan.iter().any(|step| step.starts_with("SCAN")),
+                    !plan.iter().any(|step| step.starts_with("SCAN"))
+                        || (is_first && driver == Driver::Order),
                     "{plan:?}"
                 );
             }

@@ -1,71 +1,99 @@
-"""Creations with grpcio, whose service config retries UNAVAILABLE, until stdin ends: then checks that
-each name that was acknowledged is there, and none twice.
+"""Creations, updates and reads with grpcio, whose service config retries them, while servers are killed.
+At the end, what is stored is compared with what was acknowledged.
 
-    retries.py ADDRESS PROTO_FOLDER TOKEN
+    retries.py ADDRESS PROTO_FOLDER TOKEN SERVICE_CONFIG
+
+The first line of stdin ends the creations without a request id, the second one the rest.
 """
 
 import collections
-import json
 import sys
 import threading
 import uuid
 
 import grpc
 
-ADDRESS, PROTO_FOLDER, TOKEN = sys.argv[1:]
-WRITERS = 6
+ADDRESS, PROTO_FOLDER, TOKEN, SERVICE_CONFIG = sys.argv[1:]
+RUN = "retries-python"
 
 sys.path.append(PROTO_FOLDER)
 pb, services = grpc.protos_and_services("location/v1/location_service.proto")
 
 ADMIT = (("authorization", f"Bearer {TOKEN}"),)
-CONFIG = {
-    "methodConfig": [
-        {
-            "name": [{"service": "location.v1.LocationService"}],
-            "timeout": "20s",
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.05s",
-                "maxBackoff": "1s",
-                "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
+with open(SERVICE_CONFIG, encoding="utf-8") as file:
+    OPTIONS = [
+        ("grpc.service_config", file.read()),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 500),
     ]
-}
-OPTIONS = [("grpc.service_config", json.dumps(CONFIG)), ("grpc.enable_retries", 1)]
 
-stopped = threading.Event()
 outcomes = collections.Counter()
 acknowledged = set()
+failures = []
 
 
-def write(stub, writer):
+def attempt(call, request):
+    """The response, or None if the call failed."""
+    try:
+        response = call(request, metadata=ADMIT)
+        outcomes["OK"] += 1
+        return response
+    except grpc.RpcError as error:
+        outcomes[error.code().name] += 1
+        if error.code().name in ("NOT_FOUND", "ALREADY_EXISTS", "INTERNAL"):
+            failures.append(error)
+        return None
+
+
+def create(stub, writer, repeatable, stopped):
     number = 0
-    while not stopped.is_set():
+    while not stopped.wait(0.01):
         number += 1
         name = f"{writer}-{number}"
         request = pb.CreateLocationRequest(
             location=pb.Location(
-                type=pb.LOCATION_TYPE_STORAGE, display_name=name, production_run_id="retries"
-            )
+                type=pb.LOCATION_TYPE_STORAGE, display_name=name, production_run_id=RUN
+            ),
+            request_id=str(uuid.uuid4()) if repeatable else "",
         )
-        # The calls of half of the writers can be repeated.
-        if writer % 2:
-            request.request_id = str(uuid.uuid4())
-        try:
-            stub.CreateLocation(request, metadata=ADMIT)
+        created = attempt(stub.CreateLocation, request)
+        if created:
             acknowledged.add(name)
-            outcomes["OK"] += 1
-        except grpc.RpcError as error:
-            outcomes[error.code().name] += 1
-            stopped.wait(0.05)
+            # Once it is acknowledged, every read finds it.
+            found = attempt(stub.GetLocation, pb.GetLocationRequest(id=created.id))
+            if found and found.display_name != name:
+                failures.append(found)
+
+
+def update(stub, stopped):
+    """Counts up the capacity of a location, which nobody else does."""
+    new = pb.Location(type=pb.LOCATION_TYPE_DELIVERY, display_name="counter", production_run_id=RUN)
+    request = pb.CreateLocationRequest(location=new, request_id=str(uuid.uuid4()))
+    counter = None
+    while not counter:
+        counter = attempt(stub.CreateLocation, request)
+    acknowledged.add(counter.display_name)
+    while not stopped.wait(0.01):
+        request = pb.UpdateLocationRequest(location=counter, update_mask={"paths": ["capacity"]})
+        request.location.capacity += 1
+        updated = attempt(stub.UpdateLocation, request)
+        if updated is None:
+            # It may have been applied, and not more than once.
+            while not updated:
+                updated = attempt(stub.GetLocation, pb.GetLocationRequest(id=counter.id))
+            if updated.capacity - counter.capacity not in (0, 1):
+                failures.append((counter, updated))
+        elif updated.capacity != counter.capacity + 1:
+            failures.append((counter, updated))
+        counter = updated
+    stored = stub.GetLocation(pb.GetLocationRequest(id=counter.id), metadata=ADMIT)
+    assert stored == counter, (stored, counter)
+    assert counter.capacity > 10, counter
 
 
 def listed(stub):
     names = collections.Counter()
-    page = pb.ListLocationsRequest(production_run_id="retries", page_size=1000)
+    page = pb.ListLocationsRequest(production_run_id=RUN, page_size=1000)
     while True:
         response = stub.ListLocations(page, metadata=ADMIT)
         names.update(location.display_name for location in response.locations)
@@ -74,19 +102,30 @@ def listed(stub):
             return names
 
 
-with grpc.insecure_channel(ADDRESS, OPTIONS) as channel:
-    stub = services.LocationServiceStub(channel)
-    threads = [
-        threading.Thread(target=write, args=(stub, writer), daemon=True)
-        for writer in range(WRITERS)
-    ]
-    for thread in threads:
-        thread.start()
-    sys.stdin.read()
+def start(function, *arguments):
+    thread = threading.Thread(target=function, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def end(threads, stopped):
+    sys.stdin.readline()
     stopped.set()
     for thread in threads:
         thread.join(30)
         assert not thread.is_alive()
+
+
+with grpc.insecure_channel(ADDRESS, OPTIONS) as channel:
+    stub = services.LocationServiceStub(channel)
+    first, second = threading.Event(), threading.Event()
+    unrepeatable = [start(create, stub, f"once-{i}", False, first) for i in range(3)]
+    repeatable = [start(create, stub, f"repeatable-{i}", True, second) for i in range(3)]
+    repeatable.append(start(update, stub, second))
+    end(unrepeatable, first)
+    print("ready", flush=True)
+    end(repeatable, second)
+    assert not failures, failures
     names = listed(stub)
     twice = [name for name, count in names.items() if count > 1]
     assert not twice, twice

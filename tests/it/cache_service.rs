@@ -200,7 +200,7 @@ async fn a_list_is_explained_at_every_step(pair: Pair) {
     );
 
     if shared(pair) {
-        on_the_other_replica(&app, ann).await;
+        Box::pin(on_the_other_replica(&app, ann)).await;
     }
     app.stop().await;
 }

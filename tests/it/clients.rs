@@ -1,13 +1,8 @@
 //! Sessions of clients in other languages with the real binary.
 
-use std::{
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::{path::Path, process::Command};
 
 use serde_json::{Value, json};
-use servers::{postgres::Postgres, redis::RedisServer};
 use uuid::Uuid;
 
 use crate::{
@@ -52,55 +47,47 @@ async fn node_with_grpc_js() {
     .await;
 }
 
-/// A stock client that retries UNAVAILABLE creates nothing twice while PostgreSQL is killed.
+/// The rules of the table in tests/README.md, by clients that have nothing but the proto.
 #[tokio::test(flavor = "multi_thread")]
-async fn python_retries_through_kills_of_postgresql() {
-    const KILLS: usize = 4;
-    let (postgres, redis) = (Postgres::start(), RedisServer::start());
-    let home = Home::new();
-    let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
-    command
-        .args(["serve", "--listen", "127.0.0.1:0", "--jwt-secret-file"])
-        .arg(home.dir.path().join("secret"))
-        .arg(format!("--database-url={}", postgres.database().await))
-        .arg(format!("--redis-url={}", redis.url()));
-    let service = home.run(command).await.expect("it starts");
-    let mut python = isolated(tool("python/bin/python"));
-    python
-        .arg(in_repository("tests/clients/retries.py"))
-        .arg(service.url.trim_start_matches("http://"))
-        .arg(in_repository("proto"))
-        .arg(token("root", true))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
-    let mut client = python.spawn().expect("Python runs");
-    let kills = tokio::task::spawn_blocking(move || {
-        for _ in 0..KILLS {
-            // The writes of a second or so, whose moments differ.
-            std::thread::sleep(Duration::from_millis(1_100));
-            // The main process begins again without them.
-            let main = postgres.pid();
-            let children = format!("/proc/{main}/task/{main}/children");
-            let children = std::fs::read_to_string(children).expect("the server runs");
-            // Some may have ended because of the others.
-            servers::signal("KILL", children.split_whitespace());
-        }
-        std::thread::sleep(Duration::from_millis(1_500));
-        postgres
-    });
-    let postgres = kills.await.expect("no panic");
-    drop(client.stdin.take());
-    let output = tokio::task::spawn_blocking(move || client.wait_with_output());
-    let output = output.await.expect("no panic").expect("it ends");
-    let printed = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        printed.ends_with("the session is over\n"),
-        "{printed}{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    println!("{printed}");
-    drop((service, postgres, redis));
+async fn python_and_grpcurl_find_the_rules_kept() {
+    let python = isolated(tool("python/bin/python"));
+    session(python, "tests/clients/rules.py", None).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn node_finds_the_rules_kept() {
+    let modules = tool("node/node_modules");
+    session(isolated("node"), "tests/clients/rules.mjs", Some(&modules)).await;
+}
+
+#[test]
+fn every_rule_of_the_table_has_a_step_or_a_test() {
+    let rules = std::fs::read_to_string(in_repository("tests/clients/rules.json"));
+    let rules: Vec<Value> = serde_json::from_str(&rules.expect("a file")).expect("it is JSON");
+    let readme = std::fs::read_to_string(in_repository("tests/README.md")).expect("a file");
+    let table: Vec<_> = readme
+        .lines()
+        .filter(|line| line.starts_with("| AIP-") || line.starts_with("| RFC "))
+        .collect();
+    let names = |row: &str| {
+        let rules = row.split('|').nth(1).expect("a column").trim();
+        let rules = rules.split(", ").map(str::to_owned);
+        rules.collect::<Vec<_>>()
+    };
+    let listed: Vec<_> = table.iter().flat_map(|row| names(row)).collect();
+    for step in &rules {
+        let rule = step["rule"].as_str().expect("text");
+        assert!(
+            listed.iter().any(|name| name == rule),
+            "{rule} isn't in the table"
+        );
+    }
+    for row in table {
+        let in_rules = names(row)
+            .iter()
+            .all(|name| rules.iter().any(|step| step["rule"] == **name));
+        assert_eq!(row.contains("`rules`"), in_rules, "{row}");
+    }
 }
 
 /// Calls with grpcurl.

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use location_service::{
     cache::{Cache, CacheError, Explanation, Key, Lookup, Stats, Tag, Version, WriteId},
     model::{
-        Cursor, Epoch, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
+        Cursor, Epoch, Etag, Image, ListQuery, Location, LocationId, Micros, OwnerId, Page, Report,
         ReportCursor, ReportQuery,
     },
     store::{IdempotencyRecord, Store, StoreError, StoreResult, StoreStats, Transaction},
@@ -194,6 +194,10 @@ struct GatedTransaction {
 impl Transaction for GatedTransaction {
     async fn lock(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Location>> {
         self.inner.lock(ids).await
+    }
+
+    async fn lock_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<(Image, Etag)>> {
+        self.inner.lock_images(ids).await
     }
 
     async fn insert(&mut self, locations: &[Location]) -> StoreResult<()> {

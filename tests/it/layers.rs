@@ -117,7 +117,7 @@ const MODULES: &[Module] = &[
     Module {
         name: "proto",
         modules: &["error", "model"],
-        crates: &["prost", "prost_reflect", "prost_types"],
+        crates: &["location_client", "prost", "prost_reflect", "prost_types"],
     },
     Module {
         name: "error",

@@ -55,6 +55,7 @@ mod redis;
 mod redis_proxy;
 mod redis_refusals;
 mod replicas;
+mod retries;
 mod robustness;
 mod shares;
 mod startup;

@@ -835,7 +835,8 @@ async fn lists_run_over_an_index() {
          SELECT gen_random_uuid(), 1 + n % 2, 'name ' || n, 'name ' || n, 'run-' || n % 394, \
              'owner-' || n % 100, '[]', '', '', '', 'FR', NULL, NULL, n, 1, '', '{}', n, n, '' \
          FROM generate_series(1, 50000) AS n; \
-         ANALYZE locations; \
+         INSERT INTO location_labels SELECT 'env', 'prod', create_time, id FROM locations; \
+         ANALYZE; \
          DO $$ BEGIN EXECUTE format( \
              'ALTER DATABASE %I SET session_preload_libraries = auto_explain', current_database() \
          ); END $$; \
@@ -851,23 +852,55 @@ async fn lists_run_over_an_index() {
     let run = Some(Text::parse("run-7".to_owned()).unwrap());
     let owner = Some(Text::parse("owner-7".to_owned()).unwrap());
     let kind = Some(LocationType::Storage);
+    let any = Predicate::default;
+    let label = |key: &str, value: &str| {
+        let key = LabelKey::parse(key.to_owned()).unwrap();
+        BTreeMap::from([(key, Text::parse(value.to_owned()).unwrap())])
+    };
+    let by_name = Order {
+        field: OrderField::DisplayName,
+        descending: false,
+    };
     let mut seen = fs::read_to_string(server.log()).unwrap().len();
-    for predicate in [
-        Predicate::default(),
-        Predicate {
-            run,
-            ..Predicate::default()
-        },
-        Predicate {
-            owner,
-            ..Predicate::default()
-        },
-        Predicate {
-            kind,
-            ..Predicate::default()
-        },
+    for (predicate, labels, order) in [
+        (any(), BTreeMap::new(), Order::default()),
+        (
+            Predicate {
+                run: run.clone(),
+                ..any()
+            },
+            BTreeMap::new(),
+            Order::default(),
+        ),
+        (
+            Predicate {
+                owner: owner.clone(),
+                ..any()
+            },
+            BTreeMap::new(),
+            Order::default(),
+        ),
+        (
+            Predicate { kind, ..any() },
+            BTreeMap::new(),
+            Order::default(),
+        ),
+        // A label of all locations.
+        (any(), label("env", "prod"), Order::default()),
+        (any(), label("env", "prod"), by_name),
+        (
+            Predicate { owner, ..any() },
+            label("env", "prod"),
+            Order::default(),
+        ),
     ] {
-        let query = ListQuery { predicate, ..all() };
+        let is_plain = labels.is_empty();
+        let query = ListQuery {
+            predicate,
+            labels,
+            order,
+            ..all()
+        };
         let mut after = None;
         // The first ones are planned for their values, later ones for any.
         for _ in 0..8 {
@@ -877,10 +910,19 @@ async fn lists_run_over_an_index() {
             after = if after.is_none() { page.next } else { None };
         }
         let log = fs::read_to_string(server.log()).unwrap();
-        let plans = &log[seen..];
+        // Of the pages: the rows of filters are counted first, up to a limit.
+        let plans: String = log[seen..]
+            .split("Query Text: ")
+            .filter(|plan| plan.starts_with("SELECT id"))
+            .collect();
         seen = log.len();
         assert_eq!(plans.matches("Limit  (cost").count(), 8, "{plans}");
-        assert_eq!(plans.matches("Index Scan").count(), 8, "{plans}");
+        let scans = if is_plain {
+            "Index Scan"
+        } else {
+            "location_labels_pkey"
+        };
+        assert_eq!(plans.matches(scans).count(), 8, "{plans}");
         assert!(
             !plans.contains("Seq Scan") && !plans.contains("Sort"),
             "{plans}"

@@ -3,20 +3,17 @@
 use std::collections::HashMap;
 
 use super::{super::call::Deletion, Applied, Rejected, Statements, distinct};
-use crate::{
-    error::Error,
-    model::{Image, Location},
-};
+use crate::{error::Error, model::Image};
 
 impl Statements<'_> {
     /// Deletes locations in order, all or none.
     pub(super) async fn delete(&mut self, deletions: &[Deletion]) -> Result<Applied, Rejected> {
         let ids = distinct(deletions.iter().map(|deletion| deletion.id));
-        let locked = self.transaction.lock(&ids).await?;
-        let mut present: HashMap<_, Location> = locked
+        let locked = self.transaction.lock_images(&ids).await?;
+        let mut present: HashMap<_, _> = locked
             .into_iter()
-            .filter(|location| self.sees(location))
-            .map(|location| (location.id, location))
+            .filter(|(image, _)| self.sees(&image.owner))
+            .map(|(image, etag)| (image.id, (image, etag)))
             .collect();
         let mut deleted: Vec<Image> = Vec::new();
         let (mut missing, mut stale) = (Vec::new(), Vec::new());
@@ -29,10 +26,10 @@ impl Statements<'_> {
             match present.remove(id) {
                 None if *allow_missing => {}
                 None => missing.push((index, *id)),
-                Some(location) if etag.as_ref().is_some_and(|etag| *etag != location.etag) => {
+                Some((_, current)) if etag.as_ref().is_some_and(|etag| *etag != current) => {
                     stale.push((index, *id));
                 }
-                Some(location) => deleted.push(location.image()),
+                Some((image, _)) => deleted.push(image),
             }
         }
         if let Some(missing) = self.culprits(missing) {

@@ -7,7 +7,7 @@ mod update;
 use super::call::{Generated, Write, Written};
 use crate::{
     error::{Culprits, Error},
-    model::{Etag, Image, Location, LocationId, Micros, NewLocation, Principal},
+    model::{Etag, Image, Location, LocationId, Micros, NewLocation, OwnerId, Principal},
     store::{StoreError, Transaction},
 };
 
@@ -89,10 +89,9 @@ impl Statements<'_> {
         }
     }
 
-    /// Whether the caller may see a location.
-    fn sees(&self, location: &Location) -> bool {
-        let scope = self.caller.scope();
-        scope.is_none_or(|owner| *owner == location.owner)
+    /// Whether the caller may see the locations of an owner.
+    fn sees(&self, owner: &OwnerId) -> bool {
+        self.caller.scope().is_none_or(|scope| scope == owner)
     }
 
     /// The locations that requests fail for. `None` if there are none.
@@ -111,8 +110,8 @@ impl Statements<'_> {
         let mut images = self.transaction.take_previous_images(&ids).await?;
         // A location that wasn't found may be another owner's.
         if !matches!(error, Error::NotFound(_)) {
-            let locations = self.transaction.lock(&ids).await?;
-            images.extend(locations.iter().map(Location::image));
+            let locked = self.transaction.lock_images(&ids).await?;
+            images.extend(locked.into_iter().map(|(image, _)| image));
         }
         Err(Rejected { error, images })
     }

@@ -81,7 +81,7 @@ impl Statements<'_> {
             edit,
             create,
         } = update;
-        let visible = current.filter(|location| self.sees(location));
+        let visible = current.filter(|location| self.sees(&location.owner));
         let Some(before) = visible else {
             match create {
                 None => failures.missing.push((index, *id)),

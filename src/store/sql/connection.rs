@@ -72,7 +72,7 @@ where
     where
         T: for<'r> FromRow<'r, DB::Row> + Send + Unpin,
     {
-        let keep_prepared = keep_prepared(statement);
+        let keep_prepared = is_short(statement);
         let rows = statement
             .build_query_as()
             .persistent(keep_prepared)
@@ -82,15 +82,16 @@ where
     }
 
     /// Runs a SELECT of locations. Returns those that fit in [`MAX_PAGE_BYTES`], and whether more
-    /// rows followed.
+    /// rows followed. `keep_prepared` is whether its plan suits other values.
     pub(super) async fn page(
         &mut self,
         statement: &mut QueryBuilder<DB>,
+        keep_prepared: bool,
     ) -> StoreResult<(Vec<Location>, bool)>
     where
         LocationRow: for<'r> FromRow<'r, DB::Row>,
     {
-        let keep_prepared = keep_prepared(statement);
+        let keep_prepared = keep_prepared && is_short(statement);
         let mut rows = statement
             .build_query_as::<LocationRow>()
             .persistent(keep_prepared)
@@ -113,7 +114,7 @@ where
 
     /// Runs a statement that returns no rows.
     pub(super) async fn execute(&mut self, statement: &mut QueryBuilder<DB>) -> StoreResult<()> {
-        let keep_prepared = keep_prepared(statement);
+        let keep_prepared = is_short(statement);
         let done = statement
             .build()
             .persistent(keep_prepared)
@@ -159,7 +160,7 @@ where
     }
 }
 
-fn keep_prepared<DB: Dialect>(statement: &QueryBuilder<DB>) -> bool {
+fn is_short<DB: Dialect>(statement: &QueryBuilder<DB>) -> bool {
     statement.sql().as_str().len() <= MAX_PREPARED_BYTES
 }
 

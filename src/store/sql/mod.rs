@@ -1,19 +1,23 @@
 //! The SQL that both dialects share, and the store over either of them.
 
 mod connection;
+mod driver;
 mod query;
 mod refold;
 mod rows;
 mod store;
 mod transaction;
 
-#[cfg(test)]
-pub(super) use self::query::{list_statement, report_statement};
 pub(super) use self::{
     connection::{ConnectionGuard, TIMEOUT},
     query::Bind,
     refold::refold_names,
     store::SqlStore,
+};
+#[cfg(test)]
+pub(super) use self::{
+    driver::Driver,
+    query::{list_statement, report_statement},
 };
 
 use std::time::Duration;
@@ -35,6 +39,9 @@ pub(super) trait Dialect: Database + HasStatementCache + Bind {
 
     /// The suffix of a SELECT that locks the rows it returns.
     const FOR_UPDATE: &'static str;
+
+    /// Whether the database knows by its statistics which of several filters is the most selective.
+    const HAS_STATISTICS: bool;
 
     /// The function that returns the position of a text in another one, or 0. Unlike LIKE, both take
     /// nearly linear time for names of up to [`DisplayName`](crate::model::DisplayName)'s length: they

@@ -5,11 +5,12 @@ use uuid::Uuid;
 
 use super::{
     Dialect,
+    driver::{Driver, is_selective},
     rows::{LOCATION_COLUMNS, NEGATIVE_ZERO},
 };
 use crate::model::{
-    Cursor, ListQuery, LocationId, Order, OrderField, OwnerId, Predicate, ReportCursor,
-    ReportQuery, SortValue,
+    Cursor, LabelKey, LabelValue, ListQuery, LocationId, Order, OrderField, OwnerId, Predicate,
+    ReportCursor, ReportQuery, SortValue,
 };
 
 /// The value of a column.
@@ -73,6 +74,9 @@ pub(super) trait StatementExt {
     /// Appends the condition that the id is one of these.
     fn id_in(&mut self, ids: &[LocationId]) -> &mut Self;
 
+    /// Appends the FROM and later clauses of a SELECT that locks these locations.
+    fn lock_source(&mut self, ids: &[LocationId]) -> &mut Self;
+
     /// Appends rows separated by commas, each in parentheses: `(a, b), (c, d)`.
     fn tuples<T>(&mut self, tuples: impl IntoIterator<Item = T>) -> &mut Self
     where
@@ -84,11 +88,21 @@ pub(super) trait StatementExt {
     /// Appends a condition on the owner, if there is one.
     fn owned_by(&mut self, owner: Option<&OwnerId>) -> &mut Self;
 
-    /// Appends a WHERE clause for the predicate. `type_column` is the expression for the type.
-    fn filter(&mut self, predicate: &Predicate, type_column: &str) -> &mut Self;
+    /// Appends the condition that a row of `location_labels` has this label.
+    fn has_label(&mut self, label: (&LabelKey, &LabelValue)) -> &mut Self;
 
-    /// Appends the FROM and WHERE clauses of a list.
-    fn list_source(&mut self, query: &ListQuery) -> &mut Self;
+    /// Appends a WHERE clause for the predicate. Each column follows its prefix: a unary plus disables
+    /// its indexes in SQLite.
+    fn filter(&mut self, predicate: &Predicate, prefixes: Prefixes) -> &mut Self;
+
+    /// Appends the FROM and WHERE clauses of a list. `label_exists` begins the condition on each label
+    /// that doesn't drive the list.
+    fn list_source(
+        &mut self,
+        query: &ListQuery,
+        driver: Driver,
+        label_exists: &'static str,
+    ) -> &mut Self;
 }
 
 impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
@@ -121,6 +135,14 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
             .push(")")
     }
 
+    fn lock_source(&mut self, ids: &[LocationId]) -> &mut Self {
+        self.push(" FROM locations WHERE ")
+            .id_in(ids)
+            // In one order, so that two batches don't wait for each other.
+            .push(" ORDER BY id")
+            .push(DB::FOR_UPDATE)
+    }
+
     fn tuples<T>(&mut self, tuples: impl IntoIterator<Item = T>) -> &mut Self
     where
         T: IntoIterator<Item = Value>,
@@ -148,50 +170,78 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
         self
     }
 
-    fn filter(&mut self, predicate: &Predicate, type_column: &str) -> &mut Self {
+    fn has_label(&mut self, (key, value): (&LabelKey, &LabelValue)) -> &mut Self {
+        self.push("label_key = ").value(key.as_str());
+        self.push(" AND label_value = ").value(value.as_str())
+    }
+
+    fn filter(&mut self, predicate: &Predicate, prefixes: Prefixes) -> &mut Self {
         let Predicate { kind, run, owner } = predicate;
         self.push(" WHERE 1 = 1");
         if let Some(kind) = kind {
-            self.push(format_args!(" AND {type_column} = "))
+            self.push(format_args!(" AND {}type = ", prefixes.kind))
                 .value(Value::Int(*kind as i64));
         }
         if let Some(run) = run {
-            self.push(" AND production_run_id = ").value(run.as_str());
+            self.push(format_args!(" AND {}production_run_id = ", prefixes.others))
+                .value(run.as_str());
         }
-        self.owned_by(owner.as_ref())
+        if let Some(owner) = owner {
+            self.push(format_args!(" AND {}owner_id = ", prefixes.others))
+                .value(owner.as_str());
+        }
+        self
     }
 
-    fn list_source(&mut self, query: &ListQuery) -> &mut Self {
-        let Predicate { run, owner, .. } = &query.predicate;
-        let mut labels = query.labels.iter();
-        let driver = driving_label(query).and_then(|_| labels.next());
-        if driver.is_some() {
-            // SQLite reads the tables of a CROSS JOIN in this order; PostgreSQL chooses.
+    fn list_source(
+        &mut self,
+        query: &ListQuery,
+        driver: Driver,
+        label_exists: &'static str,
+    ) -> &mut Self {
+        let driving_label = match driver {
+            Driver::Label(index) => query.labels.iter().nth(index),
+            Driver::Predicate | Driver::Order => None,
+        };
+        if driving_label.is_some() {
+            // SQLite reads the tables of a CROSS JOIN in this order; PostgreSQL does because the list is
+            // in the order of the index, or the label is rare.
             self.push(" FROM location_labels CROSS JOIN locations");
         } else {
             self.push(" FROM locations");
         }
-        // SQLite has no statistics, and would prefer the index on the type to the ones on the run
-        // and the owner, which are far more selective. A unary plus disables a column's index.
-        let type_column = if run.is_some() || owner.is_some() {
-            "+type"
-        } else {
-            "type"
-        };
-        self.filter(&query.predicate, type_column);
-        if let Some(label) = driver {
-            self.push(" AND id = location_id AND create_time = location_create_time");
-            self.push(" AND label_key = ").value(label.0.as_str());
-            self.push(" AND label_value = ").value(label.1.as_str());
+        // SQLite would prefer the index on the type to the ones on the run and the owner, which are far
+        // more selective.
+        let is_selective = is_selective(&query.predicate);
+        self.filter(
+            &query.predicate,
+            match driver {
+                Driver::Order if !DB::HAS_STATISTICS => Prefixes {
+                    kind: "+",
+                    others: "+",
+                },
+                _ if is_selective => Prefixes {
+                    kind: "+",
+                    others: "",
+                },
+                _ => Prefixes::default(),
+            },
+        );
+        if let Some(label) = driving_label {
+            // The times are equal as well. PostgreSQL takes conditions to be independent: with that one
+            // it would expect hardly any rows of the join, and read and sort all of them.
+            self.push(" AND id = location_id AND ").has_label(label);
         }
-        for (key, value) in labels {
-            self.push(
-                " AND EXISTS (SELECT 1 FROM location_labels AS other \
-                 WHERE other.location_id = id AND other.location_create_time = create_time \
-                 AND other.label_key = ",
-            );
-            self.value(key.as_str()).push(" AND other.label_value = ");
-            self.value(value.as_str()).push(")");
+        for label in &query.labels {
+            if driving_label == Some(label) {
+                continue;
+            }
+            self.push(format_args!(
+                " AND {label_exists} FROM location_labels AS other \
+                 WHERE other.location_id = id AND other.location_create_time = create_time AND "
+            ))
+            .has_label(label)
+            .push(")");
         }
         if let Some(state) = query.state {
             self.push(" AND state = ").value(Value::Int(state as i64));
@@ -205,13 +255,19 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
     }
 }
 
-/// The columns of the index on labels that locations are ordered by, if a list is read from it: the
-/// indexes on the run and on the owner are more selective.
-fn driving_label(query: &ListQuery) -> Option<(&'static str, &'static str)> {
-    let Predicate { run, owner, .. } = &query.predicate;
-    let driven = !query.labels.is_empty() && run.is_none() && owner.is_none();
-    driven.then_some(("location_create_time", "location_id"))
+/// The prefixes of columns in the WHERE clause of a predicate.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Prefixes {
+    kind: &'static str,
+    /// Of the run and the owner.
+    others: &'static str,
 }
+
+/// All rows are read: PostgreSQL may join.
+const EXISTS: &str = "EXISTS (SELECT true";
+
+/// A page of rows is read: PostgreSQL looks each one up, and doesn't join.
+const LOOKED_UP: &str = "(SELECT true";
 
 fn order_column(field: OrderField) -> &'static str {
     match field {
@@ -223,9 +279,14 @@ fn order_column(field: OrderField) -> &'static str {
 }
 
 /// The number of locations on all pages of a list.
-pub(super) fn count_statement<DB: Dialect>(query: &ListQuery) -> QueryBuilder<DB> {
+pub(super) fn count_statement<DB: Dialect>(query: &ListQuery, driver: Driver) -> QueryBuilder<DB> {
+    // All rows are read, so the order doesn't matter.
+    let driver = match driver {
+        Driver::Order => Driver::preset(query),
+        driver => driver,
+    };
     let mut statement = QueryBuilder::new("SELECT count(*)");
-    statement.list_source(query);
+    statement.list_source(query, driver, EXISTS);
     statement
 }
 
@@ -234,10 +295,12 @@ pub(super) fn count_statement<DB: Dialect>(query: &ListQuery) -> QueryBuilder<DB
 pub(in crate::store) fn list_statement<DB: Dialect>(
     query: &ListQuery,
     after: Option<&Cursor>,
+    driver: Driver,
 ) -> QueryBuilder<DB> {
     let Order { field, descending } = query.order;
-    let (column, id_column) = match driving_label(query) {
-        Some(columns) if field == OrderField::CreateTime => columns,
+    let (column, id_column) = match (driver, field) {
+        // The index on labels has this order.
+        (Driver::Label(_), OrderField::CreateTime) => ("location_create_time", "location_id"),
         _ => (order_column(field), "id"),
     };
     let (compare, direction) = if descending {
@@ -246,7 +309,9 @@ pub(in crate::store) fn list_statement<DB: Dialect>(
         (">", "")
     };
     let mut statement = QueryBuilder::new("SELECT ");
-    statement.read_columns().list_source(query);
+    statement
+        .read_columns()
+        .list_source(query, driver, LOOKED_UP);
     if let Some(Cursor { value, id }) = after {
         let value = match value {
             SortValue::Number(number) => Value::Int(*number),
@@ -296,7 +361,7 @@ pub(in crate::store) fn report_statement<DB: Dialect>(
          max(update_time) AS latest_update \
          FROM locations",
     );
-    statement.filter(&query.predicate, "type");
+    statement.filter(&query.predicate, Prefixes::default());
     if let Some((kind, run)) = after {
         statement
             .push(" AND (type, production_run_id) > ")

@@ -271,10 +271,26 @@ impl TryFrom<ImageRow> for Image {
         Ok(Self {
             id: LocationId(row.id),
             kind: LocationType::from_number(row.r#type)
-                .ok_or_else(|| StoreError::corrupt("a previous image has an unknown type"))?,
+                .ok_or_else(|| StoreError::corrupt("an image has an unknown type"))?,
             run: Text::from_trusted(row.production_run_id),
             owner: Text::from_trusted(row.owner_id),
         })
+    }
+}
+
+/// The image of a row of `locations`, and its etag.
+#[derive(FromRow)]
+pub(super) struct TaggedImageRow {
+    #[sqlx(flatten)]
+    image: ImageRow,
+    etag: String,
+}
+
+impl TryFrom<TaggedImageRow> for (Image, Etag) {
+    type Error = StoreError;
+
+    fn try_from(row: TaggedImageRow) -> Result<Self, StoreError> {
+        Ok((row.image.try_into()?, Etag::from_trusted(row.etag)))
     }
 }
 

@@ -14,10 +14,11 @@ use super::{
     },
     Dialect,
     connection::ConnectionGuard,
+    driver::{Driver, probe_statement},
     query::{
         StatementExt as _, Value, count_statement, get_statement, list_statement, report_statement,
     },
-    rows::{ImageRow, LocationRow, RecordRow, ReportRow},
+    rows::{ImageRow, LocationRow, RecordRow, ReportRow, TaggedImageRow},
     transaction::SqlTransaction,
 };
 use crate::model::{
@@ -103,8 +104,18 @@ where
         query: &ListQuery,
         after: Option<&Cursor>,
     ) -> StoreResult<ListRows> {
+        // Plans that depend on the labels' frequencies aren't kept.
+        let keep_prepared = query.labels.is_empty();
+        let driver = match probe_statement(query) {
+            Some(mut probe) => match self.rows(&mut probe).await?.first() {
+                Some((probe,)) => Driver::from_probe(query, *probe),
+                None => Driver::preset(query),
+            },
+            None => Driver::preset(query),
+        };
+        let list = || list_statement(query, after, driver);
         if !query.count {
-            let (items, cut) = self.page(&mut list_statement(query, after)).await?;
+            let (items, cut) = self.page(&mut list(), keep_prepared).await?;
             return Ok(ListRows {
                 items,
                 cut,
@@ -114,8 +125,8 @@ where
         self.in_transaction = true;
         self.run(DB::BEGIN_SNAPSHOT).await?;
         let rows = async {
-            let (items, cut) = self.page(&mut list_statement(query, after)).await?;
-            let totals = self.rows(&mut count_statement(query)).await?;
+            let (items, cut) = self.page(&mut list(), keep_prepared).await?;
+            let totals = self.rows(&mut count_statement(query, driver)).await?;
             Ok(ListRows {
                 items,
                 cut,
@@ -212,6 +223,7 @@ where
     ReportRow: for<'r> FromRow<'r, DB::Row>,
     RecordRow: for<'r> FromRow<'r, DB::Row>,
     ImageRow: for<'r> FromRow<'r, DB::Row>,
+    TaggedImageRow: for<'r> FromRow<'r, DB::Row>,
     (Uuid,): for<'r> FromRow<'r, DB::Row>,
     (i64,): for<'r> FromRow<'r, DB::Row>,
     (Vec<u8>,): for<'r> FromRow<'r, DB::Row>,

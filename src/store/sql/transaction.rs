@@ -13,9 +13,9 @@ use super::{
     Dialect,
     connection::{ConnectionGuard, TIMEOUT},
     query::{StatementExt as _, Value},
-    rows::{Column, ImageRow, LOCATION_COLUMNS, LocationRow, RecordRow},
+    rows::{Column, ImageRow, LOCATION_COLUMNS, LocationRow, RecordRow, TaggedImageRow},
 };
-use crate::model::{Epoch, Image, Location, LocationId, Micros, OwnerId};
+use crate::model::{Epoch, Etag, Image, Location, LocationId, Micros, OwnerId};
 
 /// The INSERT of locations, without an ON CONFLICT clause.
 fn insert_statement<DB: Dialect>(locations: &[Location]) -> QueryBuilder<DB> {
@@ -49,21 +49,24 @@ where
     LocationRow: for<'r> FromRow<'r, DB::Row>,
     RecordRow: for<'r> FromRow<'r, DB::Row>,
     ImageRow: for<'r> FromRow<'r, DB::Row>,
+    TaggedImageRow: for<'r> FromRow<'r, DB::Row>,
     (Uuid,): for<'r> FromRow<'r, DB::Row>,
     (i64,): for<'r> FromRow<'r, DB::Row>,
 {
     async fn lock(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Location>> {
         let _timer = self.operations.time(Operation::Lock);
         let mut statement = QueryBuilder::new("SELECT ");
-        statement
-            .read_columns()
-            .push(" FROM locations WHERE ")
-            .id_in(ids)
-            // In one order, so that two batches don't wait for each other.
-            .push(" ORDER BY id")
-            .push(DB::FOR_UPDATE);
+        statement.read_columns().lock_source(ids);
         let rows: Vec<LocationRow> = self.connection.rows(&mut statement).await?;
         Ok(rows.into_iter().map(|row| row.location).collect())
+    }
+
+    async fn lock_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<(Image, Etag)>> {
+        let _timer = self.operations.time(Operation::Lock);
+        let mut statement = QueryBuilder::new("SELECT id, type, production_run_id, owner_id, etag");
+        statement.lock_source(ids);
+        let rows: Vec<TaggedImageRow> = self.connection.rows(&mut statement).await?;
+        rows.into_iter().map(TryInto::try_into).collect()
     }
 
     async fn insert(&mut self, locations: &[Location]) -> StoreResult<()> {

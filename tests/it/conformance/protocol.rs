@@ -109,7 +109,7 @@ async fn every_error_has_a_reason(app: &TestApp) {
             &[GRPC],
             &[0, 0, 0, 0, 3, 0x0A, 1, b'x'],
             Code::NotFound,
-            "NOTFOUND",
+            "NOT_FOUND",
         ),
     ] {
         let response = send(app, Method::POST, path, headers, body.to_vec()).await;
