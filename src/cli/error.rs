@@ -49,6 +49,8 @@ pub enum Error {
     Incomplete(u8),
     #[error("cannot sign the token")]
     Sign(#[source] location_service::error::Error),
+    #[error("cannot write the man pages to {}", .0.display())]
+    Man(PathBuf, #[source] io::Error),
     #[error("cannot write to stdout")]
     Output(#[source] io::Error),
     #[error("cannot connect to {0}")]

@@ -16,6 +16,7 @@ use std::{
     ffi::OsString,
     fmt,
     io::{self, Write as _},
+    path::PathBuf,
 };
 
 use clap::{CommandFactory as _, Parser, Subcommand};
@@ -78,6 +79,12 @@ enum Command {
         /// The shell
         shell: Shell,
     },
+    /// Writes the man pages to a folder, for packages
+    #[command(hide = true)]
+    Man {
+        /// The folder
+        dir: PathBuf,
+    },
 }
 
 /// Parses the command line, whose first argument is the name of the program, the environment, and
@@ -122,6 +129,9 @@ pub fn run(cli: Cli) -> Result<(), Error> {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "location-service", &mut script);
             print(&script)
+        }
+        Command::Man { dir } => {
+            clap_mangen::generate_to(Cli::command(), &dir).map_err(|error| Error::Man(dir, error))
         }
     }
 }

@@ -127,6 +127,14 @@ pub enum OpenError {
         /// The database's encoding.
         encoding: String,
     },
+    /// A pooler changes what connections do.
+    #[error("the database {database} {problem}; or connect to PostgreSQL directly")]
+    Session {
+        /// The server and its database.
+        database: String,
+        /// What it does, and the remedy.
+        problem: String,
+    },
     /// The database refused the connection or a statement.
     #[error("can't open the database {database}")]
     Refused {

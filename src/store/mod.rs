@@ -5,6 +5,7 @@ mod error;
 mod identity;
 pub mod postgres;
 mod schema;
+mod session;
 mod sql;
 pub mod sqlite;
 mod stats;

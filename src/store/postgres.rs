@@ -29,7 +29,7 @@ use super::{
     EpochTable, MAX_WRITE, Migrate, OpenError, STATEMENT_TIMEOUT, SchemaStatus, Store, StoreError,
     epoch::{self, SettingsKey},
     identity::{TrustedServer, identify},
-    schema,
+    schema, session,
     sql::{Dialect, SqlStore, refold_names},
 };
 use crate::model::Epoch;
@@ -111,6 +111,9 @@ impl Database {
     /// Opens the store. The database must exist, and have this release's schema unless the options
     /// allow migrations.
     pub async fn open(&self, options: Options) -> Result<Arc<dyn Store>, OpenError> {
+        // First: a database that can't be used must not be migrated.
+        let connect = bounded(self.connect.clone());
+        session::check(&connect, &settings(), &name(&connect)).await?;
         ensure_schema(&self.connect, options.migrate).await?;
         let shared = self.pool(options.max_connections);
         Ok(Arc::new(SqlStore {
@@ -170,28 +173,33 @@ pub async fn open(url: &str, options: Options) -> Result<Arc<dyn Store>, OpenErr
     Database::new(url)?.open(options).await
 }
 
-/// Adds the time-outs that the server enforces.
+/// Adds the settings that the service relies on.
 fn bounded(connect: PgConnectOptions) -> PgConnectOptions {
     connect
         // Errors are logged once, where a call ends; statements aren't logged.
         .disable_statement_logging()
-        .options([
-            ("statement_timeout", millis(STATEMENT_TIMEOUT)),
-            ("lock_timeout", millis(LOCK_TIMEOUT)),
-            (
-                "idle_in_transaction_session_timeout",
-                millis(IDLE_IN_TRANSACTION_TIMEOUT),
-            ),
-            (
-                "client_connection_check_interval",
-                millis(CLIENT_CHECK_INTERVAL),
-            ),
-            // The check before a commit must see all earlier commits.
-            ("default_transaction_isolation", "read committed".to_owned()),
-            // Settings of the database or the role that would break statements or durability.
-            ("default_transaction_read_only", "off".to_owned()),
-            ("standard_conforming_strings", "on".to_owned()),
-        ])
+        .options(settings())
+}
+
+/// The time-outs that the server enforces, and what statements and durability need whatever the
+/// settings of the database and the role are.
+fn settings() -> [(&'static str, String); 7] {
+    [
+        ("statement_timeout", millis(STATEMENT_TIMEOUT)),
+        ("lock_timeout", millis(LOCK_TIMEOUT)),
+        (
+            "idle_in_transaction_session_timeout",
+            millis(IDLE_IN_TRANSACTION_TIMEOUT),
+        ),
+        (
+            "client_connection_check_interval",
+            millis(CLIENT_CHECK_INTERVAL),
+        ),
+        // The check before a commit must see all earlier commits.
+        ("default_transaction_isolation", "read committed".to_owned()),
+        ("default_transaction_read_only", "off".to_owned()),
+        ("standard_conforming_strings", "on".to_owned()),
+    ]
 }
 
 fn parse(url: &str) -> Result<PgConnectOptions, OpenError> {

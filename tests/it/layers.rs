@@ -39,7 +39,7 @@ const MODULES: &[Module] = &[
             "app", "auth", "config", "error", "model", "proto", "store", "telemetry",
         ],
         crates: &[
-            "base64", "clap", "clap_complete", "encoding_rs", "flate2", "http", "indicatif",
+            "base64", "clap", "clap_complete", "clap_mangen", "encoding_rs", "flate2", "http", "indicatif",
             "memchr", "parking_lot", "prost", "prost_reflect", "prost_types", "serde", "serde_json", "strsim",
             "toml", "tonic", "tonic_health", "tonic_types", "tracing_subscriber",
             "zstd",

@@ -57,6 +57,7 @@ mod redis_refusals;
 mod replicas;
 mod retries;
 mod robustness;
+mod sessions;
 mod shares;
 mod startup;
 mod tags;

@@ -61,9 +61,11 @@ struct Args {
     #[arg(long, value_name = "FILE", requires = "replica")]
     jwt_secret_file: Option<PathBuf>,
 
-    /// Binary of the service [default: location-service in the folder of the checker]
+    /// Binary of the service; given again, of another release: the replicas take the binaries in turn, and a
+    /// replica that was killed starts again with the next one [default: location-service in the folder of the
+    /// checker]
     #[arg(long, value_name = "PATH")]
-    binary: Option<PathBuf>,
+    binary: Vec<PathBuf>,
 
     /// Maximum duration in seconds
     #[arg(long, value_name = "N", default_value_t = 60)]

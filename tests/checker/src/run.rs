@@ -128,15 +128,20 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     }
     let (mut deployment, urls, secret) = if args.replica.is_empty() {
         // Replicas start in other folders.
-        let given = |path| std::path::absolute(path).map_err(|error| error.to_string());
-        let binary = args.binary.as_ref().map_or_else(default_binary, given)?;
+        let binaries = match &args.binary[..] {
+            [] => vec![default_binary()?],
+            given => given
+                .iter()
+                .map(std::path::absolute)
+                .collect::<Result<_, _>>()?,
+        };
         let replicas = if args.topology == Topology::Embedded {
             1
         } else {
             args.replicas * args.topology.databases()
         };
         let variable = without.map(|name| ("LOCATION_SERVICE_FAILPOINT", name));
-        let started = Deployment::start(&binary, args.topology, replicas, variable).await;
+        let started = Deployment::start(&binaries, args.topology, replicas, variable).await;
         let urls = started.urls();
         (Some(started), urls, Some(SECRET.to_vec()))
     } else {
@@ -208,7 +213,11 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     clients.join_all().await;
     drop(recorder);
     let figures = observer.join().map_err(|_| "the judge panicked")??;
-    let complaints = deployment.as_ref().map(complaints).unwrap_or_default();
+    let releases = args.binary.len() > 1;
+    let complaints = match &deployment {
+        Some(deployment) => complaints(deployment, releases),
+        None => Vec::new(),
+    };
     if without.is_none() && !figures.are_any() {
         return Err(format!("no call succeeded, so nothing was judged:\n{figures}").into());
     }
@@ -247,8 +256,8 @@ fn default_binary() -> Result<PathBuf, String> {
 }
 
 /// Failures that no fault excuses: a replica that exited by itself, or panicked. Internal errors are
-/// only printed.
-fn complaints(deployment: &Deployment) -> Vec<String> {
+/// only printed, unless they count.
+fn complaints(deployment: &Deployment, internal_errors_count: bool) -> Vec<String> {
     let mut complaints = Vec::new();
     for (number, replica) in deployment.replicas.iter().enumerate() {
         if replica.has_failed() {
@@ -258,9 +267,12 @@ fn complaints(deployment: &Deployment) -> Vec<String> {
         let lines = |text: &'static str| log.lines().filter(move |line| line.contains(text));
         complaints.extend(lines("panicked at").map(|line| format!("replica {number}: {line}")));
         let faults = lines("internal error");
-        for fault in faults.clone().take(3) {
-            let count = faults.clone().count();
+        let count = faults.clone().count();
+        for fault in faults.take(3) {
             eprintln!("replica {number}, one of {count}: {fault}");
+        }
+        if internal_errors_count && count > 0 {
+            complaints.push(format!("replica {number}: {count} internal errors"));
         }
     }
     complaints

@@ -8,6 +8,7 @@
 
 use rustix::process::{self, Pid, Signal};
 
+pub mod pgbouncer;
 pub mod postgres;
 pub mod redis;
 pub mod supervised;

@@ -1,7 +1,7 @@
 //! A private PostgreSQL server.
 
 use std::{
-    fs,
+    env, fs,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -15,6 +15,7 @@ use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions,
 };
 
+/// Debian's programs.
 const BINARIES: &str = "/usr/lib/postgresql/15/bin";
 const USER: &str = "postgres";
 
@@ -25,7 +26,7 @@ const GUARDIAN: &str = r#"
     if [ -s "$1/data/postmaster.pid" ]; then
         pid=$(head -n 1 "$1/data/postmaster.pid")
         kill -CONT "$pid"
-        "$2/pg_ctl" -D "$1/data" -m immediate -t 20 stop
+        "$2" -D "$1/data" -m immediate -t 20 stop
     fi
     rm -rf "$1"
 "#;
@@ -67,7 +68,7 @@ impl Postgres {
         if is_root() {
             run(Command::new("chown").args(["-R", USER]).arg(&server.dir));
         }
-        run(as_user(&format!("{BINARIES}/initdb"))
+        run(as_user(&program("initdb"))
             .args([
                 "--no-sync",
                 "--auth=trust",
@@ -96,7 +97,7 @@ impl Postgres {
     #[must_use]
     pub fn standby(&self) -> Self {
         let server = Self::prepare();
-        run(as_user(&format!("{BINARIES}/pg_basebackup"))
+        run(as_user(&program("pg_basebackup"))
             .args(["--write-recovery-conf", "--checkpoint=fast", "--no-sync"])
             .arg("--dbname")
             .arg(self.url("postgres"))
@@ -149,7 +150,7 @@ impl Postgres {
         let guardian = as_user("sh")
             .args(["-c", GUARDIAN, "guardian"])
             .arg(&dir)
-            .arg(BINARIES)
+            .arg(program("pg_ctl"))
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
@@ -269,7 +270,7 @@ impl Postgres {
     }
 
     fn pg_ctl(&self) -> Command {
-        let mut command = as_user(&format!("{BINARIES}/pg_ctl"));
+        let mut command = as_user(&program("pg_ctl"));
         command.arg("--pgdata").arg(self.dir.join("data"));
         command
     }
@@ -324,12 +325,23 @@ pub fn kill<'a>(signal: &str, pids: impl IntoIterator<Item = &'a str>) {
 }
 
 /// A client program.
-fn client(program: &str) -> Command {
-    Command::new(format!("{BINARIES}/{program}"))
+fn client(name: &str) -> Command {
+    Command::new(program(name))
+}
+
+/// The path of a program: in one of the folders that the variables name if it is there, so that tests can
+/// run on other versions, and otherwise Debian's.
+fn program(name: &str) -> String {
+    ["POSTGRES_BIN", "POSTGRES_CLIENT_BIN"]
+        .into_iter()
+        .filter_map(|variable| env::var(variable).ok())
+        .map(|folder| format!("{folder}/{name}"))
+        .find(|path| Path::new(path).exists())
+        .unwrap_or_else(|| format!("{BINARIES}/{name}"))
 }
 
 /// Runs a program as `postgres` instead of root, which `initdb` and the server refuse.
-fn as_user(program: &str) -> Command {
+pub(crate) fn as_user(program: &str) -> Command {
     if !is_root() {
         return Command::new(program);
     }

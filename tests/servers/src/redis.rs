@@ -1,6 +1,7 @@
 //! Redis: a server, a Cluster of three masters, a master with a replica and Sentinels.
 
 use std::{
+    env,
     fmt::Write as _,
     fs,
     net::TcpListener,
@@ -127,8 +128,13 @@ impl RedisServer {
     }
 
     fn spawn(&mut self) {
-        let args: Vec<_> = [self.program, "redis.conf"]
+        // Another version or Valkey, if the variable names it. The server is also the Sentinel.
+        let server = env::var("REDIS_SERVER");
+        let server = server.as_deref().unwrap_or("redis-server");
+        let sentinel = (self.program == "redis-sentinel").then_some("--sentinel");
+        let args: Vec<_> = [server, "redis.conf"]
             .into_iter()
+            .chain(sentinel)
             .chain(self.args.iter().map(String::as_str))
             .map(str::to_owned)
             .collect();

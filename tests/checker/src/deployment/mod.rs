@@ -6,7 +6,7 @@ mod patroni;
 mod redis;
 mod replica;
 
-use std::{fs, path::Path};
+use std::{fs, path::PathBuf};
 
 use clap::ValueEnum;
 use servers::redis::RedisServer;
@@ -115,9 +115,9 @@ pub struct Deployment {
 }
 
 impl Deployment {
-    /// Starts all servers, and replicas of the binary with an environment variable.
+    /// Starts all servers, and replicas of the binaries with an environment variable.
     pub async fn start(
-        binary: &Path,
+        binaries: &[PathBuf],
         topology: Topology,
         replicas: usize,
         variable: Option<(&str, &str)>,
@@ -160,7 +160,10 @@ impl Deployment {
                 "--log-filter=error,location_service::failpoints=warn".to_owned(),
             ];
             args.extend(cache.clone().map(|url| format!("--redis-url={url}")));
-            let mut replica = Replica::new(dir, binary, args, variable);
+            let mut binaries = binaries.to_vec();
+            let first = number % binaries.len();
+            binaries.rotate_left(first);
+            let mut replica = Replica::new(dir, binaries, args, variable);
             block_in_place(|| replica.start());
             network.register(Source::Replica(number), replica.pid());
             replica

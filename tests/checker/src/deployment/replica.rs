@@ -3,7 +3,7 @@
 use std::{
     env, fs,
     net::TcpListener,
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Command,
     time::{Duration, Instant},
 };
@@ -17,7 +17,8 @@ const PATIENCE: Duration = Duration::from_secs(30);
 pub struct Replica {
     dir: PathBuf,
     port: u16,
-    binary: PathBuf,
+    /// The first one starts next.
+    binaries: Vec<PathBuf>,
     args: Vec<String>,
     variable: Option<(String, String)>,
     process: Option<Supervised>,
@@ -29,14 +30,14 @@ impl Replica {
     /// A replica that isn't started yet, with a folder, arguments and an environment variable.
     pub(super) fn new(
         dir: PathBuf,
-        binary: &Path,
+        binaries: Vec<PathBuf>,
         args: Vec<String>,
         variable: Option<(&str, &str)>,
     ) -> Self {
         Self {
             dir,
             port: fixed_port(),
-            binary: binary.to_owned(),
+            binaries,
             args,
             variable: variable.map(|(name, value)| (name.to_owned(), value.to_owned())),
             process: None,
@@ -52,6 +53,8 @@ impl Replica {
     /// Starts it, and waits until it listens.
     pub(super) fn start(&mut self) {
         let log_before = self.log().len();
+        let binary = self.binaries[0].display().to_string();
+        self.binaries.rotate_left(1);
         // Only clears and sets variables.
         let mut command = Command::new("env");
         for (name, _) in env::vars_os() {
@@ -61,7 +64,7 @@ impl Replica {
         }
         command.envs(self.variable.clone()).current_dir(&self.dir);
         let mut args = vec![
-            self.binary.display().to_string(),
+            binary.clone(),
             "serve".to_owned(),
             format!("--listen=127.0.0.1:{}", self.port),
         ];
@@ -71,8 +74,7 @@ impl Replica {
         while !self.log()[log_before..].contains("listening on http://") {
             assert!(
                 Instant::now() < deadline && self.is_alive(),
-                "{} doesn't start: {}",
-                self.binary.display(),
+                "{binary} doesn't start: {}",
                 &self.log()[log_before..]
             );
             std::thread::sleep(Duration::from_millis(10));

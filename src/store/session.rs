@@ -1,0 +1,106 @@
+//! Checks that connections lead to sessions of their own, with the settings that they ask for.
+//!
+//! A pooler may drop the settings, or let connections share sessions. The first would leave writes
+//! without their bounds, the second breaks advisory locks and prepared statements.
+
+use std::{error::Error as StdError, fmt::Write as _, time::Duration};
+
+use sqlx::{
+    AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _,
+    postgres::PgConnectOptions,
+};
+use tokio::time::timeout;
+
+use super::OpenError;
+
+/// Time-out of the whole check.
+const TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Checks connections with these options and settings, which must be part of the options. `database`
+/// is the name for messages.
+pub(super) async fn check(
+    connect: &PgConnectOptions,
+    settings: &[(&str, String)],
+    database: &str,
+) -> Result<(), OpenError> {
+    let refused = |source: Box<dyn StdError + Send + Sync>| OpenError::Refused {
+        database: database.to_owned(),
+        source,
+    };
+    let problem = match timeout(TIMEOUT, problem(connect, settings)).await {
+        Ok(Ok(problem)) => problem,
+        Ok(Err(error)) if is_unsupported_parameter(&error) => Some(format!(
+            "refuses the settings that the service asks for ({error}): for PgBouncer, set \
+             ignore_startup_parameters = extra_float_digits,options and give the role the settings: {}",
+            alter_role(connect, settings)
+        )),
+        Ok(Err(error)) => return Err(refused(error.into())),
+        Err(elapsed) => return Err(refused(elapsed.into())),
+    };
+    match problem {
+        None => Ok(()),
+        Some(problem) => Err(OpenError::Session {
+            database: database.to_owned(),
+            problem,
+        }),
+    }
+}
+
+async fn problem(
+    connect: &PgConnectOptions,
+    settings: &[(&str, String)],
+) -> sqlx::Result<Option<String>> {
+    let mut first = connect.connect().await?;
+    let mut wrong = Vec::new();
+    for (name, expected) in settings {
+        let sql = format!("SELECT setting FROM pg_settings WHERE name = '{name}'");
+        let actual = text(&mut first, sql).await?;
+        if actual != *expected {
+            wrong.push((*name, expected.clone()));
+        }
+    }
+    if !wrong.is_empty() {
+        return Ok(Some(format!(
+            "doesn't use the settings that the service asks for, so a pooler has dropped them: give \
+             them to the role: {}",
+            alter_role(connect, &wrong)
+        )));
+    }
+    // A transaction of the second connection gets the session that the first one has used, if it is
+    // shared, or the first one gets another session during it.
+    let session = || "SELECT pg_backend_pid()::text".to_owned();
+    let own = text(&mut first, session()).await?;
+    let mut second = connect.connect().await?;
+    let mut transaction = second.begin().await?;
+    let other = text(&mut transaction, session()).await?;
+    let shared = own == other || own != text(&mut first, session()).await?;
+    drop(transaction);
+    // The check is done, whether or not they close cleanly.
+    let _ = (first.close().await, second.close().await);
+    Ok(shared.then(|| {
+        "lets connections share sessions, as a pooler in transaction mode does: use its session mode"
+            .to_owned()
+    }))
+}
+
+/// The text in the only row and column of a query's result, without a prepared statement.
+async fn text(connection: &mut PgConnection, sql: String) -> sqlx::Result<String> {
+    let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(connection);
+    row.await?.try_get(0)
+}
+
+fn is_unsupported_parameter(error: &sqlx::Error) -> bool {
+    error
+        .as_database_error()
+        .is_some_and(|error| error.message().contains("unsupported startup parameter"))
+}
+
+/// The statements that give settings to the role of the options.
+fn alter_role(connect: &PgConnectOptions, settings: &[(&str, String)]) -> String {
+    let role = connect.get_username().replace('"', "\"\"");
+    let mut sql = String::new();
+    for (name, value) in settings {
+        let _ = write!(sql, "ALTER ROLE \"{role}\" SET {name} = '{value}'; ");
+    }
+    sql
+}
