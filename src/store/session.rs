@@ -6,15 +6,14 @@
 use std::{error::Error as StdError, fmt::Write as _, time::Duration};
 
 use sqlx::{
-    AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, Row as _,
-    postgres::PgConnectOptions,
+    ConnectOptions as _, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions,
 };
 use tokio::time::timeout;
 
 use super::OpenError;
 
-/// Time-out of the whole check.
-const TIMEOUT: Duration = Duration::from_secs(5);
+/// Time-out of the whole check, with two connections.
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Checks connections with these options and settings, which must be part of the options. `database`
 /// is the name for messages.
@@ -51,14 +50,23 @@ async fn problem(
     settings: &[(&str, String)],
 ) -> sqlx::Result<Option<String>> {
     let mut first = connect.connect().await?;
-    let mut wrong = Vec::new();
-    for (name, expected) in settings {
-        let sql = format!("SELECT setting FROM pg_settings WHERE name = '{name}'");
-        let actual = text(&mut first, sql).await?;
-        if actual != *expected {
-            wrong.push((*name, expected.clone()));
-        }
-    }
+    // In the units that settings have without one.
+    let actual: Vec<(String, String)> = sqlx::raw_sql("SELECT name, setting FROM pg_settings")
+        .fetch_all(&mut first)
+        .await?
+        .iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect::<sqlx::Result<_>>()?;
+    let is_set = |(name, value): &(&str, String)| {
+        actual
+            .iter()
+            .any(|(set, actual)| set == name && actual == value)
+    };
+    let wrong: Vec<_> = settings
+        .iter()
+        .filter(|setting| !is_set(setting))
+        .cloned()
+        .collect();
     if !wrong.is_empty() {
         return Ok(Some(format!(
             "doesn't use the settings that the service asks for, so a pooler has dropped them: give \
@@ -68,12 +76,10 @@ async fn problem(
     }
     // A transaction of the second connection gets the session that the first one has used, if it is
     // shared, or the first one gets another session during it.
-    let session = || "SELECT pg_backend_pid()::text".to_owned();
-    let own = text(&mut first, session()).await?;
+    let own = session(&mut first).await?;
     let mut second = connect.connect().await?;
     let mut transaction = second.begin().await?;
-    let other = text(&mut transaction, session()).await?;
-    let shared = own == other || own != text(&mut first, session()).await?;
+    let shared = own == session(&mut transaction).await? || own != session(&mut first).await?;
     drop(transaction);
     // The check is done, whether or not they close cleanly.
     let _ = (first.close().await, second.close().await);
@@ -83,9 +89,10 @@ async fn problem(
     }))
 }
 
-/// The text in the only row and column of a query's result, without a prepared statement.
-async fn text(connection: &mut PgConnection, sql: String) -> sqlx::Result<String> {
-    let row = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_one(connection);
+/// The process of the server that runs the connection's statements. Without a prepared statement, which a
+/// pooler could lose.
+async fn session(connection: &mut PgConnection) -> sqlx::Result<i32> {
+    let row = sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(connection);
     row.await?.try_get(0)
 }
 

@@ -39,6 +39,7 @@ mod clients;
 mod conformance;
 mod costs;
 mod database;
+mod deployment;
 mod durability;
 mod faults;
 mod gates;

@@ -30,7 +30,7 @@ use crate::{
 const NOWHERE: &str = "127.0.0.1:0";
 
 /// Sends a request in HTTP/1.1, and returns the status and the body.
-async fn http(address: SocketAddr, request: &str) -> (u16, String) {
+pub async fn http(address: SocketAddr, request: &str) -> (u16, String) {
     let exchange = async {
         let mut connection = TcpStream::connect(address).await.expect("it accepts");
         let request = format!("{request} HTTP/1.1\r\nhost: x\r\n\r\n");

@@ -1,4 +1,4 @@
-//! A private PgBouncer.
+//! A private `PgBouncer`.
 
 use std::{fs, process::Command};
 

@@ -1,0 +1,122 @@
+//! The files of `deploy/` name metrics, flags and variables that exist.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command, sync::Arc};
+
+use tempfile::TempDir;
+
+use crate::{
+    harness::{TestApp, config},
+    observe::http,
+    process::{isolated, output_of},
+};
+
+fn file(name: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("deploy")
+        .join(name);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+fn service(args: &[&str]) -> Command {
+    let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
+    command.args(args);
+    command
+}
+
+/// The names of metrics in a text.
+fn metrics(text: &str) -> BTreeSet<&str> {
+    text.split(|char: char| !char.is_ascii_alphanumeric() && char != '_')
+        .filter(|word| {
+            ["location_service_", "grpc_server_", "process_"]
+                .iter()
+                .any(|prefix| word.starts_with(prefix))
+        })
+        .collect()
+}
+
+/// The name of the family of a series.
+fn family(name: &str) -> &str {
+    ["_bucket", "_count", "_sum"]
+        .iter()
+        .find_map(|suffix| name.strip_suffix(suffix))
+        .unwrap_or(name)
+}
+
+#[tokio::test]
+async fn dashboards_and_alerts_name_the_metrics_of_the_service() {
+    let dir = Arc::new(TempDir::new().expect("a folder"));
+    let mut config = config(&dir);
+    config.server.metrics_listen = Some("127.0.0.1:0".parse().expect("an address"));
+    let app = TestApp::spawn_config(config, dir, |store, cache| (store, cache)).await;
+    let (_, scraped) = http(app.metrics.expect("a port"), "GET /metrics").await;
+    app.stop().await;
+    let series = metrics(&scraped);
+    let dashboard = file("grafana/dashboard.json");
+    serde_json::from_str::<serde_json::Value>(&dashboard).expect("JSON");
+    let alerts = file("prometheus/alerts.yml");
+    for used in [&dashboard, &alerts] {
+        let unknown: Vec<_> = metrics(used).difference(&series).copied().collect();
+        assert_eq!(unknown, [""; 0], "no such metric");
+    }
+    let shown: BTreeSet<_> = metrics(&dashboard).into_iter().map(family).collect();
+    let missing: Vec<_> = series
+        .into_iter()
+        .map(family)
+        .filter(|name| !shown.contains(name))
+        .filter(|name| {
+            // The rest of the process is shown, and starts are seen by their ends.
+            ![
+                "grpc_server_started_total",
+                "process_threads",
+                "process_virtual_memory_bytes",
+            ]
+            .contains(name)
+        })
+        .collect();
+    assert_eq!(missing, [""; 0], "not in the dashboard");
+}
+
+#[tokio::test]
+async fn manifests_and_settings_name_the_flags_of_the_service() {
+    let help = output_of(service(&["serve", "--help"])).await;
+    let flags: BTreeSet<_> = help
+        .split_whitespace()
+        .filter_map(|word| word.strip_prefix("--"))
+        .collect();
+    let variables = ["kubernetes/location-service.yaml", "Dockerfile"].map(file);
+    let named = variables.iter().flat_map(|text| {
+        text.split(|char: char| !char.is_ascii_uppercase() && char != '_')
+            .filter_map(|word| word.strip_prefix("LOCATION_SERVICE_"))
+            .filter(|name| *name != "PORT")
+            .map(|name| name.to_lowercase().replace('_', "-"))
+    });
+    let settings = file("debian/config.toml");
+    let keys = settings.lines().filter_map(|line| {
+        let (key, _) = line.trim_start_matches('#').split_once(" = ")?;
+        Some(key.to_owned())
+    });
+    let unknown: Vec<_> = named
+        .chain(keys)
+        .filter(|name| !flags.contains(name.as_str()))
+        .collect();
+    assert_eq!(unknown, [""; 0], "no such setting");
+}
+
+#[tokio::test]
+async fn every_command_has_a_man_page() {
+    let dir = TempDir::new().expect("a folder");
+    let path = dir.path().to_str().expect("UTF-8");
+    output_of(service(&["man", path])).await;
+    for page in [
+        "location-service",
+        "location-service-serve",
+        "location-service-migrate",
+    ] {
+        let text = fs::read_to_string(dir.path().join(format!("{page}.1"))).expect("a page");
+        assert!(text.contains(".SH OPTIONS"), "{page}");
+    }
+    for shell in ["bash", "zsh", "fish"] {
+        let script = output_of(service(&["completions", shell])).await;
+        assert!(script.contains("healthcheck"), "{shell}");
+    }
+}
