@@ -40,7 +40,9 @@ def attempt(call, request):
         return response
     except grpc.RpcError as error:
         outcomes[error.code().name] += 1
-        if error.code().name in ("NOT_FOUND", "ALREADY_EXISTS", "INTERNAL"):
+        # The client itself calls a broken stream INTERNAL; errors of the service have details.
+        details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin")
+        if details and error.code().name in ("NOT_FOUND", "ALREADY_EXISTS", "INTERNAL"):
             failures.append(error)
         return None
 

@@ -183,6 +183,28 @@ fn each_module_uses_only_what_its_layer_may() {
     assert!(errors.is_empty(), "{}", errors.join("\n"));
 }
 
+/// Callers in Rust don't build a server, and no database or cache.
+#[test]
+fn the_client_crate_needs_tonic_only_as_a_client() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/client/Cargo.toml");
+    let manifest: toml::Table = fs::read_to_string(manifest)
+        .expect("a file")
+        .parse()
+        .expect("it is TOML");
+    let dependencies = manifest["dependencies"].as_table().expect("a table");
+    let names: Vec<_> = dependencies.keys().map(String::as_str).collect();
+    assert_eq!(names, ["prost", "prost-types", "tonic", "tonic-prost"]);
+    let tonic = &dependencies["tonic"];
+    assert_eq!(tonic["default-features"].as_bool(), Some(false));
+    for feature in tonic["features"].as_array().expect("a list") {
+        let allowed = ["channel", "codegen", "gzip", "zstd"];
+        assert!(
+            allowed.contains(&feature.as_str().expect("text")),
+            "{feature}"
+        );
+    }
+}
+
 #[test]
 fn engines_are_named_only_where_they_are_opened() {
     let mut errors = Vec::new();
