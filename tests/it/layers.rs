@@ -40,7 +40,7 @@ const MODULES: &[Module] = &[
         ],
         crates: &[
             "base64", "clap", "clap_complete", "clap_mangen", "encoding_rs", "flate2", "http", "indicatif",
-            "memchr", "parking_lot", "prost", "prost_reflect", "prost_types", "serde", "serde_json", "strsim",
+            "memchr", "parking_lot", "prost", "prost_reflect", "prost_types", "rustix", "serde", "serde_json", "strsim",
             "toml", "tonic", "tonic_health", "tonic_types", "tracing_subscriber",
             "zstd",
         ],
