@@ -405,6 +405,29 @@ async fn an_export_is_imported_unchanged() {
             .expect("created");
     }
 
+    for (labels, expected) in [
+        (&["--label", "a.b={}"][..], 1),
+        (&["--label", "a.b={}", "--label", "c=d"], 0),
+        (&["--label", "a.b="], 0),
+        (
+            &[
+                "--state",
+                "inactive",
+                "--owner-id",
+                "ann",
+                "--type",
+                "delivery",
+            ],
+            1,
+        ),
+        (&["--production-run-id", "", "--query", "PLAIN"], 1),
+    ] {
+        let mut filtered = client_command(&service, "export", "root");
+        let output = filtered.args(labels).output().expect("the binary runs");
+        assert!(output.status.success(), "{output:?}");
+        let rows = output.stdout.iter().filter(|byte| **byte == b'\n').count();
+        assert_eq!(rows, expected, "{labels:?}");
+    }
     for format in ["ndjson", "csv"] {
         let exported = export(&service, &home.dir.path().join(format!("all.{format}")));
         let other = Home::new();

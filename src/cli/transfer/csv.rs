@@ -251,9 +251,10 @@ impl Columns {
     /// Parses a row. An empty cell leaves its field unset.
     pub fn parse(&self, record: &Record) -> Result<Parsed, String> {
         if !self.fits(record) {
+            let count = record.len().saturating_sub(self.reject_columns());
             return Err(format!(
-                "has {} fields, the header has {}",
-                record.len().saturating_sub(self.reject_columns()),
+                "has {count} {}, the header has {}",
+                if count == 1 { "field" } else { "fields" },
                 self.named.saturating_sub(self.reject_columns())
             ));
         }

@@ -109,7 +109,7 @@ impl Keys {
             match source {
                 MappingSource::Text(text) => builder.text(field, text)?,
                 MappingSource::Column(path) => match find(row, path) {
-                    Some(value) => set(builder, field, value)?,
+                    Some(value) => set(builder, field, value, is_export(row))?,
                     None => builder.give(field),
                 },
             }
@@ -124,7 +124,12 @@ impl Keys {
             let is_source = map.iter().any(
                 |mapping| matches!(&mapping.source, MappingSource::Column(path) if is_mapped(path)),
             ) || self.id_from.as_deref().is_some_and(is_mapped);
-            self.member(builder, "", key, value, is_source, map)?;
+            let member = Member {
+                prefix: "",
+                is_source,
+                is_exact: is_export(row),
+            };
+            self.member(builder, member, key, value, map)?;
         }
         Ok(())
     }
@@ -133,12 +138,16 @@ impl Keys {
     fn member(
         &mut self,
         builder: &mut RowBuilder<'_>,
-        prefix: &str,
+        member: Member<'_>,
         key: &str,
         value: &str,
-        is_source: bool,
         map: &[Mapping],
     ) -> Result<(), String> {
+        let Member {
+            prefix,
+            is_source,
+            is_exact,
+        } = member;
         let path = if prefix.is_empty() {
             key.to_owned()
         } else {
@@ -157,9 +166,14 @@ impl Keys {
             }
             let inner = inner.ok_or_else(|| format!("{path} must be an object, is {value}"))?;
             check_repeats(&inner)?;
+            let member = Member {
+                prefix: &path,
+                is_source: false,
+                is_exact,
+            };
             return inner
                 .iter()
-                .try_for_each(|(key, value)| self.member(builder, &path, key, value, false, map));
+                .try_for_each(|(key, value)| self.member(builder, member, key, value, map));
         }
         match Field::by_name(&path).filter(|field| field.key().is_none()) {
             Some(field) => {
@@ -170,7 +184,7 @@ impl Keys {
                 if is_given || (is_source && !map.is_empty() && !is_plain(&field, value)) {
                     return Ok(());
                 }
-                set(builder, &field, value)
+                set(builder, &field, value, is_exact)
             }
             None if is_source || REJECT_COLUMNS.contains(&path.as_str()) => Ok(()),
             None if map.is_empty() => Err(match Field::suggest(&path) {
@@ -185,6 +199,22 @@ impl Keys {
             }
         }
     }
+}
+
+/// Where a member stands.
+#[derive(Clone, Copy)]
+struct Member<'a> {
+    /// The path of the message that it is in.
+    prefix: &'a str,
+    /// Whether a mapping reads it or a part of it.
+    is_source: bool,
+    /// Whether text keeps the white space around it.
+    is_exact: bool,
+}
+
+/// Whether the row was written by an export, whose text is exact.
+fn is_export(row: &[(String, &str)]) -> bool {
+    row.iter().any(|(key, _)| key == "etag")
 }
 
 /// Whether the value is one that the field may have, for a key that was also mapped elsewhere.
@@ -233,7 +263,13 @@ fn scalar(value: &str) -> Option<String> {
     }
 }
 
-fn set(builder: &mut RowBuilder<'_>, field: &Field, value: &str) -> Result<(), String> {
+/// Sets a field to a JSON value. Text keeps the white space around it only in an export.
+fn set(
+    builder: &mut RowBuilder<'_>,
+    field: &Field,
+    value: &str,
+    is_exact: bool,
+) -> Result<(), String> {
     if value == "null" {
         builder.give(field);
         return Ok(());
@@ -264,11 +300,12 @@ fn set(builder: &mut RowBuilder<'_>, field: &Field, value: &str) -> Result<(), S
             let shown: String = value.chars().take(40).collect();
             format!("{field} must be text or a number, is {shown}")
         })?;
+    let text = if is_exact { &*text } else { text.trim() };
     if text.is_empty() {
         builder.give(field);
         return Ok(());
     }
-    builder.text(field, &text)
+    builder.text(field, text)
 }
 
 /// Appends a location as one line, with all of the fields, also those without a value.

@@ -31,7 +31,7 @@ impl Field {
         }
         let fields = Self::all()
             .into_iter()
-            .filter(|field| !field.is_output_only());
+            .filter(|field| !field.is_output_only() && !field.is_id());
         fields
             .map(|field| {
                 let leaf = normalize(field.name());

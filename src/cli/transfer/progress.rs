@@ -102,7 +102,8 @@ fn bar(total_bytes: Option<u64>) -> ProgressBar {
 pub fn describe_rate(rows: u64, elapsed: Duration) -> String {
     let millis = elapsed.as_millis().max(1);
     let rate = u64::try_from(u128::from(rows) * 1000 / millis).unwrap_or(u64::MAX);
-    format!("{} rows, {}/s", HumanCount(rows), HumanCount(rate))
+    let noun = if rows == 1 { "row" } else { "rows" };
+    format!("{} {noun}, {}/s", HumanCount(rows), HumanCount(rate))
 }
 
 #[cfg(test)]
@@ -112,6 +113,7 @@ mod tests {
     #[test]
     fn the_rate_of_no_time_is_no_division_by_zero() {
         assert_eq!(describe_rate(0, Duration::ZERO), "0 rows, 0/s");
+        assert_eq!(describe_rate(1, Duration::from_secs(1)), "1 row, 1/s");
         assert_eq!(
             describe_rate(1234, Duration::from_secs(2)),
             "1,234 rows, 617/s"

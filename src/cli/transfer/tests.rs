@@ -522,7 +522,7 @@ fn invalid_rows_name_the_field_and_the_reason() {
     }
     assert_eq!(
         columns.parse(&record(&["A"])).unwrap_err(),
-        "has 1 fields, the header has 6"
+        "has 1 field, the header has 6"
     );
     let not_utf8 = &records(b"\xff,storage,,,,\n")[0];
     assert!(

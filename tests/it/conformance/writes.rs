@@ -468,7 +468,7 @@ async fn coordinates_are_kept_exactly(app: &TestApp) {
         let after = listed.iter().find(|location| location.id == before.id);
         let after = after.expect("listed");
         assert_eq!(
-            (after.capacity, bits(&[after.clone()])),
+            (after.capacity, bits(std::slice::from_ref(after))),
             (7, vec![bits_before])
         );
     }

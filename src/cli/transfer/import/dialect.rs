@@ -68,8 +68,11 @@ pub fn read_header<R: Read>(
             .iter()
             .all(|byte| byte.is_ascii_whitespace() || DELIMITERS.contains(byte))
         {
-            let guessed = delimiter.unwrap_or_else(|| guess(&line, known));
-            records.set_delimiter(guessed);
+            let delimiter = match delimiter {
+                Some(delimiter) => delimiter,
+                None => guess(records, known)?,
+            };
+            records.set_delimiter(delimiter);
             break;
         }
         records.skip_line()?;
@@ -117,21 +120,20 @@ fn separator(line: &[u8]) -> Option<u8> {
     }
 }
 
-fn guess(line: &[u8], known: &Known) -> u8 {
-    let score = |delimiter: u8| {
-        let mut records = Records::new(line);
-        records.set_delimiter(delimiter);
-        let Ok(Some(record)) = records.next_record() else {
-            return (0, 0);
+/// The delimiter with which the header is well formed and has the most known names, and then the most
+/// names.
+fn guess<R: Read>(records: &mut Records<R>, known: &Known) -> io::Result<u8> {
+    let mut best = (DELIMITERS[0], (0, 0));
+    for delimiter in DELIMITERS {
+        let Some(record) = records.peek_record(delimiter)? else {
+            continue;
         };
         let names = (0..record.len()).filter_map(|index| record.text(index));
         let found = names.filter(|name| known.has(name)).count();
-        (found, record.len())
-    };
-    // The first of equals.
-    DELIMITERS
-        .into_iter()
-        .rev()
-        .max_by_key(|delimiter| score(*delimiter))
-        .unwrap_or(b',')
+        // The first of equals.
+        if (found, record.len()) > best.1 {
+            best = (delimiter, (found, record.len()));
+        }
+    }
+    Ok(best.0)
 }

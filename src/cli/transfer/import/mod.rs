@@ -240,7 +240,8 @@ impl Run {
             counts: self.counts,
             purpose: args.purpose,
             is_dry_run: args.options.dry_run,
-            rejects: self.rejects.path,
+            // A file that isn't complete isn't named.
+            rejects: (self.rejects.count == self.counts.rejected).then_some(self.rejects.path),
             elapsed: self.progress.finish(),
             is_interrupted: self.is_interrupted,
             failure: self.failure,

@@ -36,8 +36,9 @@ const MAX_LOCATION_BYTES: usize = 3 * 1024 * 1024;
 /// The size at which a batch is complete, in bytes, whatever its number of rows.
 const MAX_BATCH_BYTES: usize = 2 * 1024 * 1024;
 
-/// The bytes of all batches that are read and not done yet. A single row may have more.
-const MAX_BYTES_IN_FLIGHT: usize = 8 * 1024 * 1024;
+/// The bytes of all batches that are read and not done yet, each of which takes several times as much
+/// memory until then. A single row may have more.
+const MAX_BYTES_IN_FLIGHT: usize = 4 * 1024 * 1024;
 
 /// Sends batches until the end of the file, or until the receiver is dropped. Returns the rows, which
 /// know what was skipped.

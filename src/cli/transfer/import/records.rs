@@ -152,6 +152,19 @@ impl<R: Read> Records<R> {
         Ok(Some(&self.buffer[self.start..self.start + end]))
     }
 
+    /// The next record with another delimiter, without reading past it. `None` if it isn't well formed.
+    pub fn peek_record(&mut self, delimiter: u8) -> io::Result<Option<Record>> {
+        let own = std::mem::replace(&mut self.delimiter, delimiter);
+        let mut record = Record::default();
+        let scanned = self.scan(&mut record);
+        self.delimiter = own;
+        let Ok(end) = scanned? else {
+            return Ok(None);
+        };
+        record.raw = self.slice(0..end).to_vec();
+        Ok(record.problem.is_none().then_some(record))
+    }
+
     /// Skips the line that [`Self::peek_line`] returned.
     pub fn skip_line(&mut self) -> io::Result<()> {
         let end = line_len(&self.buffer[self.start..]);

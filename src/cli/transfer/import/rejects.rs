@@ -55,6 +55,16 @@ impl Rejects {
                 path.display()
             )));
         }
+        if let Some(folder) = path.parent()
+            && !folder.as_os_str().is_empty()
+            && !folder.is_dir()
+        {
+            return Err(TransferError::Usage(format!(
+                "--rejects {}: the folder {} doesn't exist",
+                path.display(),
+                folder.display()
+            )));
+        }
         let is_stale = fs::symlink_metadata(&path).is_ok_and(|metadata| metadata.is_file());
         if is_stale {
             fs::remove_file(&path).map_err(|cause| TransferError::Write {

@@ -72,8 +72,8 @@ pub struct ImportSummary {
     pub(super) counts: Counts,
     pub(super) purpose: Purpose,
     pub(super) is_dry_run: bool,
-    /// The path of the rejects file.
-    pub(super) rejects: PathBuf,
+    /// The path of the rejects file, if it has all rejected rows.
+    pub(super) rejects: Option<PathBuf>,
     pub(super) elapsed: Duration,
     pub(super) is_interrupted: bool,
     /// The error that ended the import early.
@@ -136,8 +136,8 @@ impl fmt::Display for ImportSummary {
                 )?;
             }
         }
-        if counts.rejected > 0 {
-            write!(f, " (see {})", self.rejects.display())?;
+        if let Some(rejects) = self.rejects.as_ref().filter(|_| counts.rejected > 0) {
+            write!(f, " (see {})", rejects.display())?;
         }
         if counts.different > 0 {
             write!(

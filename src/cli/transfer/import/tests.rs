@@ -77,7 +77,7 @@ fn csv_is_read_in_batches_with_line_numbers() {
             reasons(&first.rejects),
             [
                 (5, "capacity must be a whole number, is `x`"),
-                (6, "has 1 fields, the header has 2")
+                (6, "has 1 field, the header has 2")
             ]
         );
         let second = rows.next_batch(3).unwrap();
@@ -169,6 +169,16 @@ fn files_of_many_dialects_are_read() {
     let plain = b"display_name,capacity\nA\xc3\xa9,1234\n".to_vec();
     for (name, content, arguments) in [
         ("a.csv", plain.clone(), &[][..]),
+        (
+            "a.csv",
+            b"\"display\n_name\";capacity\nA\xc3\xa9;1234\n".to_vec(),
+            &[],
+        ),
+        (
+            "a.ndjson",
+            "{\"displayName\": \" A\u{e9} \", \"capacity\": \" 1234 \"}".into(),
+            &[],
+        ),
         ("a.csv", gzip(&plain), &[]),
         ("a.csv", zstd::encode_all(&*plain, 0).unwrap(), &[]),
         (
@@ -352,7 +362,7 @@ fn rejected_rows_can_be_corrected_and_imported() {
         text,
         "reject_line,reject_reason,display_name,capacity\n\
          2,\"capacity must be a whole number, is `x`\",\"A, \"\"1\"\"\",x\n\
-         3,\"has 1 fields, the header has 2\",B\n\
+         3,\"has 1 field, the header has 2\",B\n\
          5,has a quote that isn't closed,D,\"2\n"
     );
     // As it is, it is rejected for the same reasons, and rejected again without more columns.
@@ -422,7 +432,8 @@ fn a_rejects_file_of_an_earlier_run_is_removed_but_never_the_input() {
 
     let link = dir.path().join("link.csv");
     fs::hard_link(&args.file, &link).unwrap();
-    for path in [args.file.clone(), link] {
+    let nowhere = dir.path().join("none/a.csv");
+    for (path, is_there) in [(args.file.clone(), true), (link, true), (nowhere, false)] {
         let onto_itself = ImportArgs {
             options: FileArgs {
                 rejects: Some(path.clone()),
@@ -432,7 +443,7 @@ fn a_rejects_file_of_an_earlier_run_is_removed_but_never_the_input() {
         };
         let refused = Rejects::new(&onto_itself, None, rows.encoding);
         assert_eq!(refused.err().unwrap().exit_code(), 2);
-        assert!(path.exists());
+        assert_eq!(path.exists(), is_there);
     }
 }
 
@@ -588,7 +599,7 @@ fn a_summary_has_the_counts_and_the_next_step() {
         counts,
         purpose: Purpose::Import,
         is_dry_run: false,
-        rejects: "x.rejects.csv".into(),
+        rejects: Some("x.rejects.csv".into()),
         elapsed: std::time::Duration::from_secs(1),
         is_interrupted: false,
         failure: None,
