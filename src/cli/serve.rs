@@ -2,7 +2,11 @@
 
 use std::{error::Error as StdError, io, net::SocketAddr};
 
-use location_service::{app::App, config::ServeConfig, telemetry};
+use location_service::{
+    app::App,
+    config::ServeConfig,
+    telemetry::{self, Traces},
+};
 use tokio::{
     net::TcpListener,
     signal::unix::{SignalKind, signal},
@@ -13,6 +17,7 @@ use super::{error::Error, print};
 /// Serves until SIGTERM or SIGINT.
 pub async fn serve(config: ServeConfig) -> Result<(), Error> {
     telemetry::init(&config.log)?;
+    let traces = Traces::start();
     let mut stop = Box::pin(stop_signal().map_err(Error::Signals)?);
     if config.auth.keys.is_none() {
         tracing::warn!(
@@ -42,7 +47,11 @@ pub async fn serve(config: ServeConfig) -> Result<(), Error> {
             "cannot print the address to stdout"
         );
     }
-    app.serve(listener, stop).await.map_err(Error::Serve)
+    let served = app.serve(listener, stop).await;
+    if let Some(traces) = traces {
+        traces.stop().await;
+    }
+    served.map_err(Error::Serve)
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {

@@ -20,7 +20,7 @@ use http::{HeaderMap, Request, Response, request::Parts};
 use http_body::Frame;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
-    time::{Sleep, sleep},
+    time::{Sleep, sleep, sleep_until},
 };
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
@@ -115,12 +115,13 @@ where
             return async move { Ok(refusal) }.boxed();
         }
         let limit = deadlines::limit(request.headers());
-        let deadline = sleep(limit.saturating_sub(deadlines::LEAD));
         let limits = Arc::clone(&self.limits);
         // The clone may not be ready, but `self.inner` is.
         let clone = self.inner.clone();
         let inner = std::mem::replace(&mut self.inner, clone);
         async move {
+            let lead = limit.saturating_sub(deadlines::LEAD);
+            let deadline = sleep_until((call::started() + lead).into());
             let call = limits.call(inner, request);
             let refusal = tokio::select! {
                 biased;

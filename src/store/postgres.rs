@@ -31,6 +31,7 @@ use super::{
     identity::{TrustedServer, identify},
     schema, session,
     sql::{Dialect, SqlStore, refold_names},
+    stats::Operations,
 };
 use crate::model::Epoch;
 
@@ -120,7 +121,7 @@ impl Database {
             read_pool: shared.clone(),
             write_pool: shared,
             ping_pool: self.pool(1),
-            operations: Arc::default(),
+            operations: Operations::of("postgresql"),
             file: None,
             wal: None,
         }))

@@ -22,6 +22,7 @@ use sqlx::{
 use super::{
     Migrate, OpenError, SchemaStatus, Store, StoreError, StoreResult, WAIT_SECS, schema,
     sql::{Dialect, SqlStore, refold_names},
+    stats::Operations,
     wal::Wal,
 };
 use crate::model::Epoch;
@@ -144,7 +145,7 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         read_pool,
         write_pool,
         ping_pool: pool().max_connections(1).connect_lazy_with(options),
-        operations: Arc::default(),
+        operations: Operations::of("sqlite"),
         file: Some(file),
         wal: Some(wal),
     }))

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sqlx::{Database, Pool};
 
-use crate::telemetry::{Histogram, Timer};
+use crate::telemetry::{Histogram, Span, Timer, call};
 
 /// The state of a store's connections, and the durations of its operations.
 #[derive(Debug, Clone, Default)]
@@ -59,7 +59,17 @@ pub(super) enum Operation {
 
 /// The durations of operations, each with the wait for a connection.
 #[derive(Debug, Default)]
-pub struct Operations([Histogram; Operations::NAMES.len()]);
+pub struct Operations {
+    /// The name of the database's system.
+    system: &'static str,
+    durations: [Histogram; Operations::NAMES.len()],
+}
+
+/// Measures an operation until it is dropped, and is a span of a sampled call.
+pub(super) struct Timed<'a> {
+    _timer: Timer<'a>,
+    _span: Span,
+}
 
 impl Operations {
     const NAMES: [&str; 14] = [
@@ -79,13 +89,28 @@ impl Operations {
         "purge",
     ];
 
-    /// Measures an operation until the timer is dropped.
-    pub(super) fn time(&self, operation: Operation) -> Timer<'_> {
-        self.0[operation as usize].time()
+    /// The operations of a system, such as `sqlite`.
+    pub(super) fn of(system: &'static str) -> Arc<Self> {
+        Arc::new(Self {
+            system,
+            durations: Default::default(),
+        })
+    }
+
+    /// Measures an operation.
+    pub(super) fn time(&self, operation: Operation) -> Timed<'_> {
+        let name = Self::NAMES[operation as usize];
+        let mut span = call::span(|| format!("{} {name}", self.system));
+        span.set("db.system.name", self.system);
+        span.set("db.operation.name", name);
+        Timed {
+            _timer: self.durations[operation as usize].time(),
+            _span: span,
+        }
     }
 
     /// The names of the operations, and their durations.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, &Histogram)> {
-        Self::NAMES.into_iter().zip(&self.0)
+        Self::NAMES.into_iter().zip(&self.durations)
     }
 }

@@ -7,12 +7,15 @@ use std::{
         LazyLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Instant,
 };
 
 use futures_util::future::Either;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::task::futures::TaskLocalFuture;
 use uuid::Uuid;
+
+use super::traces::{Span, TraceContext};
 
 /// The header of a request and of its response that has the request's id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -28,20 +31,26 @@ tokio::task_local! {
 #[derive(Debug)]
 pub struct Call {
     id: RequestId,
+    started: Instant,
+    trace: Option<TraceContext>,
     subject: RefCell<Option<Box<str>>>,
     request_bytes: Cell<usize>,
     refusal: Cell<Option<&'static str>>,
 }
 
 impl Call {
-    /// A call with these request headers.
-    pub fn new(headers: &HeaderMap) -> Self {
-        Self::with_id(RequestId::of(headers))
+    /// A call with these request headers, and its span.
+    pub fn new(headers: &HeaderMap) -> (Self, Span) {
+        let (trace, span) = Span::of_call(headers);
+        let id = RequestId::of(headers);
+        (Self::with(id, Instant::now(), trace), span)
     }
 
-    fn with_id(id: RequestId) -> Self {
+    fn with(id: RequestId, started: Instant, trace: Option<TraceContext>) -> Self {
         Self {
             id,
+            started,
+            trace,
             subject: RefCell::default(),
             request_bytes: Cell::default(),
             refusal: Cell::default(),
@@ -63,6 +72,11 @@ impl Call {
         &self.id
     }
 
+    /// When its request arrived.
+    pub fn started(&self) -> Instant {
+        self.started
+    }
+
     /// The authenticated caller, if [`set_subject`] has named it.
     pub fn take_subject(&self) -> Option<Box<str>> {
         self.subject.take()
@@ -80,7 +94,7 @@ impl Call {
 
     /// A part of the same call that runs elsewhere.
     fn part(&self) -> Self {
-        Self::with_id(self.id.clone())
+        Self::with(self.id.clone(), self.started, self.trace)
     }
 }
 
@@ -155,9 +169,25 @@ pub fn part() -> Option<Call> {
     CURRENT.try_with(Call::part).ok()
 }
 
+/// When the current call's request arrived; now, outside of a call.
+pub fn started() -> Instant {
+    CURRENT
+        .try_with(Call::started)
+        .unwrap_or_else(|_| Instant::now())
+}
+
 /// The current call's request id.
 pub fn request_id() -> Option<String> {
     CURRENT.try_with(|call| call.id.to_string()).ok()
+}
+
+/// Begins a span of the current call, for a request to another server. Nothing unless the call is sampled.
+pub fn span(name: impl FnOnce() -> String) -> Span {
+    let trace = CURRENT.try_with(|call| call.trace).ok().flatten();
+    match trace.filter(|trace| trace.sampled) {
+        Some(trace) => Span::within(&trace, name()),
+        None => Span::default(),
+    }
 }
 
 /// Names the current call's caller.
@@ -175,14 +205,19 @@ pub fn set_refusal(reason: &'static str) {
     let _ = CURRENT.try_with(|call| call.refusal.set(Some(reason)));
 }
 
-/// Writes what names the current call in the log, with a text before each name, between a name and its
-/// value, and after each value.
+/// Writes the fields that name the current call in the log.
 pub(super) fn write_names(
     writer: &mut impl fmt::Write,
     mut field: impl FnMut(&mut dyn fmt::Write, &str, &dyn fmt::Display) -> fmt::Result,
 ) -> fmt::Result {
     CURRENT
-        .try_with(|call| field(writer, "request.id", &call.id))
+        .try_with(|call| {
+            field(writer, "request.id", &call.id)?;
+            match &call.trace {
+                Some(trace) => field(writer, "trace.id", &trace.trace_id),
+                None => Ok(()),
+            }
+        })
         .unwrap_or(Ok(()))
 }
 
@@ -228,7 +263,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_is_known_in_its_own_tasks_only() {
         assert_eq!(request_id(), None);
-        let call = Call::with_id(RequestId::Received(HeaderValue::from_static("one")));
+        let call = Call::with(id(Some("one")), Instant::now(), None);
         let seen = call.scope(async {
             let apart = tokio::spawn(async { request_id() });
             let part = tokio::spawn(continue_in(async { request_id() }));

@@ -137,7 +137,10 @@ const MODULES: &[Module] = &[
     Module {
         name: "telemetry",
         modules: &[],
-        crates: &["http", "serde_json", "tracing_subscriber"],
+        crates: &[
+            "http", "http_body_util", "hyper", "hyper_util", "opentelemetry", "opentelemetry_http",
+            "opentelemetry_otlp", "opentelemetry_sdk", "serde_json", "tracing_subscriber",
+        ],
     },
 ];
 

@@ -62,5 +62,6 @@ mod sessions;
 mod shares;
 mod startup;
 mod tags;
+mod traces;
 mod transfer;
 mod watch;

@@ -165,6 +165,7 @@ pub fn isolated(program: impl AsRef<std::ffi::OsStr>) -> Command {
     for (name, _) in env::vars_os() {
         let name_text = name.to_string_lossy();
         if name_text.starts_with("LOCATION_SERVICE_")
+            || name_text.starts_with("OTEL_")
             || name_text.to_lowercase().ends_with("_proxy")
         {
             command.env_remove(name);

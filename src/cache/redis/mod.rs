@@ -91,6 +91,7 @@ use super::{
 use crate::{
     failpoints::{Failpoint, is_enabled},
     model::{CacheEpoch, CacheServer, Epoch},
+    telemetry::{Span, call},
 };
 
 /// How often expired entries are dropped from the process.
@@ -262,6 +263,7 @@ impl RedisCache {
 #[async_trait]
 impl Cache for RedisCache {
     async fn lookup(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {
+        let _span = span("lookup");
         self.counted(self.look_up(tag, key).await)
     }
 
@@ -276,6 +278,7 @@ impl Cache for RedisCache {
         version: Version,
         body: Bytes,
     ) -> Result<bool, CacheError> {
+        let _span = span("fill");
         let filled = self.steps.fill(tag, key, version, body.clone()).await;
         let stored = self.counted(filled)?;
         self.counters.filled(stored);
@@ -291,6 +294,7 @@ impl Cache for RedisCache {
         write: WriteId,
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError> {
+        let _span = span("close");
         let epoch = self.lease.of(epoch)?;
         match epoch.active() {
             Ok(_) => {
@@ -309,6 +313,7 @@ impl Cache for RedisCache {
         write: WriteId,
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError> {
+        let _span = span("reopen");
         let epoch = self.lease.of(epoch)?;
         let active = match epoch.active() {
             Ok(active) => active,
@@ -366,6 +371,14 @@ impl Cache for RedisCache {
             ..self.counters.snapshot(self.local.size())
         }
     }
+}
+
+/// A step of the current call.
+fn span(step: &'static str) -> Span {
+    let mut span = call::span(|| format!("redis {step}"));
+    span.set("db.system.name", "redis");
+    span.set("db.operation.name", step);
+    span
 }
 
 async fn sweep(local: Arc<Entries>) {

@@ -131,6 +131,11 @@ fn severity(code: Code) -> Severity {
     }
 }
 
+/// Whether the service has failed.
+pub fn is_failure(code: Code) -> bool {
+    severity(code) == Severity::Failure
+}
+
 fn write(call: Call, line: &Line<'_>) {
     let subject = call.take_subject().unwrap_or_default();
     let request_bytes = call.request_bytes();

@@ -1,11 +1,7 @@
 //! Counts of calls, with the names and labels of `go-grpc-prometheus`.
 
 use std::{
-    collections::HashMap,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -61,8 +57,8 @@ const SHARDS: usize = 4;
 /// The counts of all calls by method. Unknown methods share one.
 pub struct Calls {
     methods: Vec<Method>,
-    /// The index of each method.
-    by_path: HashMap<Arc<str>, usize>,
+    /// The indexes of the methods by the length of their paths, which few share.
+    by_length: Vec<Vec<usize>>,
     /// The counts of each method.
     shards: [Vec<Counts>; SHARDS],
     /// By the index in [`REFUSALS`].
@@ -78,7 +74,7 @@ pub struct Method {
     /// Its name.
     pub name: String,
     /// The path of its calls.
-    path: Arc<str>,
+    path: String,
 }
 
 /// The counts of a method. Aligned so that no two threads' counts share a cache line.
@@ -115,7 +111,7 @@ impl Calls {
                 kind,
                 service: service.to_owned(),
                 name: name.to_owned(),
-                path: format!("/{service}/{name}").into(),
+                path: format!("/{service}/{name}"),
             });
         };
         for service in pool.services() {
@@ -132,20 +128,20 @@ impl Calls {
         for (kind, service, name) in OTHER_METHODS {
             add(kind, service, name);
         }
-        let by_path = methods
-            .iter()
-            .enumerate()
-            .map(|(index, method)| (Arc::clone(&method.path), index))
-            .collect();
+        let longest = methods.iter().map(|method| method.path.len()).max();
+        let mut by_length = vec![Vec::new(); longest.unwrap_or_default() + 1];
+        for (index, method) in methods.iter().enumerate() {
+            by_length[method.path.len()].push(index);
+        }
         methods.push(Method {
             kind: "unary",
             service: "unknown".to_owned(),
             name: "unknown".to_owned(),
-            path: "unknown".into(),
+            path: "unknown".to_owned(),
         });
         let counts = || methods.iter().map(|_| Counts::default()).collect();
         Self {
-            by_path,
+            by_length,
             shards: std::array::from_fn(|_| counts()),
             refusals: Default::default(),
             methods,
@@ -154,8 +150,13 @@ impl Calls {
 
     /// The index of a path's method. The last one stands for unknown methods.
     pub fn method(&self, path: &str) -> usize {
-        let known = self.by_path.get(path).copied();
-        known.unwrap_or(self.methods.len() - 1)
+        self.by_length
+            .get(path.len())
+            .into_iter()
+            .flatten()
+            .copied()
+            .find(|index| self.methods[*index].path == path)
+            .unwrap_or(self.methods.len() - 1)
     }
 
     /// The path of a method's calls.
@@ -219,4 +220,26 @@ fn shard() -> usize {
         static SHARD: usize = NEXT.fetch_add(1, Ordering::Relaxed) % SHARDS;
     }
     SHARD.with(|shard| *shard)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_is_found_by_its_path_and_no_other() {
+        let calls = Calls::new();
+        for (index, method) in calls.methods.iter().enumerate() {
+            assert_eq!(calls.method(&method.path), index);
+            assert_eq!(calls.path(index), method.path);
+        }
+        for unknown in [
+            "",
+            "/",
+            "/location.v1.LocationService/GetLocatioN",
+            "unknown",
+        ] {
+            assert!(calls.is_unknown(calls.method(unknown)), "{unknown}");
+        }
+    }
 }

@@ -19,11 +19,11 @@ use tokio::task::futures::TaskLocalFuture;
 use tonic::Code;
 use tower::{Layer, Service};
 
-use self::access::{Access, Line};
+use self::access::{Access, Line, is_failure};
 pub use self::calls::{CODES, Calls};
 use super::connections::Activity;
 use crate::telemetry::{
-    AccessLog,
+    AccessLog, Span,
     call::{Call, REQUEST_ID},
 };
 
@@ -81,8 +81,8 @@ where
     }
 
     fn call(&mut self, request: Request<R>) -> Self::Future {
-        let record = Record::start(&self.observer, &request);
-        let call = Call::new(request.headers());
+        let (call, span) = Call::new(request.headers());
+        let record = Record::start(&self.observer, &request, call.started(), span);
         ObservedFuture {
             response: call.scope(self.inner.call(request)),
             record: Some(record),
@@ -99,6 +99,7 @@ struct Record {
     code: Code,
     /// Known once the response has begun or the call was given up.
     call: Option<Call>,
+    span: Span,
     // For the log.
     path: Option<Box<str>>,
     peer: Option<IpAddr>,
@@ -107,20 +108,26 @@ struct Record {
 }
 
 impl Record {
-    fn start<R>(observer: &Arc<Observer>, request: &Request<R>) -> Self {
+    fn start<R>(
+        observer: &Arc<Observer>,
+        request: &Request<R>,
+        started: Instant,
+        span: Span,
+    ) -> Self {
         let path = request.uri().path();
         let method = observer.calls.method(path);
         observer.calls.start(method);
-        let is_logged = !observer.access.is_off();
+        let is_logged = !observer.access.is_off() || span.is_recording();
         let is_unknown = observer.calls.is_unknown(method);
         let activity = || request.extensions().get::<Arc<Activity>>();
         Self {
             observer: Arc::clone(observer),
             method,
-            started: Instant::now(),
+            started,
             // Unless a status is sent, the client has gone.
             code: Code::Cancelled,
             call: None,
+            span,
             path: (is_logged && is_unknown).then(|| path.into()),
             peer: is_logged
                 .then(activity)
@@ -136,12 +143,37 @@ impl Record {
         if !self.read_status(response.headers()) && response.status() != StatusCode::OK {
             self.code = code_of(response.status());
         }
-        if !self.observer.access.is_off() {
+        if !self.observer.access.is_off() || self.span.is_recording() {
             self.cache = response.headers().get(CACHE_STATUS).cloned();
         }
         if let Some(call) = &self.call {
             let id = call.id().to_header();
             response.headers_mut().insert(REQUEST_ID, id);
+        }
+    }
+
+    /// Describes the call in its span:
+    /// <https://opentelemetry.io/docs/specs/semconv/rpc/grpc>.
+    fn end_span(&mut self, call: &Call) {
+        let calls = &self.observer.calls;
+        let path = calls.path(self.method).trim_start_matches('/');
+        let span = &mut self.span;
+        span.set_name(path);
+        span.set("rpc.system", "grpc");
+        if let Some((service, method)) = path.split_once('/') {
+            span.set("rpc.service", service.to_owned());
+            span.set("rpc.method", method.to_owned());
+        }
+        span.set("rpc.grpc.status_code", i64::from(i32::from(self.code)));
+        span.set("request.id", call.id().to_string());
+        if let Some(peer) = self.peer {
+            span.set("client.address", peer.to_string());
+        }
+        if let Some(cache) = self.cache.as_ref().and_then(|status| status.to_str().ok()) {
+            span.set("cache.status", cache.to_owned());
+        }
+        if is_failure(self.code) {
+            span.fail(CODES[self.code as usize]);
         }
     }
 
@@ -178,6 +210,9 @@ impl Drop for Record {
         };
         if let Some(reason) = call.refusal() {
             calls.refuse(reason);
+        }
+        if self.span.is_recording() {
+            self.end_span(&call);
         }
         if access.is_off() {
             return;
@@ -223,19 +258,16 @@ where
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let mut record = this.record.take();
-        if let Some(record) = &mut record {
+        if let Some(record) = this.record {
             // If it panics.
             record.code = Code::Internal;
         }
         let outcome = this.response.as_mut().poll(context);
-        if let Some(record) = &mut record {
+        if let Some(record) = this.record {
             record.code = Code::Cancelled;
         }
-        let Poll::Ready(outcome) = outcome else {
-            *this.record = record;
-            return Poll::Pending;
-        };
+        let outcome = ready!(outcome);
+        let mut record = this.record.take();
         if let Some(record) = &mut record {
             record.call = this.response.take_value();
         }

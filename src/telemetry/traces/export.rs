@@ -1,0 +1,136 @@
+//! Sends spans to a collector.
+
+use std::{
+    error::Error as StdError,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use http::{Request, Response, Uri, header::HOST};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::client::conn::http1::handshake;
+use hyper_util::rt::TokioIo;
+use opentelemetry_http::{HttpClient, HttpError};
+use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithHttpConfig as _};
+use opentelemetry_sdk::{
+    Resource,
+    error::OTelSdkResult,
+    trace::{SpanData, SpanExporter},
+};
+use tokio::{net::TcpStream, runtime::Handle, time::timeout};
+
+use super::variables::{self, Protocol};
+
+/// Maximum size of a collector's response, which only has counts.
+const MAX_RESPONSE_BYTES: usize = 64 << 10;
+
+/// The exporter that the environment describes.
+pub fn exporter() -> Result<Logged<OtlpExporter>, Box<dyn StdError + Send + Sync>> {
+    let exporter = match variables::protocol()? {
+        Protocol::Http => {
+            let client = Client {
+                runtime: Handle::try_current()?,
+                timeout: variables::timeout(),
+            };
+            OtlpExporter::builder()
+                .with_http()
+                .with_http_client(client)
+                .build()?
+        }
+        Protocol::Grpc => OtlpExporter::builder().with_tonic().build()?,
+    };
+    Ok(Logged {
+        exporter,
+        failing: AtomicBool::new(false),
+    })
+}
+
+/// Logs when exports begin to fail, and when they succeed again.
+#[derive(Debug)]
+pub struct Logged<E> {
+    exporter: E,
+    failing: AtomicBool,
+}
+
+impl<E: SpanExporter> SpanExporter for Logged<E> {
+    async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
+        let exported = self.exporter.export(batch).await;
+        match &exported {
+            Ok(()) => {
+                if self.failing.swap(false, Ordering::Relaxed) {
+                    tracing::info!("traces are sent again");
+                }
+            }
+            Err(error) => {
+                if !self.failing.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "traces can't be sent: spans are lost until they can");
+                }
+            }
+        }
+        exported
+    }
+
+    fn shutdown_with_timeout(&self, timeout: Duration) -> OTelSdkResult {
+        self.exporter.shutdown_with_timeout(timeout)
+    }
+
+    fn force_flush(&self) -> OTelSdkResult {
+        self.exporter.force_flush()
+    }
+
+    fn set_resource(&mut self, resource: &Resource) {
+        self.exporter.set_resource(resource);
+    }
+}
+
+/// A client with one connection for each request: one every few seconds. Spans are exported by a thread
+/// outside of the runtime.
+#[derive(Debug)]
+struct Client {
+    runtime: Handle,
+    timeout: Duration,
+}
+
+#[async_trait]
+impl HttpClient for Client {
+    async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+        let exchange = timeout(self.timeout, exchange(request));
+        self.runtime.spawn(exchange).await??
+    }
+}
+
+async fn exchange(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
+    let (mut head, body) = request.into_parts();
+    if head.uri.scheme_str() != Some("http") {
+        return Err("the endpoint must be an http URL, of a collector in the same network".into());
+    }
+    let host = head.uri.host().ok_or("the endpoint has no host")?;
+    let address = (
+        host.trim_matches(['[', ']']),
+        head.uri.port_u16().unwrap_or(80),
+    );
+    let stream = TcpStream::connect(address).await?;
+    let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
+    if let Some(authority) = head.uri.authority() {
+        head.headers.insert(HOST, authority.as_str().parse()?);
+    }
+    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
+    head.uri = path.parse::<Uri>()?;
+    let request = Request::from_parts(head, Full::new(body));
+    let respond = async {
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    };
+    tokio::pin!(respond);
+    tokio::select! {
+        response = &mut respond => response,
+        // It drives the exchange, and ends before the response is complete only if it fails.
+        closed = connection => match closed {
+            Ok(()) => respond.await,
+            Err(error) => Err(error.into()),
+        },
+    }
+}

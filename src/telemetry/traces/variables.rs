@@ -1,0 +1,106 @@
+//! The standard variables, as far as the libraries don't report what they ignore.
+
+use std::{env, str::FromStr, time::Duration};
+
+/// The protocols in which spans are sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// `http/protobuf`, the default.
+    Http,
+    /// `grpc`.
+    Grpc,
+}
+
+const SAMPLERS: [&str; 6] = [
+    "always_on",
+    "always_off",
+    "traceidratio",
+    "parentbased_always_on",
+    "parentbased_always_off",
+    "parentbased_traceidratio",
+];
+
+/// Whole numbers.
+const NUMBERS: [&str; 9] = [
+    "OTEL_BSP_SCHEDULE_DELAY",
+    "OTEL_BSP_EXPORT_TIMEOUT",
+    "OTEL_BSP_MAX_QUEUE_SIZE",
+    "OTEL_BSP_MAX_EXPORT_BATCH_SIZE",
+    "OTEL_SPAN_ATTRIBUTE_COUNT_LIMIT",
+    "OTEL_SPAN_EVENT_COUNT_LIMIT",
+    "OTEL_SPAN_LINK_COUNT_LIMIT",
+    "OTEL_EXPORTER_OTLP_TIMEOUT",
+    "OTEL_EXPORTER_OTLP_TRACES_TIMEOUT",
+];
+
+/// The value of a variable. An empty one is unset.
+fn value(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
+/// The value of an exporter's variable: the one for traces, or else the one for all signals.
+fn exporter_value(name: &str) -> Option<String> {
+    value(&format!("OTEL_EXPORTER_OTLP_TRACES_{name}"))
+        .or_else(|| value(&format!("OTEL_EXPORTER_OTLP_{name}")))
+}
+
+/// Where to send spans, without a password. `None` if traces are off.
+pub fn endpoint() -> Option<String> {
+    let disabled = value("OTEL_SDK_DISABLED").is_some_and(|it| it.eq_ignore_ascii_case("true"));
+    if disabled || value("OTEL_TRACES_EXPORTER").is_some_and(|exporter| exporter == "none") {
+        return None;
+    }
+    let endpoint = exporter_value("ENDPOINT")?;
+    let (scheme, rest) = endpoint.split_once("://").unwrap_or(("", &endpoint));
+    let address = rest.rsplit_once('@').map_or(rest, |(_, address)| address);
+    Some(format!("{scheme}://{address}"))
+}
+
+/// The protocol in which spans are sent.
+pub fn protocol() -> Result<Protocol, String> {
+    match exporter_value("PROTOCOL").as_deref() {
+        None | Some("http/protobuf") => Ok(Protocol::Http),
+        Some("grpc") => Ok(Protocol::Grpc),
+        Some(other) => Err(format!(
+            "OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf or grpc, is {other:?}"
+        )),
+    }
+}
+
+/// The time limit of an export.
+pub fn timeout() -> Duration {
+    let millis = exporter_value("TIMEOUT").and_then(|millis| millis.parse().ok());
+    Duration::from_millis(millis.unwrap_or(10_000))
+}
+
+/// Whether variables name the service.
+pub fn name_the_service() -> bool {
+    let attributes = value("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
+    value("OTEL_SERVICE_NAME").is_some() || attributes.contains("service.name=")
+}
+
+/// Warns of the values that are ignored because they are invalid.
+pub fn warn_of_invalid() {
+    let warn = |name: &str, rule: &str| {
+        if let Some(value) = value(name) {
+            tracing::warn!("{name} {rule}, is {value:?}: its default is used");
+        }
+    };
+    let is = |name: &str, valid: &dyn Fn(&str) -> bool| value(name).is_none_or(|it| valid(&it));
+    for name in NUMBERS {
+        if !is(name, &|value| u64::from_str(value).is_ok()) {
+            warn(name, "must be a whole number");
+        }
+    }
+    if !is("OTEL_TRACES_SAMPLER", &|value| SAMPLERS.contains(&value)) {
+        let rule = format!("must be one of {}", SAMPLERS.join(", "));
+        warn("OTEL_TRACES_SAMPLER", &rule);
+    }
+    let is_ratio = |value: &str| f64::from_str(value).is_ok_and(|it| (0.0..=1.0).contains(&it));
+    if !is("OTEL_TRACES_SAMPLER_ARG", &is_ratio) {
+        warn("OTEL_TRACES_SAMPLER_ARG", "must be a number from 0 to 1");
+    }
+    if !is("OTEL_TRACES_EXPORTER", &|value| value == "otlp") {
+        warn("OTEL_TRACES_EXPORTER", "must be otlp or none");
+    }
+}
