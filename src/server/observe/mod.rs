@@ -202,17 +202,20 @@ fn code_of(status: StatusCode) -> Code {
 
 impl Drop for Record {
     fn drop(&mut self) {
-        let Observer { calls, access } = &*self.observer;
         let duration = self.started.elapsed();
+        let call = self.call.take();
+        if let Some(call) = &call
+            && self.span.is_recording()
+        {
+            self.end_span(call);
+        }
+        let Observer { calls, access } = &*self.observer;
         calls.end(self.method, self.code, duration);
-        let Some(call) = self.call.take() else {
+        let Some(call) = call else {
             return;
         };
         if let Some(reason) = call.refusal() {
             calls.refuse(reason);
-        }
-        if self.span.is_recording() {
-            self.end_span(&call);
         }
         if access.is_off() {
             return;
