@@ -96,7 +96,8 @@ struct Client {
 #[async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let exchange = timeout(self.timeout, exchange(request));
+        let limit = self.timeout;
+        let exchange = async move { timeout(limit, exchange(request)).await };
         self.runtime.spawn(exchange).await??
     }
 }
