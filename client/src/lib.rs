@@ -7,14 +7,18 @@
 //! use location_client::v1::{
 //!     ListLocationsRequest, location_service_client::LocationServiceClient,
 //! };
-//! use tonic::{Request, transport::Channel};
+//! use tonic::{
+//!     Request, Status,
+//!     metadata::{Ascii, MetadataValue},
+//!     transport::Channel,
+//! };
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
 //! let channel = Channel::from_static("http://127.0.0.1:50051").connect().await?;
-//! let token = "Bearer eyJ...".parse()?;
+//! let token: MetadataValue<Ascii> = "Bearer eyJ...".parse()?;
 //! let mut client = LocationServiceClient::with_interceptor(channel, move |mut call: Request<()>| {
-//!     call.metadata_mut().insert("authorization", Clone::clone(&token));
-//!     Ok(call)
+//!     call.metadata_mut().insert("authorization", token.clone());
+//!     Ok::<_, Status>(call)
 //! });
 //! let list = client.list_locations(ListLocationsRequest::default()).await?;
 //! println!("{:?}: {:?}", list.metadata().get("cache-status"), list.get_ref().locations);
