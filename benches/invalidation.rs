@@ -32,7 +32,8 @@ use std::{
 use clap::Parser as _;
 use futures_util::{StreamExt as _, future::join_all, stream};
 use location_service::{
-    cache::{Cache, RedisCache, RedisConfig, Tag, TlsFiles, WriteId},
+    cache::{Cache, RedisCache, RedisConfig, Tag, WriteId},
+    config::TlsFiles,
     coordination::Coordinator,
     model::{
         Address, AddressText, CacheEpoch, Capacity, Coordinates, Details, DisplayName, Epoch,

@@ -14,9 +14,8 @@ use crate::{
     server::Server,
     service::{Concurrency, Service},
     store::{self, OpenError, SchemaStatus, Store, postgres, sqlite},
+    tls::{ServerTls, ServerTlsError},
 };
-
-pub use crate::server::ServeError;
 
 // A writer's tags reopen at its deadline. Its transaction must have ended by then, by a wide margin.
 const _: () = assert!(store::MAX_WRITE.as_secs() * 2 <= cache::WRITE_DEADLINE.as_secs());
@@ -50,6 +49,9 @@ pub enum StartError {
     /// The key file can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// The certificate of the port, its key or the authorities of clients can't be used.
+    #[error(transparent)]
+    Tls(#[from] ServerTlsError),
     /// Replicas would share a database without seeing each other's writes in their caches.
     #[error(
         "replicas share a PostgreSQL database, and can't share a cache in the process: set \
@@ -89,6 +91,36 @@ pub struct Engines {
     pub epochs: Option<Arc<Coordinator>>,
 }
 
+/// The files that decide who may connect and call, in use: they can be read again.
+#[derive(Clone)]
+pub struct Access {
+    authenticator: Arc<Authenticator>,
+    tls: Option<Arc<ServerTls>>,
+}
+
+impl Access {
+    fn load(config: &ServeConfig) -> Result<Self, StartError> {
+        let tls = config
+            .server
+            .tls
+            .as_ref()
+            .map(ServerTls::load)
+            .transpose()?;
+        Ok(Self {
+            authenticator: Arc::new(Authenticator::new(&config.auth)?),
+            tls: tls.map(Arc::new),
+        })
+    }
+
+    /// Reads the keys and the certificate again. Files that can't be used leave the old ones in use.
+    pub fn reload(&self) {
+        self.authenticator.reload();
+        if let Some(tls) = &self.tls {
+            tls.reload();
+        }
+    }
+}
+
 /// The service on its engines, ready to serve.
 pub struct App(Server);
 
@@ -96,8 +128,8 @@ impl App {
     /// Opens the engines that the configuration names, and builds the service on them.
     pub async fn build(config: &ServeConfig) -> Result<Self, StartError> {
         // An invalid key file must not leave a migrated database.
-        let authenticator = Authenticator::new(&config.auth)?;
-        Self::compose(config, Self::open(config).await?, authenticator).await
+        let access = Access::load(config)?;
+        Self::compose(config, Self::open(config).await?, access).await
     }
 
     /// Opens the engines that the configuration names.
@@ -141,14 +173,13 @@ impl App {
 
     /// Builds the service on these engines.
     pub async fn assemble(config: &ServeConfig, engines: Engines) -> Result<Self, StartError> {
-        let authenticator = Authenticator::new(&config.auth)?;
-        Self::compose(config, engines, authenticator).await
+        Self::compose(config, engines, Access::load(config)?).await
     }
 
     async fn compose(
         config: &ServeConfig,
         engines: Engines,
-        authenticator: Authenticator,
+        access: Access,
     ) -> Result<Self, StartError> {
         let Engines {
             store,
@@ -168,8 +199,10 @@ impl App {
             service: Service::new(Arc::clone(&store), cache, epochs, concurrency, max_calls)
                 .await?,
             store,
-            authenticator: Arc::new(authenticator),
+            authenticator: access.authenticator,
             max_connections: config.server.max_connections,
+            max_connection_age: config.server.max_connection_age,
+            tls: access.tls,
             shared_cache: config.redis.is_some(),
             shutdown_grace: config.server.shutdown_grace,
             access_log: config.server.access_log,
@@ -184,12 +217,16 @@ impl App {
         self
     }
 
+    /// The files that can be read again while the service runs.
+    pub fn access(&self) -> Access {
+        Access {
+            authenticator: Arc::clone(&self.0.authenticator),
+            tls: self.0.tls.clone(),
+        }
+    }
+
     /// Serves until `shutdown` completes, and then shuts down gracefully: see [`Server::serve`].
-    pub async fn serve(
-        self,
-        listener: TcpListener,
-        shutdown: impl Future<Output = ()> + Send,
-    ) -> Result<(), ServeError> {
-        self.0.serve(listener, shutdown).await
+    pub async fn serve(self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
+        self.0.serve(listener, shutdown).await;
     }
 }

@@ -12,12 +12,15 @@ use std::{
 use crate::store::Migrate;
 
 pub use crate::{
-    cache::{ClientCertificate, TlsFiles},
     telemetry::{AccessLog, LogConfig, LogFormat},
+    tls::{ClientCertificate, ServerTlsFiles, TlsFiles},
 };
 
 /// The longest [`ServerConfig::shutdown_grace`], in seconds.
 pub const MAX_SHUTDOWN_GRACE_SECS: u64 = 3_600;
+
+/// The longest [`ServerConfig::max_connection_age`], in seconds: one year.
+pub const MAX_CONNECTION_AGE_SECS: u64 = 31_536_000;
 
 /// The largest [`DatabaseConfig::max_connections`].
 pub const MAX_DATABASE_CONNECTIONS: u32 = 1_000;
@@ -43,7 +46,7 @@ pub struct ServeConfig {
 }
 
 /// The listener and the shutdown.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ServerConfig {
     /// The address to listen on. Port 0 picks a free port.
     pub listen: SocketAddr,
@@ -52,6 +55,11 @@ pub struct ServerConfig {
     /// The most connections that are open at once, 1 or more; `None` derives it from the limit of
     /// file descriptors.
     pub max_connections: Option<usize>,
+    /// The age at which connections are ended, 1 second to [`MAX_CONNECTION_AGE_SECS`]; `None` lets
+    /// them live.
+    pub max_connection_age: Option<Duration>,
+    /// The certificate of the port; `None` serves without TLS.
+    pub tls: Option<ServerTlsFiles>,
     /// The most reads, and likewise writes, of one caller that use the database at once, 1 or more;
     /// `None` is a quarter of all.
     pub max_calls_per_caller: Option<usize>,

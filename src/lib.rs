@@ -19,8 +19,9 @@
 //!          └─ model, proto, error
 //! ```
 //!
-//! [`config`] has the settings, [`telemetry`] the log and what it names of a call, and [`failpoints`]
-//! the switches with which tests disable a protection. `tonic` is used in `server` and `api`, `sqlx` only in `store`,
+//! [`config`] has the settings, [`telemetry`] the log and what it names of a call, [`tls`] the
+//! certificates, and [`failpoints`] the switches with which tests disable a protection. `tonic` is used
+//! in `server` and `api`, `sqlx` only in `store`,
 //! `fred` only in `cache`. `cache` and `store` don't depend on each other. Only `app` names
 //! engines, and `coordination`, which concerns Redis and PostgreSQL together.
 //!
@@ -52,6 +53,7 @@ pub mod config;
 pub mod coordination;
 pub mod error;
 pub mod failpoints;
+mod files;
 pub mod model;
 pub mod page_token;
 pub mod proto;
@@ -59,3 +61,4 @@ pub mod server;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod tls;

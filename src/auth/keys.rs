@@ -1,9 +1,7 @@
 //! Key files: a secret, a PEM, or a JSON Web Key Set, reread when the file changes.
 
 use std::{
-    fs::{self, File},
-    io::{self, Read as _},
-    os::unix::fs::MetadataExt as _,
+    io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -26,7 +24,10 @@ use quick_cache::sync::Cache;
 use serde_json::Value;
 
 use super::verifier::{Refusal, Verified};
-use crate::config::KeyFile;
+use crate::{
+    config::KeyFile,
+    files::{self, Stamp},
+};
 
 /// Maximum size of a key file.
 pub const MAX_KEY_FILE_BYTES: u64 = 256 * 1024;
@@ -154,28 +155,6 @@ impl WatchedKeys {
                 "the key file has changed and can't be used: the old keys stay in use",
             ),
         }
-    }
-}
-
-/// Identifies a version of a file. The change time covers a change that the other fields don't
-/// show: of the permissions.
-#[derive(PartialEq)]
-struct Stamp {
-    inode: u64,
-    bytes: u64,
-    modified: (i64, i64),
-    changed: (i64, i64),
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Self> {
-        let metadata = fs::metadata(path).ok()?;
-        Some(Self {
-            inode: metadata.ino(),
-            bytes: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
-        })
     }
 }
 
@@ -395,23 +374,7 @@ fn parse_secret(content: &[u8]) -> Result<&[u8], String> {
 }
 
 fn read_key_file(path: &Path) -> Result<Vec<u8>, KeyError> {
-    let read = || {
-        // Opening a named pipe blocks until it has a writer.
-        if !fs::metadata(path)?.is_file() {
-            return Err(io::Error::other("it isn't a regular file"));
-        }
-        let mut content = Vec::new();
-        File::open(path)?
-            .take(MAX_KEY_FILE_BYTES + 1)
-            .read_to_end(&mut content)?;
-        if content.len() as u64 > MAX_KEY_FILE_BYTES {
-            return Err(io::Error::other(format!(
-                "it is larger than the limit of {MAX_KEY_FILE_BYTES} bytes"
-            )));
-        }
-        Ok(content)
-    };
-    read().map_err(|source| KeyError::Read {
+    files::read(path, MAX_KEY_FILE_BYTES).map_err(|source| KeyError::Read {
         path: path.to_owned(),
         source,
     })

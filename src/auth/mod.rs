@@ -50,6 +50,13 @@ impl Authenticator {
         Ok(Self { verifier })
     }
 
+    /// Reads the key file again if it has changed.
+    pub fn reload(&self) {
+        if let Some(verifier) = &self.verifier {
+            verifier.reload();
+        }
+    }
+
     /// Whether the service is in development mode: without a key every caller is an admin.
     pub fn is_development(&self) -> bool {
         self.verifier.is_none()

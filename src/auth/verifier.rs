@@ -118,6 +118,11 @@ impl Verifier {
         })
     }
 
+    /// Reads the key file again if it has changed.
+    pub fn reload(&self) {
+        self.keys.check(&mut self.keys.watch.lock());
+    }
+
     /// Returns the caller that the token identifies at `now`, in seconds since 1970.
     pub fn verify(&self, token: &str, now: f64) -> Result<Principal, Refusal> {
         let keys = self.keys.current();

@@ -81,7 +81,7 @@ pub use self::{
     flight::{NextFlight, Panicked, Shared},
     key::Key,
     memory::MemoryCache,
-    redis::{ClientCertificate, RedisCache, RedisConfig, RedisConfigError, TlsFiles},
+    redis::{RedisCache, RedisConfig, RedisConfigError},
     stats::Stats,
     tag::Tag,
 };

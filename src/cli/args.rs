@@ -6,8 +6,9 @@ use clap::{Args, ValueEnum, value_parser};
 use location_service::{
     config::{
         AccessLog, AuthConfig, CacheConfig, ClientCertificate, DatabaseConfig, DatabaseUrl,
-        KeyFile, LogConfig, LogFormat, MAX_CACHE_TTL_SECS, MAX_DATABASE_CONNECTIONS,
-        MAX_SHUTDOWN_GRACE_SECS, RedisConfig, ServeConfig, ServerConfig, TlsFiles,
+        KeyFile, LogConfig, LogFormat, MAX_CACHE_TTL_SECS, MAX_CONNECTION_AGE_SECS,
+        MAX_DATABASE_CONNECTIONS, MAX_SHUTDOWN_GRACE_SECS, RedisConfig, ServeConfig, ServerConfig,
+        ServerTlsFiles, TlsFiles,
     },
     store,
 };
@@ -61,6 +62,35 @@ pub struct ServeArgs {
     #[arg(long, value_name = "IP:PORT", env = "LOCATION_SERVICE_METRICS_LISTEN")]
     #[arg(value_parser = socket_address, help_heading = "Server")]
     metrics_listen: Option<SocketAddr>,
+
+    /// Certificate in PEM of the gRPC port, with the intermediate ones. It and the other TLS files are
+    /// reread when they change [default: no TLS]
+    #[arg(long, value_name = "FILE", env = "LOCATION_SERVICE_TLS_CERT_FILE")]
+    #[arg(value_parser = existing_file, help_heading = "Server")]
+    tls_cert_file: Option<PathBuf>,
+
+    /// Private key in PEM of the certificate
+    #[arg(long, value_name = "FILE", env = "LOCATION_SERVICE_TLS_KEY_FILE")]
+    #[arg(value_parser = existing_file, help_heading = "Server")]
+    tls_key_file: Option<PathBuf>,
+
+    /// Certificate authorities in PEM: every client then needs a certificate of one of them, beside
+    /// its token
+    #[arg(long, value_name = "FILE", env = "LOCATION_SERVICE_TLS_CLIENT_CA_FILE")]
+    #[arg(value_parser = existing_file, help_heading = "Server")]
+    tls_client_ca_file: Option<PathBuf>,
+
+    /// Age, give or take a tenth, at which a connection takes no new calls, so that its client
+    /// connects again, perhaps to another replica. Calls in flight have 30 seconds to end; 0 sets no
+    /// limit
+    #[arg(
+        long,
+        value_name = "SECS",
+        env = "LOCATION_SERVICE_MAX_CONNECTION_AGE_SECS"
+    )]
+    #[arg(default_value = "0", value_parser = seconds(0..=MAX_CONNECTION_AGE_SECS))]
+    #[arg(help_heading = "Server")]
+    max_connection_age_secs: Duration,
 
     /// Maximum number of open connections; half of them for one address [default: 8192, or 96 fewer
     /// than the hard limit of file descriptors]
@@ -292,6 +322,11 @@ impl ServeArgs {
         if keys.is_none() && !self.listen.ip().is_loopback() {
             return Err(ConfigError::Exposed(self.listen));
         }
+        let server_tls = server_tls(
+            self.tls_cert_file,
+            self.tls_key_file,
+            self.tls_client_ca_file,
+        )?;
         let tls = TlsFiles {
             authorities: self.redis_tls_ca_file,
             client: match (self.redis_tls_cert_file, self.redis_tls_key_file) {
@@ -320,6 +355,8 @@ impl ServeArgs {
                 listen: self.listen,
                 metrics_listen: self.metrics_listen,
                 max_connections: self.max_connections,
+                max_connection_age: Some(self.max_connection_age_secs).filter(|age| !age.is_zero()),
+                tls: server_tls,
                 max_calls_per_caller: self.max_calls_per_caller,
                 shutdown_grace: self.shutdown_grace_secs,
                 access_log: match self.access_log {
@@ -364,5 +401,26 @@ impl From<LogArgs> for LogConfig {
             },
             filter: args.log_filter,
         }
+    }
+}
+
+fn server_tls(
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+    client_authorities: Option<PathBuf>,
+) -> Result<Option<ServerTlsFiles>, ConfigError> {
+    let without = |set, missing| Err(ConfigError::Without(set, missing));
+    match (certificate, key) {
+        (Some(certificate), Some(key)) => Ok(Some(ServerTlsFiles {
+            certificate,
+            key,
+            client_authorities,
+        })),
+        (Some(_), None) => without("tls-cert-file", "tls-key-file"),
+        (None, Some(_)) => without("tls-key-file", "tls-cert-file"),
+        (None, None) if client_authorities.is_some() => {
+            without("tls-client-ca-file", "tls-cert-file")
+        }
+        (None, None) => Ok(None),
     }
 }

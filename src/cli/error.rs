@@ -9,14 +9,13 @@ use std::{
     time::Duration,
 };
 
-use location_service::{
-    app::{ServeError, StartError},
-    auth::KeyError,
-    store::OpenError,
-};
+use location_service::{app::StartError, auth::KeyError, store::OpenError};
 use tonic_health::pb::health_check_response::ServingStatus;
 
-use super::transfer::TransferError;
+use super::{
+    connection::{ConnectError, describe},
+    transfer::TransferError,
+};
 
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
@@ -40,8 +39,6 @@ pub enum Error {
     /// The printed list of migrations has the reason.
     #[error("migrations are pending")]
     Pending,
-    #[error("the service failed")]
-    Serve(#[source] ServeError),
     #[error(transparent)]
     Transfer(#[from] TransferError),
     /// The import didn't create every row. Its summary, which was printed, has the reason.
@@ -53,12 +50,15 @@ pub enum Error {
     Man(PathBuf, #[source] io::Error),
     #[error("cannot write to stdout")]
     Output(#[source] io::Error),
-    #[error("cannot connect to {0}")]
-    Connect(http::Uri, #[source] tonic::transport::Error),
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
     #[error("{0} didn't respond within {seconds} s", seconds = .1.as_secs())]
     Timeout(http::Uri, Duration),
-    #[error("the health check of {0} failed: {code:?}: {message}", code = .1.code(), message = .1.message())]
-    Health(http::Uri, Box<tonic::Status>),
+    #[error("the health check of {server} failed: {}", describe(status))]
+    Health {
+        server: http::Uri,
+        status: Box<tonic::Status>,
+    },
     #[error("{0} isn't serving: its status is {status}", status = .1.as_str_name())]
     NotServing(http::Uri, ServingStatus),
 }
@@ -102,12 +102,14 @@ impl Error {
             | Self::Migrate(StartError::Database(OpenError::Url(_)))
             | Self::Start(
                 StartError::Key(_)
+                | StartError::Tls(_)
                 | StartError::Redis(_)
                 | StartError::OtherSettings(_)
                 | StartError::Database(OpenError::Url(_))
                 | StartError::PostgresWithoutRedis
                 | StartError::RedisWithoutPostgres,
             ) => ExitCode::from(2),
+            Self::Connect(error) if error.is_usage() => ExitCode::from(2),
             Self::Transfer(error) => ExitCode::from(error.exit_code()),
             Self::Incomplete(code) => ExitCode::from(*code),
             _ => ExitCode::FAILURE,

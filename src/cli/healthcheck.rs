@@ -4,15 +4,11 @@ use std::time::Duration;
 
 use clap::Args;
 use tokio::time::timeout;
-use tonic::transport::Endpoint;
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 
-use super::{
-    error::Error,
-    values::{endpoint, seconds},
-};
+use super::{connection::ServerArgs, error::Error, values::seconds};
 
 /// The longest `--timeout-secs`.
 const MAX_TIMEOUT_SECS: u64 = 3_600;
@@ -20,10 +16,8 @@ const MAX_TIMEOUT_SECS: u64 = 3_600;
 /// Options of `healthcheck`.
 #[derive(Args)]
 pub struct HealthcheckArgs {
-    /// Address of the service
-    #[arg(long, value_name = "URL", env = "LOCATION_SERVICE_SERVER")]
-    #[arg(default_value = "http://127.0.0.1:50051", value_parser = endpoint)]
-    server: Endpoint,
+    #[command(flatten)]
+    server: ServerArgs,
 
     /// gRPC service to check, such as location.v1.LocationService [default: the server as a whole]
     #[arg(
@@ -43,18 +37,17 @@ pub struct HealthcheckArgs {
 pub async fn healthcheck(args: HealthcheckArgs) -> Result<(), Error> {
     let uri = args.server.uri().clone();
     let check = async {
-        let channel = args
-            .server
-            .connect()
-            .await
-            .map_err(|error| Error::Connect(uri.clone(), error))?;
+        let channel = args.server.connect().await?;
         let request = HealthCheckRequest {
             service: args.service,
         };
         HealthClient::new(channel)
             .check(request)
             .await
-            .map_err(|status| Error::Health(uri.clone(), Box::new(status)))
+            .map_err(|status| Error::Health {
+                server: uri.clone(),
+                status: Box::new(status),
+            })
     };
     let response = timeout(args.timeout_secs, check)
         .await

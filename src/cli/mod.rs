@@ -1,10 +1,12 @@
 //! The command line: arguments and settings, the commands, signals, output and exit codes.
 
 mod args;
+mod connection;
 mod error;
 mod file;
 mod healthcheck;
 mod migrate;
+mod notify;
 mod serve;
 #[cfg(test)]
 mod tests;

@@ -12,13 +12,14 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{error::Error, print};
+use super::{error::Error, notify::Manager, print};
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT. SIGHUP rereads keys and certificates.
 pub async fn serve(config: ServeConfig) -> Result<(), Error> {
     telemetry::init(&config.log)?;
     let traces = Traces::start();
     let mut stop = Box::pin(stop_signal().map_err(Error::Signals)?);
+    let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
     if config.auth.keys.is_none() {
         tracing::warn!(
             "DEVELOPMENT MODE: no key is configured, so every caller is an admin. \
@@ -34,8 +35,19 @@ pub async fn serve(config: ServeConfig) -> Result<(), Error> {
         app = App::build(&config) => app.map_err(Error::Start)?,
         () = &mut stop => return Ok(()),
     };
+    let scheme = if config.server.tls.is_some() {
+        "https"
+    } else {
+        if !address.ip().is_loopback() {
+            tracing::warn!(
+                "tokens and locations travel unencrypted beyond this host: set --tls-cert-file and \
+                 --tls-key-file, or let a proxy on a trusted network end TLS",
+            );
+        }
+        "http"
+    };
     tracing::info!(server.address = %address, "listening");
-    let mut lines = format!("listening on http://{address}\n");
+    let mut lines = format!("listening on {scheme}://{address}\n");
     if let Some((listener, address)) = metrics {
         app = app.with_metrics(listener);
         tracing::info!(metrics.address = %address, "serving metrics");
@@ -47,11 +59,29 @@ pub async fn serve(config: ServeConfig) -> Result<(), Error> {
             "cannot print the address to stdout"
         );
     }
-    let served = app.serve(listener, stop).await;
+    let manager = Manager::of_environment();
+    let access = app.access();
+    let reload = async {
+        while hangup.recv().await.is_some() {
+            tracing::info!(signal.name = "SIGHUP", "rereading keys and certificates");
+            manager.reloading();
+            access.reload();
+            manager.ready();
+        }
+    };
+    let stop = async {
+        stop.await;
+        manager.stopping();
+    };
+    manager.ready();
+    tokio::select! {
+        () = app.serve(listener, stop) => {}
+        ((), ()) = async { tokio::join!(manager.watchdog_loop(), reload) } => {}
+    }
     if let Some(traces) = traces {
         traces.stop().await;
     }
-    served.map_err(Error::Serve)
+    Ok(())
 }
 
 async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {

@@ -172,6 +172,10 @@ fn values_by_flag(files: &Files) -> BTreeMap<&'static str, String> {
     [
         ("listen", "127.0.0.1:1".to_owned()),
         ("metrics-listen", "127.0.0.1:2".to_owned()),
+        ("tls-cert-file", files.write("server-cert", "c")),
+        ("tls-key-file", files.write("server-key", "k")),
+        ("tls-client-ca-file", files.write("client-ca", "c")),
+        ("max-connection-age-secs", "600".to_owned()),
         ("max-connections", "4".to_owned()),
         ("max-calls-per-caller", "5".to_owned()),
         ("shutdown-grace-secs", "0".to_owned()),
@@ -239,6 +243,17 @@ fn settings_of_the_file_reach_the_service() {
     assert_eq!(config.server.listen.to_string(), "127.0.0.1:1");
     assert_eq!(config.server.shutdown_grace, Duration::ZERO);
     assert_eq!(config.server.max_connections, Some(4));
+    assert_eq!(
+        config.server.max_connection_age,
+        Some(Duration::from_mins(10))
+    );
+    let tls = config.server.tls.expect("files");
+    assert_eq!(tls.certificate, files.0.path().join("server-cert"));
+    assert_eq!(tls.key, files.0.path().join("server-key"));
+    assert_eq!(
+        tls.client_authorities,
+        Some(files.0.path().join("client-ca"))
+    );
     assert_eq!(config.server.max_calls_per_caller, Some(5));
     assert!(config.database.url == DatabaseUrl::Sqlite(files.0.path().join("x.db")));
     assert_eq!(config.database.max_connections, 3);

@@ -38,8 +38,11 @@ pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
 pub fn endpoint(text: &str) -> Result<Endpoint, String> {
     Endpoint::from_shared(text.to_owned())
         .ok()
-        .filter(|endpoint| endpoint.uri().scheme_str() == Some("http"))
-        .ok_or_else(|| "must be a URL such as http://127.0.0.1:50051".to_owned())
+        .filter(|endpoint| matches!(endpoint.uri().scheme_str(), Some("http" | "https")))
+        .ok_or_else(|| {
+            "must be a URL such as http://127.0.0.1:50051 or https://locations.example.com:50051"
+                .to_owned()
+        })
 }
 
 /// The parameters of a `PostgreSQL` URL. The driver ignores any other, and a misspelled `sslmode`

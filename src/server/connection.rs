@@ -1,4 +1,5 @@
-//! A connection: a socket with coalesced writes, which ends when [`Connections`] closes it.
+//! A connection: a socket, with or without TLS, with coalesced writes. It ends when [`Connections`]
+//! closes it.
 
 use std::{
     io,
@@ -12,27 +13,45 @@ use tokio::{
     net::{TcpStream, tcp::OwnedReadHalf},
     sync::OwnedSemaphorePermit,
 };
-use tonic::transport::server::Connected;
+use tokio_rustls::server::TlsStream;
 
 #[cfg(doc)]
 use super::connections::Connections;
-use super::{connections::Activity, write_buffer::Writer};
+use super::{
+    connections::Activity,
+    write_buffer::{Socket, Writer},
+};
 
 /// An accepted connection. Holds its permit until it is dropped.
 pub struct Connection {
-    reader: OwnedReadHalf,
+    /// `None` under TLS: the session, which the writer has, reads too.
+    reader: Option<OwnedReadHalf>,
     writer: Arc<Writer>,
     activity: Arc<Activity>,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Connection {
-    /// Wraps an accepted socket.
-    pub fn new(stream: TcpStream, activity: Arc<Activity>, permit: OwnedSemaphorePermit) -> Self {
+    /// A connection without TLS.
+    pub fn plain(stream: TcpStream, activity: Arc<Activity>, permit: OwnedSemaphorePermit) -> Self {
         let (reader, writer) = stream.into_split();
         Self {
-            reader,
-            writer: Arc::new(Writer::new(writer)),
+            reader: Some(reader),
+            writer: Arc::new(Writer::new(Socket::Plain(writer))),
+            activity,
+            _permit: permit,
+        }
+    }
+
+    /// A connection with TLS, after the handshake.
+    pub fn encrypted(
+        session: TlsStream<TcpStream>,
+        activity: Arc<Activity>,
+        permit: OwnedSemaphorePermit,
+    ) -> Self {
+        Self {
+            reader: None,
+            writer: Arc::new(Writer::new(Socket::Tls(Box::new(session)))),
             activity,
             _permit: permit,
         }
@@ -57,14 +76,6 @@ impl Drop for Connection {
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = Arc<Activity>;
-
-    fn connect_info(&self) -> Arc<Activity> {
-        Arc::clone(&self.activity)
-    }
-}
-
 impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -76,7 +87,10 @@ impl AsyncRead for Connection {
         if let Poll::Ready(Err(error)) = self.writer.poll_due(context) {
             return Poll::Ready(Err(error));
         }
-        let read = Pin::new(&mut self.reader).poll_read(context, buffer);
+        let read = match &mut self.reader {
+            Some(reader) => Pin::new(reader).poll_read(context, buffer),
+            None => self.writer.poll_read(context, buffer),
+        };
         self.unless_closed(read, context)
     }
 }

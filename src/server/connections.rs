@@ -6,11 +6,13 @@
 
 use std::{
     collections::HashMap,
+    future::poll_fn,
     net::IpAddr,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -29,7 +31,8 @@ const RESERVED_DESCRIPTORS: usize = 96;
 /// One address may have this part of the connections: a half. Clients behind a proxy share one.
 const ADDRESS_SHARE: usize = 2;
 
-/// Seconds from the start of a connection to the headers of its first request.
+/// Seconds from the start of a connection to the headers of its first request. The TLS handshake is a
+/// part of them.
 const FIRST_REQUEST_SECS: u64 = 10;
 
 /// Seconds after the last call at which a connection is closed. 15 minutes.
@@ -244,6 +247,18 @@ impl Activity {
     pub fn is_closed(&self, waker: &std::task::Waker) -> bool {
         self.waker.register(waker);
         self.closed.load(Ordering::Acquire)
+    }
+
+    /// Completes when the connection is closed.
+    pub async fn closed(&self) {
+        poll_fn(|context| {
+            if self.is_closed(context.waker()) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
     }
 
     /// Removes the connection, because it has ended.

@@ -1,17 +1,14 @@
 //! The deadline of a call: the caller's `grpc-timeout`, or the service's own limit if that is
 //! shorter.
-//!
-//! tonic has a timeout too. It ends calls with CANCELLED, the code for calls that the caller itself
-//! has cancelled.
 
 use std::time::Duration;
 
 use http::HeaderMap;
 
 /// The longest deadline, up to the start of the response.
-const MAX_DEADLINE: Duration = Duration::from_secs(30);
+pub const MAX_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Calls end this much earlier than tonic's timer would end them: more than one tick of both timers.
+/// Calls end this much before their deadline, so that callers receive the error before they give up.
 pub const LEAD: Duration = Duration::from_millis(3);
 
 /// The time limit of a call with these headers.

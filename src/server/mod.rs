@@ -5,6 +5,7 @@ mod connection;
 mod connections;
 mod deadlines;
 mod encodings;
+mod handshake;
 mod health;
 mod listener;
 mod metrics;
@@ -15,7 +16,7 @@ mod receive;
 mod reflection;
 mod write_buffer;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use tokio::{
     net::TcpListener,
@@ -24,13 +25,15 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 use tonic::codec::CompressionEncoding;
-use tower::util::MapRequestLayer;
+use tonic::service::Routes;
+use tower::{ServiceBuilder, util::MapRequestLayer};
 
 use self::{
     admission::{Admission, MAX_NAME_BYTES},
     connections::Connections,
     encodings::prefer_encoding,
     health::Health,
+    listener::{Listener, MaxAge},
     metrics::{Metrics, MetricsPort},
     observe::{Calls, Observe},
     purge::purge_loop,
@@ -47,22 +50,15 @@ use crate::{
     service::Service,
     store::Store,
     telemetry::AccessLog,
+    tls::ServerTls,
 };
 
-/// Concurrent calls of one connection.
-const MAX_STREAMS_PER_CONNECTION: u32 = 256;
-
-/// The interval and the timeout of HTTP/2 pings: a connection whose peer doesn't acknowledge one is
-/// closed.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+/// The time for calls in flight to end on a connection that has reached its maximum age: no call to
+/// a method takes longer.
+pub const MAX_AGE_GRACE: Duration = deadlines::MAX_DEADLINE;
 
 /// The time limit for closing the database's connections.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The server failed.
-#[derive(Debug, thiserror::Error)]
-#[error("the server failed")]
-pub struct ServeError(#[from] tonic::transport::Error);
 
 /// A server of the API, of health and of reflection.
 pub struct Server {
@@ -74,6 +70,10 @@ pub struct Server {
     pub authenticator: Arc<Authenticator>,
     /// Maximum number of open connections; `None` derives it from the limit of file descriptors.
     pub max_connections: Option<usize>,
+    /// The age at which connections are ended; `None` lets them live.
+    pub max_connection_age: Option<Duration>,
+    /// The certificate of the port; `None` serves without TLS.
+    pub tls: Option<Arc<ServerTls>>,
     /// Whether the cache has a tier in Redis.
     pub shared_cache: bool,
     /// The time for calls in flight to finish after a shutdown began.
@@ -98,11 +98,7 @@ macro_rules! configure {
 impl Server {
     /// Serves until `shutdown` completes. Then stops accepting connections, waits up to the grace
     /// period for calls in flight, and closes the database.
-    pub async fn serve(
-        self,
-        listener: TcpListener,
-        shutdown: impl Future<Output = ()> + Send,
-    ) -> Result<(), ServeError> {
+    pub async fn serve(self, listener: TcpListener, shutdown: impl Future<Output = ()> + Send) {
         let (health, health_service) = tonic_health::server::health_reporter();
         let health = Health::new(health).await;
         let watch_health = spawn(health::watch(health.clone(), Arc::clone(&self.store)));
@@ -116,6 +112,7 @@ impl Server {
                 calls: Arc::clone(&calls),
                 connections: Arc::clone(&connections),
                 service: self.service.clone(),
+                tls: self.tls.clone(),
             };
             MetricsPort::open(listener, metrics, health.subscribe())
         });
@@ -133,39 +130,43 @@ impl Server {
             // An error means that the sender was dropped, which stops the server as well.
             let _ = stopped.wait_for(|stop| *stop).await;
         };
-        let server = tonic::transport::Server::builder()
-            // To refuse its requests in its own terms: see `protocol`.
-            .accept_http1(true)
-            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-            .http2_keepalive_interval(Some(KEEPALIVE))
-            // Short deadlines reset many streams before a busy server has accepted them.
-            .http2_max_pending_accept_reset_streams(Some(MAX_STREAMS_PER_CONNECTION as usize))
-            .layer(Observe::new(calls, self.access_log))
-            .layer(admission)
-            .layer(MapRequestLayer::new(prefer_encoding::<Incoming>))
-            .layer(fast_path)
-            .add_service(health_service)
+        let routes = Routes::new(health_service)
             .add_service(reflection::v1().max_decoding_message_size(MAX_NAME_BYTES))
             .add_service(reflection::v1alpha().max_decoding_message_size(MAX_NAME_BYTES))
             .add_service(locations)
             .add_service(cache)
-            .serve_with_incoming_shutdown(listener::accept(listener, connections), stopped);
-        tokio::pin!(server);
-        let mut outcome = tokio::select! {
-            outcome = &mut server => Some(outcome),
-            () = shutdown => None,
+            .prepare();
+        let service = ServiceBuilder::new()
+            .layer(Observe::new(calls, self.access_log))
+            .layer(admission)
+            .layer(MapRequestLayer::new(prefer_encoding::<Incoming>))
+            .layer(fast_path)
+            .service(routes);
+        let _watch_tls = self.tls.clone().map(|tls| spawn(tls.watch_loop()));
+        let listener = Listener {
+            socket: listener,
+            connections,
+            tls: self.tls,
+            max_age: self.max_connection_age.map(|mean| MaxAge {
+                mean,
+                grace: MAX_AGE_GRACE,
+            }),
         };
+        let mut server = pin!(listener.serve(service, stopped));
+        // The server only ends after it was stopped.
+        tokio::select! {
+            () = &mut server => {}
+            () = shutdown => {}
+        }
 
         drop(watch_health);
         health.set(false).await;
         let grace = Instant::now() + self.shutdown_grace;
-        if outcome.is_none() {
-            tracing::info!("stopping: calls in flight have {:?}", self.shutdown_grace);
-            stop.send_replace(true);
-            outcome = timeout_at(grace, &mut server).await.ok();
-        }
+        tracing::info!("stopping: calls in flight have {:?}", self.shutdown_grace);
+        stop.send_replace(true);
+        let calls = timeout_at(grace, &mut server).await;
         let writes = timeout_at(grace, self.service.finish_writes()).await;
-        if writes.is_err() || outcome.is_none() {
+        if writes.is_err() || calls.is_err() {
             tracing::warn!("calls still in flight after the grace period were aborted");
         }
         if timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
@@ -174,7 +175,6 @@ impl Server {
         if let Some(metrics) = metrics {
             metrics.close().await;
         }
-        Ok(outcome.unwrap_or(Ok(()))?)
     }
 }
 

@@ -11,7 +11,12 @@ use std::{
 
 use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
-use tokio::{io::AsyncWrite as _, net::tcp::OwnedWriteHalf, task::yield_now};
+use tokio::{
+    io::{AsyncRead as _, AsyncWrite as _, ReadBuf},
+    net::{TcpStream, tcp::OwnedWriteHalf},
+    task::yield_now,
+};
+use tokio_rustls::server::TlsStream;
 
 /// The capacity of a connection's buffer.
 const MAX_BUFFERED_BYTES: usize = 256 << 10;
@@ -26,8 +31,17 @@ pub struct Writer {
     connection: AtomicWaker,
 }
 
+/// The end of a connection to write to.
+pub enum Socket {
+    /// The write half of a socket.
+    Plain(OwnedWriteHalf),
+    /// A TLS session, which also reads. The bytes of a flush are encrypted together, in as few
+    /// records as they need.
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
 struct WriteBuffer {
-    socket: OwnedWriteHalf,
+    socket: Socket,
     bytes: Vec<u8>,
     /// The length of the prefix of `bytes` that the socket has taken.
     written: usize,
@@ -47,7 +61,7 @@ enum Flush {
 
 impl Writer {
     /// A writer with an empty buffer.
-    pub fn new(socket: OwnedWriteHalf) -> Self {
+    pub fn new(socket: Socket) -> Self {
         Self {
             buffer: Mutex::new(WriteBuffer {
                 socket,
@@ -90,6 +104,18 @@ impl Writer {
         let _ = pin!(yield_now()).poll(&mut Context::from_waker(&flush));
     }
 
+    /// Reads from a TLS session.
+    pub fn poll_read(
+        &self,
+        context: &mut Context<'_>,
+        bytes: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.buffer.lock().socket {
+            Socket::Tls(session) => Pin::new(session).poll_read(context, bytes),
+            Socket::Plain(_) => Poll::Ready(Err(io::ErrorKind::Unsupported.into())),
+        }
+    }
+
     /// Writes the buffer to the socket if a flush is due.
     pub fn poll_due(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut buffer = self.buffer.lock();
@@ -104,7 +130,10 @@ impl Writer {
     pub fn poll_shutdown(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut buffer = self.buffer.lock();
         ready!(buffer.poll_write(context))?;
-        Pin::new(&mut buffer.socket).poll_shutdown(context)
+        match &mut buffer.socket {
+            Socket::Plain(socket) => Pin::new(socket).poll_shutdown(context),
+            Socket::Tls(session) => Pin::new(session).poll_shutdown(context),
+        }
     }
 }
 
@@ -129,7 +158,14 @@ impl WriteBuffer {
     /// Writes the buffer to the socket; an error if the socket is full.
     fn try_write(&mut self) -> io::Result<()> {
         while let Some(rest @ [_, ..]) = self.bytes.get(self.written..) {
-            let count = self.socket.try_write(rest)?;
+            let Socket::Plain(socket) = &self.socket else {
+                let poll = self.poll_write(&mut Context::from_waker(Waker::noop()));
+                return match poll {
+                    Poll::Ready(result) => result,
+                    Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+                };
+            };
+            let count = socket.try_write(rest)?;
             self.advance(count)?;
         }
         self.reset();
@@ -139,8 +175,15 @@ impl WriteBuffer {
     /// Writes the buffer to the socket; waits while the socket is full.
     fn poll_write(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         while let Some(rest @ [_, ..]) = self.bytes.get(self.written..) {
-            let count = ready!(Pin::new(&mut self.socket).poll_write(context, rest))?;
-            self.advance(count)?;
+            let count = match &mut self.socket {
+                Socket::Plain(socket) => Pin::new(socket).poll_write(context, rest),
+                Socket::Tls(session) => Pin::new(session).poll_write(context, rest),
+            };
+            self.advance(ready!(count)?)?;
+        }
+        if let Socket::Tls(session) = &mut self.socket {
+            // The session may hold encrypted bytes that the socket didn't take.
+            ready!(Pin::new(session).poll_flush(context))?;
         }
         self.reset();
         Poll::Ready(Ok(()))

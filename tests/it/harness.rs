@@ -144,11 +144,10 @@ impl TestApp {
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let (stop, stopped) = oneshot::channel();
         let server = tokio::spawn(async move {
-            app.serve(listener, async move {
+            let stop = async move {
                 let _ = stopped.await;
-            })
-            .await
-            .expect("the service doesn't fail");
+            };
+            app.serve(listener, stop).await;
         });
         Self {
             config,
@@ -256,6 +255,8 @@ pub fn config(dir: &TempDir) -> ServeConfig {
             listen: "127.0.0.1:0".parse().expect("an address"),
             metrics_listen: None,
             max_connections: None,
+            max_connection_age: None,
+            tls: None,
             // Races of one caller need all of the few connections.
             max_calls_per_caller: Some(64),
             shutdown_grace: Duration::from_secs(5),
@@ -309,7 +310,7 @@ pub fn shared_config(
     config.database.url = DatabaseUrl::Postgres(database);
     config.redis = Some(RedisConfig {
         url: redis_url,
-        tls: location_service::cache::TlsFiles::default(),
+        tls: location_service::config::TlsFiles::default(),
         key_prefix,
     });
     config

@@ -36,13 +36,13 @@ const MODULES: &[Module] = &[
     Module {
         name: "cli",
         modules: &[
-            "app", "auth", "config", "error", "model", "proto", "store", "telemetry",
+            "app", "auth", "config", "error", "model", "proto", "store", "telemetry", "tls",
         ],
         crates: &[
-            "base64", "clap", "clap_complete", "clap_mangen", "encoding_rs", "flate2", "http", "indicatif",
-            "memchr", "parking_lot", "prost", "prost_reflect", "prost_types", "rustix", "serde", "serde_json", "strsim",
-            "toml", "tonic", "tonic_health", "tonic_types", "tracing_subscriber",
-            "zstd",
+            "base64", "clap", "clap_complete", "clap_mangen", "encoding_rs", "flate2", "http", "hyper_util",
+            "indicatif", "memchr", "parking_lot", "prost", "prost_reflect", "prost_types", "rustix", "rustls",
+            "serde", "serde_json", "strsim", "tokio_rustls", "toml", "tonic", "tonic_health", "tonic_types",
+            "tower", "tracing_subscriber", "zstd",
         ],
     },
     Module {
@@ -52,28 +52,28 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "config",
-        modules: &["cache", "store", "telemetry"],
+        modules: &["store", "telemetry", "tls"],
         crates: &[],
     },
     Module {
         name: "app",
         modules: &[
-            "auth", "cache", "config", "coordination", "error", "server", "service", "store",
+            "auth", "cache", "config", "coordination", "error", "server", "service", "store", "tls",
         ],
         crates: &[],
     },
     Module {
         name: "server",
-        modules: &["api", "auth", "error", "model", "proto", "service", "store", "telemetry"],
+        modules: &["api", "auth", "error", "model", "proto", "service", "store", "telemetry", "tls"],
         crates: &[
             "http", "http_body", "http_body_util", "hyper", "hyper_util", "pin_project_lite",
-            "prometheus", "prost_reflect", "rustix", "tonic", "tonic_health", "tonic_reflection",
-            "tonic_types", "tower",
+            "prometheus", "prost_reflect", "rand", "rustix", "tokio_rustls", "tonic", "tonic_health",
+            "tonic_reflection", "tonic_types", "tower",
         ],
     },
     Module {
         name: "auth",
-        modules: &["config", "error", "model"],
+        modules: &["config", "error", "files", "model"],
         crates: &[
             "aws_lc_rs", "base64", "blake3", "http", "jsonwebtoken", "quick_cache", "serde_json",
         ],
@@ -101,8 +101,8 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "cache",
-        modules: &["failpoints", "model", "proto", "telemetry"],
-        crates: &["blake3", "fred", "percent_encoding", "prost", "quick_cache", "rand", "rustls", "rustls_native_certs"],
+        modules: &["failpoints", "model", "proto", "telemetry", "tls"],
+        crates: &["blake3", "fred", "percent_encoding", "prost", "quick_cache", "rand"],
     },
     Module {
         name: "store",
@@ -128,6 +128,16 @@ const MODULES: &[Module] = &[
         name: "model",
         modules: &[],
         crates: &["unicode_normalization"],
+    },
+    Module {
+        name: "tls",
+        modules: &["files"],
+        crates: &["rustls", "rustls_native_certs"],
+    },
+    Module {
+        name: "files",
+        modules: &[],
+        crates: &[],
     },
     Module {
         name: "failpoints",

@@ -14,9 +14,10 @@ use std::{
 use bytes::Bytes;
 use location_service::{
     cache::{
-        Cache as _, CacheError, ClientCertificate, Key, LEASE, Lookup, RedisCache, RedisConfig,
-        Tag, Tier, TlsFiles, Version, WriteId,
+        Cache as _, CacheError, Key, LEASE, Lookup, RedisCache, RedisConfig, Tag, Tier, Version,
+        WriteId,
     },
+    config::{ClientCertificate, TlsFiles},
     model::{CacheEpoch, CacheServer, Epoch, Predicate, ProductionRunId},
 };
 use tokio::task::JoinSet;
@@ -1270,7 +1271,7 @@ async fn a_client_certificate_is_presented() {
         ..anonymous.clone()
     };
     for (key, problem) in [
-        ("ca.key", "ca.key for Redis can't be used"),
+        ("ca.key", "ca.key can't be used"),
         ("tls.crt", "it has no private key in PEM"),
         ("missing", "No such file"),
     ] {

@@ -1,10 +1,10 @@
 //! How to reach Redis.
 
-use std::{fmt, path::PathBuf, time::Duration};
+use std::{fmt, time::Duration};
 
 use fred::prelude::Config;
 
-use super::tls::TlsFiles;
+use crate::tls::{FileError, TlsFiles};
 
 const SCHEMES: [&str; 6] = [
     "redis",
@@ -51,13 +51,8 @@ pub enum RedisConfigError {
     )]
     TlsFilesWithoutTls,
     /// A file for TLS can't be used.
-    #[error("the TLS file {} for Redis can't be used: {problem}", path.display())]
-    TlsFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
+    #[error("the TLS file for Redis {0}")]
+    TlsFile(FileError),
 }
 
 /// Changes whenever the names or the meaning of keys change.

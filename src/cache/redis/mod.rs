@@ -71,6 +71,7 @@ use bytes::Bytes;
 use tokio::{sync::mpsc, task::JoinSet};
 use uuid::Uuid;
 
+pub use self::config::{RedisConfig, RedisConfigError};
 use self::{
     batch::{BatchedRead, ReadQueue},
     client::RedisClient,
@@ -78,10 +79,6 @@ use self::{
     entry::StoredEntry,
     epoch::{EpochState, Lease},
     steps::{DetachedIndex, Steps, TAGS_PER_ROUND_TRIP},
-};
-pub use self::{
-    config::{RedisConfig, RedisConfigError},
-    tls::{ClientCertificate, TlsFiles},
 };
 use super::{
     Cache, CacheError, Encoding, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WriteId,

@@ -9,14 +9,13 @@ use tokio::time::sleep;
 use tonic::{
     Code, Request, Response, Status,
     metadata::{Ascii, MetadataValue},
-    transport::{Channel, Endpoint},
+    transport::Channel,
 };
 use tonic_types::StatusExt as _;
 
 use super::TransferError;
+use crate::cli::connection::{Refused, ServerArgs, cause};
 
-/// The time limit of connecting.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// The deadline of one attempt of a call.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// The number of attempts after which a call fails.
@@ -25,9 +24,6 @@ const MAX_ATTEMPTS: u32 = 8;
 const FIRST_BACKOFF: Duration = Duration::from_millis(200);
 /// The longest wait between two attempts, even if the service asks for more.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
-/// The limit of response headers, which hold the error details: one violation for each bad field of
-/// a batch.
-const MAX_HEADER_BYTES: u32 = 256 * 1024;
 
 /// The environment variable with the caller's token. An argument would show it to other users of
 /// the machine.
@@ -40,14 +36,8 @@ const TOKEN_VARIABLE: &str = "LOCATION_SERVICE_TOKEN";
 )]
 #[derive(Debug, Clone, Args)]
 pub struct ConnectionArgs {
-    /// Address of the service
-    #[arg(
-        long,
-        value_name = "URL",
-        env = "LOCATION_SERVICE_SERVER",
-        default_value = "http://127.0.0.1:50051"
-    )]
-    pub server: String,
+    #[command(flatten)]
+    pub server: ServerArgs,
 
     /// File with the JWT to send, which is read again when the service refuses it [default: the
     /// environment variable LOCATION_SERVICE_TOKEN; if that isn't set, no token is sent]
@@ -67,26 +57,8 @@ impl Client {
     /// Connects at once, so that a wrong address fails before any row is read.
     pub async fn connect(args: &ConnectionArgs) -> Result<Self, TransferError> {
         let authorization = authorization(args)?;
-        let server = &args.server;
-        let endpoint = Endpoint::from_shared(server.clone())
-            .ok()
-            .filter(|endpoint| endpoint.uri().scheme_str() == Some("http"))
-            .ok_or_else(|| {
-                TransferError::Usage(format!(
-                    "--server {server} must be a URL such as http://127.0.0.1:50051; TLS isn't \
-                     supported, so use a tunnel or a proxy to reach a remote service"
-                ))
-            })?;
-        let channel = endpoint
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_max_header_list_size(MAX_HEADER_BYTES)
-            .tcp_nodelay(true)
-            .connect()
-            .await
-            .map_err(|cause| TransferError::Connect {
-                server: server.clone(),
-                cause,
-            })?;
+        let channel = args.server.connect().await;
+        let channel = channel.map_err(TransferError::Connect)?;
         Ok(Self {
             service: LocationServiceClient::new(channel),
             authorization: Arc::new(RwLock::new(authorization)),
@@ -190,7 +162,7 @@ fn is_transient(status: &Status) -> bool {
             .is_some_and(|info| info.reason == reason)
     };
     if status.source().is_some() {
-        return true;
+        return matches!(cause(status), Refused::Other(_));
     }
     match status.code() {
         Code::Unavailable | Code::DeadlineExceeded => true,
@@ -267,13 +239,13 @@ mod tests {
         let path = dir.path().join("token");
         fs::write(&path, "a.b.c").unwrap();
         let args = ConnectionArgs {
-            server: String::new(),
+            server: ServerArgs::plain("http://127.0.0.1:1"),
             token_file: Some(path.clone()),
         };
         let first = authorization(&args).unwrap();
         let client = Client {
             service: LocationServiceClient::new(
-                Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
+                tonic::transport::Endpoint::from_static("http://127.0.0.1:1").connect_lazy(),
             ),
             authorization: Arc::new(RwLock::new(first.clone())),
             args: Arc::new(args),
@@ -297,7 +269,7 @@ mod tests {
         let read = |text: &str| {
             fs::write(&path, text).unwrap();
             authorization(&ConnectionArgs {
-                server: String::new(),
+                server: ServerArgs::plain("http://127.0.0.1:1"),
                 token_file: Some(path.clone()),
             })
         };

@@ -31,7 +31,6 @@ mod values;
 mod wire;
 
 use std::{
-    error::Error as StdError,
     io,
     path::{Path, PathBuf},
 };
@@ -41,6 +40,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic::Status;
 
 use self::compression::Compression;
+use super::connection::{ConnectError, describe};
 
 /// The file name that stands for stdin or stdout.
 const STANDARD_STREAM: &str = "-";
@@ -107,14 +107,8 @@ pub enum TransferError {
     #[error("cannot write {}: {cause}", path.display())]
     Write { path: PathBuf, cause: io::Error },
 
-    #[error(
-        "cannot connect to {server}: {}: is the service running there?",
-        root_cause(cause)
-    )]
-    Connect {
-        server: String,
-        cause: tonic::transport::Error,
-    },
+    #[error(transparent)]
+    Connect(ConnectError),
 
     /// The service refused a call, or didn't respond to any of its attempts.
     #[error("{method} failed: {}", describe(status))]
@@ -145,25 +139,11 @@ impl TransferError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
+            Self::Connect(error) if error.is_usage() => 2,
             Self::Interrupted => EXIT_INTERRUPTED,
             _ => 1,
         }
     }
-}
-
-fn describe(status: &Status) -> String {
-    match status.source() {
-        Some(_) => format!("no response: {}", root_cause(status)),
-        None => format!("{:?}: {}", status.code(), status.message()),
-    }
-}
-
-fn root_cause(error: &dyn StdError) -> String {
-    let mut cause = error;
-    while let Some(source) = cause.source() {
-        cause = source;
-    }
-    cause.to_string()
 }
 
 /// A stream of SIGINT and SIGTERM. From its creation on, neither ends the process by itself.

@@ -6,7 +6,10 @@ mod family;
 mod http;
 mod process;
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use prometheus::{TextEncoder, proto::MetricFamily};
 
@@ -16,13 +19,14 @@ use super::{
     connections::Connections,
     observe::{CODES, Calls},
 };
-use crate::{service::Service, telemetry::BUCKETS};
+use crate::{service::Service, telemetry::BUCKETS, tls::ServerTls};
 
 /// The sources of the metrics.
 pub struct Metrics {
     pub calls: Arc<Calls>,
     pub connections: Arc<Connections>,
     pub service: Service,
+    pub tls: Option<Arc<ServerTls>>,
 }
 
 impl Metrics {
@@ -185,10 +189,17 @@ impl Metrics {
             single(
                 "location_service_tls_certificate_expiry_seconds",
                 "The Unix time at which the certificate expires; +Inf without one.",
-                f64::INFINITY,
+                self.tls
+                    .as_ref()
+                    .map_or(f64::INFINITY, |tls| unix_seconds(tls.expiry())),
             ),
         ]
     }
+}
+
+fn unix_seconds(time: SystemTime) -> f64 {
+    let since = time.duration_since(UNIX_EPOCH);
+    since.unwrap_or_default().as_secs_f64()
 }
 
 fn single(name: &str, help: &str, value: f64) -> MetricFamily {

@@ -8,6 +8,7 @@
 
 use rustix::process::{self, Pid, Signal};
 
+pub mod certificates;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod redis;
@@ -18,6 +19,7 @@ pub mod supervised;
 pub fn signal<'a>(name: &str, pids: impl IntoIterator<Item = &'a str>) -> bool {
     let signal = match name {
         "CONT" => Signal::CONT,
+        "HUP" => Signal::HUP,
         "INT" => Signal::INT,
         "KILL" => Signal::KILL,
         "STOP" => Signal::STOP,
