@@ -1,6 +1,6 @@
 //! `location-service serve`.
 
-use std::{error::Error as StdError, io, net::SocketAddr};
+use std::{error::Error as StdError, fmt::Write as _, io, net::SocketAddr};
 
 use location_service::{
     app::App,
@@ -51,7 +51,7 @@ pub async fn serve(config: ServeConfig) -> Result<(), Error> {
     if let Some((listener, address)) = metrics {
         app = app.with_metrics(listener);
         tracing::info!(metrics.address = %address, "serving metrics");
-        lines += &format!("metrics on http://{address}/metrics\n");
+        let _ = writeln!(lines, "metrics on http://{address}/metrics");
     }
     if let Err(error) = print(lines.as_bytes()) {
         tracing::warn!(

@@ -1,5 +1,7 @@
 //! Metrics, probes, the access log and request ids.
 
+#![allow(clippy::float_cmp, reason = "the values are whole numbers")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
@@ -123,7 +125,11 @@ fn nonzero(samples: &Samples, family: &str, skip: usize) -> BTreeMap<String, u64
         .filter_map(|(series, value)| {
             let labels = series.strip_prefix(family)?.strip_prefix('{')?;
             let values: Vec<_> = labels.split('"').skip(1).step_by(2).skip(skip).collect();
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss)]
+            #[allow(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "a count"
+            )]
             (*value > 0.0).then(|| (values.join(" "), *value as u64))
         })
         .collect()
@@ -143,6 +149,7 @@ fn without_cache<T>(message: T) -> Request<T> {
     request
 }
 
+#[allow(clippy::too_many_lines, reason = "one load, call by call")]
 #[tokio::test(flavor = "multi_thread")]
 async fn each_call_is_counted_once_however_it_ends() {
     let gates = Arc::new(Gates::default());
@@ -294,13 +301,13 @@ async fn each_call_is_counted_once_however_it_ends() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_series_exists_from_the_start() {
+    // 10 methods of LocationService, 3 of CacheService, health, reflection, and one for all others.
+    const METHODS: usize = 10 + 3 + 2 + 2 + 1;
     let dir = TempDir::new().expect("a temporary folder");
     let mut config = config_on(Pair::Redis, &dir).await;
     config.server.metrics_listen = Some(NOWHERE.parse().expect("an address"));
     let app = TestApp::spawn_config(config, dir.into(), |store, cache| (store, cache)).await;
     let samples = scrape(app.metrics.expect("a port")).await;
-    // 10 methods of LocationService, 3 of CacheService, health, reflection, and one for all others.
-    const METHODS: usize = 10 + 3 + 2 + 2 + 1;
     for (name, series) in [
         ("location_service_build_info", 1),
         ("grpc_server_started_total", METHODS),
