@@ -37,6 +37,7 @@ macro_rules! on_every_pair {
 mod cache_service;
 mod clients;
 mod conformance;
+mod connection_age;
 mod costs;
 mod database;
 mod deployment;
