@@ -128,13 +128,7 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     }
     let (mut deployment, urls, secret) = if args.replica.is_empty() {
         // Replicas start in other folders.
-        let binaries = match &args.binary[..] {
-            [] => vec![default_binary()?],
-            given => given
-                .iter()
-                .map(std::path::absolute)
-                .collect::<Result<_, _>>()?,
-        };
+        let binaries = binaries(&args)?;
         let replicas = if args.topology == Topology::Embedded {
             1
         } else {
@@ -213,11 +207,9 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     clients.join_all().await;
     drop(recorder);
     let figures = observer.join().map_err(|_| "the judge panicked")??;
-    let releases = args.binary.len() > 1;
-    let complaints = match &deployment {
-        Some(deployment) => complaints(deployment, releases),
-        None => Vec::new(),
-    };
+    let complaints = deployment.as_ref().map_or_else(Vec::new, |deployment| {
+        complaints(deployment, args.binary.len() > 1)
+    });
     if without.is_none() && !figures.are_any() {
         return Err(format!("no call succeeded, so nothing was judged:\n{figures}").into());
     }
@@ -240,6 +232,15 @@ async fn check_failpoint(name: &str, deployment: &Deployment) -> Result<(), Stri
              debug build of this release"
         )
     })
+}
+
+/// The binaries of the service, with absolute paths.
+fn binaries(args: &Args) -> Result<Vec<PathBuf>, Failure> {
+    if args.binary.is_empty() {
+        return Ok(vec![default_binary()?]);
+    }
+    let absolute = args.binary.iter().map(std::path::absolute);
+    Ok(absolute.collect::<Result<_, _>>()?)
 }
 
 /// The service beside the checker: `target/<profile>/location-service`.
