@@ -54,6 +54,8 @@ pub mod coordination;
 pub mod error;
 pub mod failpoints;
 mod files;
+#[cfg(test)]
+mod fuzz;
 pub mod model;
 pub mod page_token;
 pub mod proto;

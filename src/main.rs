@@ -1,6 +1,8 @@
 //! The `location-service` program.
 
 mod cli;
+#[cfg(test)]
+mod fuzz;
 
 use std::process::ExitCode;
 

@@ -135,7 +135,7 @@ pub async fn compress(
     Ok(compressed.map_err(Error::internal)?.into())
 }
 
-fn compressed_frame(frame: &Bytes, encoding: Encoding) -> io::Result<Vec<u8>> {
+pub(super) fn compressed_frame(frame: &Bytes, encoding: Encoding) -> io::Result<Vec<u8>> {
     let message = frame.get(Frame::PREFIX_BYTES..).unwrap_or_default();
     let mut compressed = vec![0; Frame::PREFIX_BYTES];
     match encoding {
@@ -153,7 +153,7 @@ fn compressed_frame(frame: &Bytes, encoding: Encoding) -> io::Result<Vec<u8>> {
 }
 
 /// Decompresses up to one byte more than a message may have, which shows that it is too large.
-fn plain_frame(compressed: &Bytes, encoding: Encoding) -> io::Result<Vec<u8>> {
+pub(super) fn plain_frame(compressed: &Bytes, encoding: Encoding) -> io::Result<Vec<u8>> {
     let message = compressed.get(Frame::PREFIX_BYTES..).unwrap_or_default();
     let mut plain = vec![0; Frame::PREFIX_BYTES];
     let limit = MAX_REQUEST_BYTES as u64 + 1;

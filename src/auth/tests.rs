@@ -23,7 +23,10 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::error::TokenProblem;
+use crate::{
+    error::TokenProblem,
+    fuzz::{fuzz, mutated},
+};
 
 use super::{
     keys::{KeySet, MAX_KEY_FILE_BYTES},
@@ -631,32 +634,22 @@ fn a_signed_token_is_valid_until_it_expires() {
     );
 }
 
-proptest::proptest! {
-    #[test]
-    fn fuzz_tokens(
-        text in "[ -~]{0,100}",
-        position in 0_usize..1_000,
-        byte in b' '..=b'~',
-    ) {
-        let dir = TempDir::new().unwrap();
-        let path = dir.path().join("secret");
-        fs::write(&path, SECRET).unwrap();
-        let config = AuthConfig { keys: Some(KeyFile::Secret(path)), ..AuthConfig::default() };
-        let authenticator = Authenticator::new(&config).unwrap();
-        let subject = OwnerId::parse("ann".to_owned()).unwrap();
-        let good = NewToken::new(subject, false, Duration::from_hours(1)).sign(SECRET).unwrap();
-        let mut changed = good.clone().into_bytes();
-        let position = position % changed.len();
-        changed[position] = byte;
-        let changed = String::from_utf8(changed).unwrap();
-        for token in [text.clone(), changed] {
-            for value in [token.clone(), format!("Bearer {token}")] {
-                let mut headers = HeaderMap::new();
-                headers.insert(AUTHORIZATION, value.parse().unwrap());
-                let accepted = authenticator.authenticate(&headers).is_ok();
-                // The last character of a signature has bits that don't count.
-                assert!(!accepted || token == good || position == good.len() - 1);
-            }
-        }
-    }
+#[test]
+fn fuzz_tokens() {
+    let fixture = Fixture::with(KeyFile::Secret, SECRET, None, None).unwrap();
+    let subject = OwnerId::parse("ann".to_owned()).unwrap();
+    let new = || NewToken::new(subject.clone(), true, Duration::from_hours(1));
+    let good = new().sign(SECRET).unwrap();
+    let unsigned = ["{\"alg\":\"none\"}", "{\"sub\":\"ann\"}", ""]
+        .map(|json| BASE64_URL_SAFE_NO_PAD.encode(json))
+        .join(".");
+    let other = new().sign(b"another secret, of 32 bytes or more!").unwrap();
+    let corpus = [good.clone(), unsigned, other].map(String::into_bytes);
+    fuzz(mutated(corpus.to_vec()), |token| {
+        let token = String::from_utf8_lossy(&token);
+        let accepted = fixture.verifier.verify(&token, unix_now()).is_ok();
+        // The last character of a signature has bits that don't count.
+        let signed = &good[..good.len() - 1];
+        assert!(!accepted || token.starts_with(signed), "{token}");
+    });
 }

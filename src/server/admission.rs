@@ -6,10 +6,7 @@
 
 use std::{
     pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -19,7 +16,7 @@ use futures_util::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, Request, Response, request::Parts};
 use http_body::Frame;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit},
+    sync::OwnedSemaphorePermit,
     time::{Sleep, sleep, sleep_until},
 };
 use tonic::{Status, body::Body};
@@ -28,8 +25,9 @@ use tower::{Layer, Service};
 use super::{
     connections::{Activity, CallGuard},
     deadlines,
+    limit::Limit,
     protocol::refuse_other_protocols,
-    receive::{Message, receive},
+    receive::{RequestMemory, UnfinishedChecks},
 };
 use crate::{
     api::{MAX_REQUEST_BYTES, fast_path::Incoming},
@@ -45,8 +43,8 @@ const MAX_CALLS: usize = 10_240;
 /// The memory of all API requests that don't arrive in one piece, until their calls end, in KiB.
 const MAX_REQUEST_KIB: usize = 128 << 10;
 
-/// The memory of all health requests that don't arrive in one piece, in KiB.
-const MAX_HEALTH_REQUEST_KIB: usize = 16 << 10;
+/// Health requests that don't arrive in one piece. Each takes some KiB, and up to 20 with its headers.
+const MAX_UNFINISHED_CHECKS: usize = 2_048;
 
 /// Maximum size of a message to health or reflection, which contains little more than a name.
 pub const MAX_NAME_BYTES: usize = 4 << 10;
@@ -164,65 +162,15 @@ impl Kind {
     }
 }
 
-/// A limit of concurrent use, which is logged when it is first reached.
-pub(super) struct Limit {
-    name: &'static str,
-    max: usize,
-    pub(super) permits: Arc<Semaphore>,
-    reached: AtomicBool,
-}
-
-impl Limit {
-    pub(super) fn new(name: &'static str, max: usize) -> Self {
-        Self {
-            name,
-            max,
-            permits: Arc::new(Semaphore::new(max)),
-            reached: AtomicBool::new(false),
-        }
-    }
-
-    /// Takes `count` permits at once, or refuses the call.
-    pub(super) fn take(&self, count: usize) -> Result<OwnedSemaphorePermit> {
-        u32::try_from(count)
-            .ok()
-            .and_then(|count| {
-                let permits = Arc::clone(&self.permits);
-                permits.try_acquire_many_owned(count).ok()
-            })
-            .ok_or_else(|| self.refusal())
-    }
-
-    /// Takes a permit at once, or refuses the call.
-    fn take_one(&self) -> Result<SemaphorePermit<'_>> {
-        self.permits.try_acquire().map_err(|_| self.refusal())
-    }
-
-    fn refusal(&self) -> Error {
-        if !self.reached.swap(true, Ordering::Relaxed) {
-            tracing::warn!(limit = self.name, max = self.max, "a limit was reached");
-        }
-        Error::Overloaded {
-            limit: self.name,
-            value: self.max,
-        }
-    }
-
-    /// Waits for a permit.
-    async fn wait(&self) -> Result<SemaphorePermit<'_>> {
-        self.permits.acquire().await.map_err(Error::internal)
-    }
-}
-
 struct Limits {
     authenticator: Arc<Authenticator>,
     name_callers: bool,
     calls: Limit,
-    request_kib: Limit,
+    requests: RequestMemory,
     checks: Limit,
     watches: Limit,
     reflections: Limit,
-    health_request_kib: Limit,
+    unfinished_checks: UnfinishedChecks,
 }
 
 impl Limits {
@@ -231,11 +179,11 @@ impl Limits {
             authenticator,
             name_callers,
             calls: Limit::new("calls", MAX_CALLS),
-            request_kib: Limit::new("KiB of requests", MAX_REQUEST_KIB),
+            requests: RequestMemory::new(MAX_REQUEST_KIB),
             checks: Limit::new("health checks", MAX_CHECKS),
             watches: Limit::new("health watches", MAX_WATCHES),
             reflections: Limit::new("reflection streams", MAX_REFLECTIONS),
-            health_request_kib: Limit::new("KiB of health requests", MAX_HEALTH_REQUEST_KIB),
+            unfinished_checks: UnfinishedChecks::new(MAX_UNFINISHED_CHECKS),
         }
     }
 
@@ -265,8 +213,10 @@ impl Limits {
                 if self.name_callers {
                     call::set_subject(caller.subject.as_str());
                 }
-                let Message { frame, memory } =
-                    receive(body, MAX_REQUEST_BYTES, &self.request_kib).await?;
+                let (frame, memory) = self
+                    .requests
+                    .receive(&caller.subject, &head.headers, body, MAX_REQUEST_BYTES)
+                    .await?;
                 call::set_request_bytes(frame.len());
                 let place = self.calls.take_one()?;
                 let response = run(head, Incoming::Call { caller, frame }).await;
@@ -274,14 +224,14 @@ impl Limits {
                 response
             }
             Kind::HealthCheck | Kind::HealthWatch => {
-                let message = receive(body, MAX_NAME_BYTES, &self.health_request_kib).await?;
-                call::set_request_bytes(message.frame.len());
+                let frame = self.unfinished_checks.receive(body, MAX_NAME_BYTES).await?;
+                call::set_request_bytes(frame.len());
                 if kind == Kind::HealthWatch {
                     let permit = self.watches.take(1);
                     guard.permit = Some(permit.map_err(|_| Error::TooManyWatches(MAX_WATCHES))?);
                 }
                 let _place = self.checks.wait().await?;
-                run(head, Incoming::Other(full(message.frame))).await
+                run(head, Incoming::Other(full(frame))).await
             }
             Kind::Reflection => {
                 guard.permit = Some(self.reflections.take(1)?);

@@ -7,6 +7,7 @@ mod deadlines;
 mod encodings;
 mod handshake;
 mod health;
+mod limit;
 mod listener;
 mod metrics;
 mod observe;

@@ -1,36 +1,201 @@
 //! Receiving the message of a unary call, within limits of time and memory.
+//!
+//! A message that arrives in one piece, as most do, isn't counted. The others are: those of the API by
+//! their bytes and by caller, those to health, whose callers aren't known, by their number.
 
-use std::time::Duration;
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
-use futures_util::future::poll_immediate;
+use futures_util::future::{AbortHandle, Abortable, poll_immediate};
+use http::HeaderMap;
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
+use parking_lot::Mutex;
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use tonic::{Status, body::Body};
 
-use super::admission::Limit;
-use crate::error::{Error, Result};
+use super::limit::Limit;
+use crate::{
+    error::{Error, Result},
+    model::OwnerId,
+};
 
 /// The time in which a request message must arrive.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The least memory that a request which has not arrived yet is counted with, in KiB.
+/// The least memory that a request which has not arrived yet is counted with, in KiB, without its
+/// headers.
 const MIN_REQUEST_KIB: usize = 4;
+
+/// One caller may have this part of the memory of requests: a quarter.
+const CALLER_SHARE: usize = 4;
 
 /// The length of the part before a message: the compression flag and the length.
 const PREFIX_BYTES: usize = 5;
 
-/// A request message in its frame.
-pub struct Message {
-    /// The frame; anything else if the client sent anything else.
-    pub frame: Bytes,
-    /// Counts the message against a limit; `None` if it has arrived in one piece.
-    pub memory: Option<OwnedSemaphorePermit>,
+/// The memory of API requests that don't arrive in one piece, until their calls end.
+pub struct RequestMemory {
+    kib: Limit,
+    kib_of_caller: Limit,
+    /// The KiB of each caller that has any.
+    callers: Arc<Mutex<HashMap<OwnerId, usize>>>,
 }
 
-/// Receives the message of a unary call, of up to `max` bytes, within [`MESSAGE_TIMEOUT`].
-pub async fn receive(mut body: Body, max: usize, kib: &Limit) -> Result<Message> {
+impl RequestMemory {
+    /// Memory of `kib` in total.
+    pub fn new(kib: usize) -> Self {
+        Self {
+            kib: Limit::new("KiB of requests", kib),
+            kib_of_caller: Limit::new("KiB of requests of a caller", kib / CALLER_SHARE),
+            callers: Arc::default(),
+        }
+    }
+
+    /// Receives the message of a caller, of up to `max` bytes. The memory is `None` if it has arrived
+    /// in one piece.
+    pub async fn receive(
+        &self,
+        caller: &OwnerId,
+        headers: &HeaderMap,
+        body: Body,
+        max: usize,
+    ) -> Result<(Bytes, Option<Memory>)> {
+        let mut memory = None;
+        let frame = receive(body, max, |kib| match &mut memory {
+            None => {
+                let size: usize = headers
+                    .iter()
+                    .map(|(name, value)| name.as_str().len() + value.len())
+                    .sum();
+                memory = Some(self.take(caller, kib + (size >> 10))?);
+                Ok(())
+            }
+            Some(memory) => {
+                let more = self.take(caller, kib)?;
+                memory.merge(more);
+                Ok(())
+            }
+        })
+        .await?;
+        Ok((frame, memory))
+    }
+
+    fn take(&self, caller: &OwnerId, kib: usize) -> Result<Memory> {
+        let permit = self.kib.take(kib)?;
+        let mut callers = self.callers.lock();
+        let used = callers.get(caller).copied().unwrap_or_default() + kib;
+        if used > self.kib_of_caller.max {
+            drop(callers);
+            return Err(self.kib_of_caller.caller_refusal());
+        }
+        callers.insert(caller.clone(), used);
+        Ok(Memory {
+            permit,
+            callers: Arc::clone(&self.callers),
+            caller: caller.clone(),
+        })
+    }
+}
+
+/// The memory of a request, until it is dropped.
+pub struct Memory {
+    permit: OwnedSemaphorePermit,
+    callers: Arc<Mutex<HashMap<OwnerId, usize>>>,
+    caller: OwnerId,
+}
+
+impl Memory {
+    fn merge(&mut self, mut more: Self) {
+        if let Some(permit) = more.permit.split(more.permit.num_permits()) {
+            self.permit.merge(permit);
+        }
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        let mut callers = self.callers.lock();
+        if let Some(used) = callers.get_mut(&self.caller) {
+            *used -= self.permit.num_permits();
+            if *used == 0 {
+                callers.remove(&self.caller);
+            }
+        }
+    }
+}
+
+/// The requests to health that don't arrive in one piece. Above the limit the oldest is refused: that
+/// of a probe arrives within milliseconds, and so no client keeps it out.
+pub struct UnfinishedChecks {
+    limit: Limit,
+    waiting: Mutex<BTreeMap<u64, AbortHandle>>,
+    next_id: AtomicU64,
+}
+
+impl UnfinishedChecks {
+    /// Up to `max` at a time.
+    pub fn new(max: usize) -> Self {
+        Self {
+            limit: Limit::new("unfinished health requests", max),
+            waiting: Mutex::default(),
+            next_id: AtomicU64::new(0),
+        }
+    }
+
+    /// Receives a message of up to `max` bytes.
+    pub async fn receive(&self, body: Body, max: usize) -> Result<Bytes> {
+        let (handle, registration) = AbortHandle::new_pair();
+        let mut place = None;
+        let message = receive(body, max, |_| {
+            if place.is_none() {
+                place = Some(self.enter(handle.clone()));
+            }
+            Ok(())
+        });
+        let message = Abortable::new(message, registration).await;
+        message.unwrap_or_else(|_| Err(self.limit.refusal()))
+    }
+
+    fn enter(&self, handle: AbortHandle) -> Unfinished<'_> {
+        let mut waiting = self.waiting.lock();
+        if waiting.len() >= self.limit.max
+            && let Some((_, oldest)) = waiting.pop_first()
+        {
+            oldest.abort();
+        }
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        waiting.insert(id, handle);
+        Unfinished { checks: self, id }
+    }
+}
+
+/// A request among the unfinished ones, until it is dropped.
+struct Unfinished<'a> {
+    checks: &'a UnfinishedChecks,
+    id: u64,
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        self.checks.waiting.lock().remove(&self.id);
+    }
+}
+
+/// Receives the message of a unary call, of up to `max` bytes, within [`MESSAGE_TIMEOUT`]. Returns its
+/// frame, or anything else if the client sent anything else. `take` counts the KiB of a message that
+/// doesn't arrive in one piece, before they are received.
+async fn receive(
+    mut body: Body,
+    max: usize,
+    mut take: impl FnMut(usize) -> Result<()>,
+) -> Result<Bytes> {
     let mut buffer = Buffer::new(max);
     // A message that arrives with the headers, as most do, needs no timer. Some clients end the
     // stream with an empty second part.
@@ -39,18 +204,17 @@ pub async fn receive(mut body: Body, max: usize, kib: &Limit) -> Result<Message>
             break;
         };
         if buffer.push(part)? || body.is_end_stream() {
-            return Ok(Message {
-                frame: buffer.finish(),
-                memory: None,
-            });
+            return Ok(buffer.finish());
         }
     }
-    let mut memory = kib.take(MIN_REQUEST_KIB)?;
+    take(MIN_REQUEST_KIB)?;
     let rest = async {
+        let mut taken = MIN_REQUEST_KIB;
         while !buffer.push(body.frame().await)? && !body.is_end_stream() {
-            let missing = (buffer.len() >> 10).saturating_sub(memory.num_permits());
+            let missing = (buffer.len() >> 10).saturating_sub(taken);
             if missing > 0 {
-                memory.merge(kib.take(missing)?);
+                take(missing)?;
+                taken += missing;
             }
         }
         Ok(())
@@ -58,10 +222,7 @@ pub async fn receive(mut body: Body, max: usize, kib: &Limit) -> Result<Message>
     timeout(MESSAGE_TIMEOUT, rest)
         .await
         .unwrap_or(Err(Error::MessageTimeout(MESSAGE_TIMEOUT)))?;
-    Ok(Message {
-        frame: buffer.finish(),
-        memory: Some(memory),
-    })
+    Ok(buffer.finish())
 }
 
 /// The part of a body that has arrived. One piece isn't copied.
@@ -151,28 +312,37 @@ mod tests {
         Body::new(StreamBody::new(futures_util::stream::iter(frames)))
     }
 
+    fn pending() -> Body {
+        Body::new(StreamBody::new(futures_util::stream::pending::<
+            Result<_, Status>,
+        >()))
+    }
+
     #[tokio::test]
     async fn a_message_is_the_same_in_one_piece_and_in_many() {
-        let limit = Limit::new("test", 64);
-        let whole = frame(300, &[7; 300]);
-        let message = receive(Body::new(Full::new(whole.clone())), 300, &limit).await;
-        assert_eq!(message.expect("small").frame, whole);
-        for size in [1, 4, 5, 6, 299] {
+        let whole = frame(9_000, &[7; 9_000]);
+        let full = Body::new(Full::new(whole.clone()));
+        let message = receive(full, 9_000, |_| panic!("it is counted")).await;
+        assert_eq!(message.expect("small"), whole);
+        for size in [1, 4, 5, 6, 8_999] {
             let parts = whole.chunks(size).map(Bytes::copy_from_slice).collect();
-            let message = receive(in_parts(parts), 300, &limit).await.expect("small");
-            assert_eq!(message.frame, whole, "{size}");
+            let mut taken = 0;
+            let message = receive(in_parts(parts), 9_000, |kib| {
+                taken += kib;
+                Ok(())
+            });
+            assert_eq!(message.await.expect("small"), whole, "{size}");
+            assert!(taken == 8 || size == 8_999, "{size}: {taken} KiB");
         }
-        assert_eq!(limit.permits.available_permits(), 64);
     }
 
     #[tokio::test]
     async fn a_large_message_is_refused_by_its_prefix() {
-        let limit = Limit::new("test", 64);
         let body = Body::new(StreamBody::new(futures_util::StreamExt::chain(
             futures_util::stream::iter([Ok::<_, Status>(Frame::data(frame(301, &[])))]),
             futures_util::stream::pending(),
         )));
-        let refused = receive(body, 300, &limit).await.err().expect("too large");
+        let refused = receive(body, 300, |_| Ok(())).await.expect_err("too large");
         assert!(matches!(
             refused,
             Error::MessageTooLarge {
@@ -181,27 +351,70 @@ mod tests {
             }
         ));
         let long = Body::new(Full::new(frame(1, &[7; 301])));
-        let refused = receive(long, 300, &limit).await.err().expect("too large");
+        let refused = receive(long, 300, |_| Ok(())).await.expect_err("too large");
         assert!(matches!(refused, Error::MessageTooLarge { .. }));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_message_that_does_not_arrive_is_given_up() {
-        let limit = Limit::new("test", 4);
-        let body = || {
-            Body::new(StreamBody::new(futures_util::stream::pending::<
-                Result<_, Status>,
-            >()))
-        };
-        let mut first = Box::pin(receive(body(), 300, &limit));
-        assert!(poll_immediate(&mut first).await.is_none());
-        let full = receive(body(), 300, &limit)
-            .await
-            .err()
-            .expect("no memory left");
-        assert!(matches!(full, Error::Overloaded { limit: "test", .. }));
-        let late = first.await.err().expect("too late");
+        let late = receive(pending(), 300, |_| Ok(())).await;
+        let late = late.expect_err("too late");
         assert!(matches!(late, Error::MessageTimeout(MESSAGE_TIMEOUT)));
-        assert_eq!(limit.permits.available_permits(), 4);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_has_a_share_of_the_memory() {
+        let memory = RequestMemory::new(64);
+        let [ann, bob] = ["ann", "bob"].map(|name| OwnerId::from_trusted(name.to_owned()));
+        let headers = HeaderMap::from_iter([(
+            http::header::COOKIE,
+            "x".repeat(5 << 10).parse().expect("a value"),
+        )]);
+        let none = HeaderMap::new();
+        let of_ann = |headers| memory.receive(&ann, headers, pending(), 300);
+        let (mut first, mut second) = (Box::pin(of_ann(&headers)), Box::pin(of_ann(&none)));
+        assert!(poll_immediate(&mut first).await.is_none());
+        assert!(poll_immediate(&mut second).await.is_none());
+        // 9 KiB and 4 KiB of 16.
+        let refused = of_ann(&none).await.map(drop).expect_err("a caller's limit");
+        assert!(matches!(refused, Error::CallerLimit { value: 16, .. }));
+        let parts = frame(9_000, &[7; 9_000])
+            .chunks(3_000)
+            .map(Bytes::copy_from_slice)
+            .collect();
+        let message = memory.receive(&bob, &none, in_parts(parts), 9_000).await;
+        let (_, held) = message
+            .map_err(|error| error.to_string())
+            .expect("a share of his own");
+        assert_eq!(memory.callers.lock()[&bob], 8);
+        drop((first, second, held));
+        assert!(memory.callers.lock().is_empty());
+        assert_eq!(memory.kib.permits.available_permits(), 64);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_oldest_health_request_is_refused_for_a_new_one() {
+        let checks = UnfinishedChecks::new(2);
+        let mut waiting: Vec<_> = (0..3)
+            .map(|_| Box::pin(checks.receive(pending(), 300)))
+            .collect();
+        for request in &mut waiting {
+            assert!(poll_immediate(request).await.is_none());
+        }
+        let refused = waiting.remove(0).await.expect_err("it is the oldest");
+        assert!(matches!(refused, Error::Overloaded { value: 2, .. }));
+        let parts = frame(3, b"abc")
+            .chunks(2)
+            .map(Bytes::copy_from_slice)
+            .collect();
+        checks
+            .receive(in_parts(parts), 300)
+            .await
+            .expect("it is new");
+        let refused = waiting.remove(0).await.expect_err("it was the oldest");
+        assert!(matches!(refused, Error::Overloaded { value: 2, .. }));
+        let late = waiting.remove(0).await.expect_err("too late");
+        assert!(matches!(late, Error::MessageTimeout(_)));
+        assert!(checks.waiting.lock().is_empty());
     }
 }

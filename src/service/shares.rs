@@ -148,6 +148,25 @@ impl State {
         &mut self.lanes[kind as usize]
     }
 
+    /// Takes a place for a caller, if one is free and no other caller waits for it.
+    fn take_free(&mut self, kind: Kind, caller: &OwnerId) -> bool {
+        let is_full = self.running >= self.max;
+        let lane = self.lane(kind);
+        if is_full || lane.running >= lane.max || !lane.turns.is_empty() {
+            return false;
+        }
+        let max_of_caller = lane.max_of_caller;
+        let entry = lane.caller(caller);
+        if entry.running >= max_of_caller {
+            return false;
+        }
+        entry.running += 1;
+        lane.running += 1;
+        self.running += 1;
+        self.last = kind;
+        true
+    }
+
     /// Gives free places to callers in turns.
     fn grant(&mut self) {
         while self.running < self.max {
@@ -179,6 +198,10 @@ impl Lane {
             callers: HashMap::new(),
             turns: VecDeque::new(),
         }
+    }
+
+    fn caller(&mut self, name: &OwnerId) -> &mut Caller {
+        self.callers.entry(name.clone()).or_default()
     }
 
     fn may_grant(&self) -> bool {
@@ -255,7 +278,7 @@ impl Shares {
             }
         } else {
             lane.calls += 1;
-            lane.callers.entry(caller.clone()).or_default().calls += 1;
+            lane.caller(caller).calls += 1;
             return Ok(Call {
                 shares: Arc::clone(self),
                 kind,
@@ -271,12 +294,19 @@ impl Shares {
     pub(super) async fn place(self: &Arc<Self>, kind: Kind, caller: &OwnerId) -> Result<Place> {
         let waiting = {
             let mut state = self.state.lock();
+            if state.take_free(kind, caller) {
+                return Ok(Place {
+                    shares: Arc::clone(self),
+                    kind,
+                    caller: caller.clone(),
+                });
+            }
             state.next_id += 1;
             let id = state.next_id;
             let (sender, receiver) = oneshot::channel();
             let lane = state.lane(kind);
             let max_of_caller = lane.max_of_caller;
-            let entry = lane.callers.entry(caller.clone()).or_default();
+            let entry = lane.caller(caller);
             entry.waiting.push_back(Waiter {
                 id,
                 granted: sender,

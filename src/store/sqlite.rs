@@ -43,6 +43,10 @@ pub const WRITES: u32 = 2;
 /// indexes, which would otherwise go to the log and back within the transaction.
 const WRITER_CACHE_KIB: u32 = 32 * 1024;
 
+/// Rows that a connection's thread reads ahead: a page of the default size and the row after it, so that
+/// the thread doesn't wait for its reader.
+const ROWS_AHEAD: usize = 64;
+
 /// The number of virtual machine instructions between two checks for an interrupt: some
 /// microseconds.
 const INTERRUPT_EVERY: i32 = 4_096;
@@ -134,7 +138,7 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
             .map_err(refused)?;
     }
     drop(connection);
-    let options = options.read_only(true);
+    let options = options.read_only(true).row_buffer_size(ROWS_AHEAD);
     let read_pool = pool()
         .max_connections(READERS)
         .connect_with(options.clone())

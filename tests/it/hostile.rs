@@ -12,6 +12,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures_util::future::select_all;
 use h2::{
     SendStream,
     client::{ResponseFuture, SendRequest},
@@ -39,7 +40,7 @@ use tonic_types::StatusExt as _;
 use crate::{
     harness::{self, PATIENCE, Pair, TestApp, storage, token},
     process::{Home, Process, isolated},
-    robustness::{GRPC, Raw, address, connect, frame, path, send},
+    robustness::{GRPC, Raw, address, connect, frame, path, send, send_in_parts},
 };
 
 /// The memory that one request may take.
@@ -186,14 +187,7 @@ impl Unfinished {
         for _ in 0..connections {
             let mut client = connect(app).await;
             for _ in 0..256 {
-                client = client.ready().await.expect("a stream");
-                let mut request = http::Request::post(format!("{}{path}", app.url));
-                request = request.header(GRPC.0, GRPC.1);
-                if let Some(bearer) = bearer {
-                    request = request.header("authorization", bearer);
-                }
-                let request = request.body(()).expect("a request");
-                let (response, mut stream) = client.send_request(request, false).expect("sent");
+                let (response, mut stream) = begin(app, &mut client, path, bearer).await;
                 let part = frame(0, 100, &[1]).into();
                 // The service may have refused it.
                 let _ = stream.send_data(part, false);
@@ -221,6 +215,23 @@ impl Unfinished {
         assert_eq!(codes.len(), 1, "{codes:?}");
         codes.first().copied().unwrap_or_default().into()
     }
+}
+
+/// Begins a call whose message isn't sent yet.
+async fn begin(
+    app: &TestApp,
+    client: &mut SendRequest<Bytes>,
+    path: &str,
+    bearer: Option<&str>,
+) -> (ResponseFuture, SendStream<Bytes>) {
+    *client = client.clone().ready().await.expect("a stream");
+    let mut request = http::Request::post(format!("{}{path}", app.url));
+    request = request.header(GRPC.0, GRPC.1);
+    if let Some(bearer) = bearer {
+        request = request.header("authorization", bearer);
+    }
+    let request = request.body(()).expect("a request");
+    client.send_request(request, false).expect("sent")
 }
 
 async fn check_health(app: &TestApp) -> ServingStatus {
@@ -263,6 +274,69 @@ async fn unfinished_messages_delay_no_other_call() {
         "{:?}",
         started.elapsed()
     );
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_health_check_responds_at_once_beside_thousands_of_unfinished_ones() {
+    let app = TestApp::spawn().await;
+    let health = "/grpc.health.v1.Health/Check";
+    // More than the service keeps.
+    let _unfinished = Unfinished::open(&app, health, None, 9).await;
+    let mut shortest = Duration::MAX;
+    for _ in 0..20 {
+        let mut client = connect(&app).await;
+        let (response, mut stream) = begin(&app, &mut client, health, None).await;
+        // The message comes in a packet of its own.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let started = Instant::now();
+        stream
+            .send_data(frame(0, 0, &[]).into(), true)
+            .expect("sent");
+        let head = response.await.expect("a response").into_parts().0;
+        assert!(!head.headers.contains_key("grpc-status"), "{head:?}");
+        shortest = shortest.min(started.elapsed());
+    }
+    // The fastest, because the tests share the processors.
+    assert!(shortest < Duration::from_millis(50), "{shortest:?}");
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_has_a_share_of_the_memory_of_unfinished_messages() {
+    const SIZE: usize = 3 << 20;
+    let app = TestApp::spawn().await;
+    let create = path("CreateLocation");
+    let bearer = format!("Bearer {}", token("eve", false));
+    let length = u32::try_from(SIZE).expect("short");
+    let part = Bytes::from(frame(0, length, &vec![7; SIZE - 1]));
+    let mut client = connect(&app).await;
+    let mut responses = Vec::new();
+    let mut streams = Vec::new();
+    // Of 32 MiB, 10 take 30.
+    for _ in 0..12 {
+        let (response, mut stream) = begin(&app, &mut client, &create, Some(&bearer)).await;
+        stream.send_data(part.clone(), false).expect("sent");
+        responses.push(response);
+        streams.push(stream);
+    }
+    let (first, _, _) = timeout(PATIENCE, select_all(responses))
+        .await
+        .expect("a refusal");
+    let status = Status::from_header_map(first.expect("a response").headers());
+    let status = status.expect("a status");
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status:?}");
+    let info = status.get_details_error_info().expect("it has ErrorInfo");
+    assert_eq!(info.reason, "CALLER_LIMIT", "{status:?}");
+    assert_eq!(info.metadata["limit"], "KiB of requests of a caller");
+    assert_eq!(info.metadata["value"], "32768");
+
+    let creation = harness::create(storage("b", "")).encode_to_vec();
+    let length = u32::try_from(creation.len()).expect("short");
+    let body = frame(0, length, &creation);
+    let (start, end) = body.split_at(7);
+    let created = send_in_parts(&app, Method::POST, &create, &[GRPC], &[start, end]).await;
+    assert_eq!(created.code, Some(Code::Ok), "{created:?}");
     app.stop().await;
 }
 

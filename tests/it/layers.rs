@@ -36,7 +36,7 @@ const MODULES: &[Module] = &[
     Module {
         name: "cli",
         modules: &[
-            "app", "auth", "config", "error", "model", "proto", "store", "telemetry", "tls",
+            "app", "auth", "config", "error", "fuzz", "model", "proto", "store", "telemetry", "tls",
         ],
         crates: &[
             "base64", "clap", "clap_complete", "clap_mangen", "encoding_rs", "flate2", "http", "hyper_util",
@@ -73,14 +73,14 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "auth",
-        modules: &["config", "error", "files", "model"],
+        modules: &["config", "error", "files", "fuzz", "model"],
         crates: &[
             "aws_lc_rs", "base64", "blake3", "http", "jsonwebtoken", "quick_cache", "serde_json",
         ],
     },
     Module {
         name: "api",
-        modules: &["cache", "error", "model", "proto", "service", "telemetry"],
+        modules: &["cache", "error", "fuzz", "model", "proto", "service", "telemetry"],
         crates: &[
             "blake3", "flate2", "http", "http_body", "http_body_util", "prost", "prost_reflect",
             "prost_types", "tonic", "tonic_prost", "tonic_types", "tower", "zstd",
@@ -111,7 +111,7 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "page_token",
-        modules: &["error", "model", "proto"],
+        modules: &["error", "fuzz", "model", "proto"],
         crates: &["base64", "blake3"],
     },
     Module {
@@ -151,6 +151,11 @@ const MODULES: &[Module] = &[
             "http", "http_body_util", "hyper", "hyper_util", "opentelemetry", "opentelemetry_http",
             "opentelemetry_otlp", "opentelemetry_sdk", "serde_json", "tracing_subscriber",
         ],
+    },
+    Module {
+        name: "fuzz",
+        modules: &[],
+        crates: &[],
     },
 ];
 

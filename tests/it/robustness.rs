@@ -441,7 +441,7 @@ pub async fn send(
 }
 
 /// Sends a request whose body is split into these DATA frames.
-async fn send_in_parts(
+pub async fn send_in_parts(
     app: &TestApp,
     method: Method,
     path: &str,

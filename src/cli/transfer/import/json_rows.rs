@@ -1,11 +1,17 @@
 //! The rows of a JSON file: one object per line, indented objects, or the elements of one array.
 
-use std::io::{self, BufRead, BufReader, Read};
+use std::{
+    io::{self, BufRead, BufReader, Read},
+    mem,
+};
 
 use memchr::memchr2;
 
 use super::{reader::MAX_ROW_BYTES, records::reserve};
 use crate::cli::transfer::json_text::ValueEnd;
+
+/// Blanks after the brace of the first line.
+const MAX_BLANKS: usize = 64 * 1024;
 
 /// A row of the file.
 #[derive(Debug, Default)]
@@ -25,6 +31,8 @@ pub struct JsonRows<R> {
     line: u64,
     is_after_return: bool,
     layout: Option<Layout>,
+    /// The beginning of the first row, which was read to tell the layout.
+    ahead: Vec<u8>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,6 +53,7 @@ impl<R: Read> JsonRows<R> {
             line: 1,
             is_after_return: false,
             layout: None,
+            ahead: Vec::new(),
         }
     }
 
@@ -59,12 +68,13 @@ impl<R: Read> JsonRows<R> {
                     self.input.consume(1);
                     Layout::Array
                 }
-                Some(b'{') if is_brace_only(self.input.buffer()) => Layout::Objects,
+                Some(b'{') if self.is_brace_only()? => Layout::Objects,
                 _ => Layout::Lines,
             })
         };
         match layout {
             Layout::Lines => self.next_line(),
+            Layout::Objects if !self.ahead.is_empty() => self.next_object().map(Some),
             Layout::Objects => match self.skip_blank()? {
                 Some(b'{') => self.next_object().map(Some),
                 _ => self.next_line(),
@@ -78,6 +88,23 @@ impl<R: Read> JsonRows<R> {
                 )),
             },
         }
+    }
+
+    /// Whether the line has nothing after its brace. The next bytes may not have been read yet.
+    fn is_brace_only(&mut self) -> io::Result<bool> {
+        loop {
+            match self.input.fill_buf()?.first().copied() {
+                Some(byte) if self.ahead.is_empty() || self.is_blank_ahead(byte) => {
+                    self.ahead.push(byte);
+                    self.input.consume(1);
+                }
+                next => return Ok(matches!(next, Some(b'\n' | b'\r'))),
+            }
+        }
+    }
+
+    fn is_blank_ahead(&self, byte: u8) -> bool {
+        matches!(byte, b' ' | b'\t') && self.ahead.len() < MAX_BLANKS
     }
 
     /// Skips white space. Returns the next byte, if there is one.
@@ -98,11 +125,12 @@ impl<R: Read> JsonRows<R> {
     }
 
     fn next_line(&mut self) -> io::Result<Option<JsonRow>> {
-        if self.skip_blank()?.is_none() {
+        if self.ahead.is_empty() && self.skip_blank()?.is_none() {
             return Ok(None);
         }
         let mut row = JsonRow {
             line: self.line,
+            raw: mem::take(&mut self.ahead),
             ..JsonRow::default()
         };
         loop {
@@ -122,9 +150,13 @@ impl<R: Read> JsonRows<R> {
     fn next_object(&mut self) -> io::Result<JsonRow> {
         let mut row = JsonRow {
             line: self.line,
+            raw: mem::take(&mut self.ahead),
             ..JsonRow::default()
         };
         let mut end = ValueEnd::default();
+        for byte in &row.raw {
+            end.is_at(*byte);
+        }
         loop {
             let available = self.input.fill_buf()?;
             if available.is_empty() {
@@ -198,12 +230,6 @@ fn incomplete(what: &str, line: u64) -> io::Error {
             "{what} isn't closed: the row at line {line} is incomplete, is the file truncated?"
         ),
     )
-}
-
-/// Whether a line has nothing after its brace.
-fn is_brace_only(bytes: &[u8]) -> bool {
-    let line = bytes.split(|byte| matches!(byte, b'\n' | b'\r')).next();
-    line.is_some_and(|line| line.len() < bytes.len() && line.trim_ascii() == b"{")
 }
 
 impl JsonRow {

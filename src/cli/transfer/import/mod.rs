@@ -10,6 +10,8 @@
 mod args;
 mod delete;
 mod dialect;
+#[cfg(test)]
+mod fuzz;
 mod input;
 mod json_rows;
 mod reader;

@@ -336,7 +336,11 @@ impl<R: Read> Records<R> {
                 }
             }
         }
-        let end = line_len(&self.buffer[self.start..]);
+        let end = self.find(0, |bytes| memchr::memchr2(b'\n', b'\r', bytes))?;
+        if end.is_none() && !self.is_at_end {
+            return self.line_end(&Malformed::TooLong);
+        }
+        let end = end.unwrap_or(self.buffer.len() - self.start);
         Ok((end, end + self.line_end_len(end)?))
     }
 

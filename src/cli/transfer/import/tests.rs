@@ -20,7 +20,7 @@ struct Command {
     args: ImportArgs,
 }
 
-fn args(arguments: &[&str]) -> ImportArgs {
+pub fn args(arguments: &[&str]) -> ImportArgs {
     try_args(arguments).unwrap()
 }
 
