@@ -63,14 +63,16 @@ impl<R: Read> JsonRows<R> {
             layout
         } else {
             let first = self.skip_blank()?;
-            *self.layout.insert(match first {
+            let layout = match first {
                 Some(b'[') => {
                     self.input.consume(1);
                     Layout::Array
                 }
                 Some(b'{') if self.is_brace_only()? => Layout::Objects,
                 _ => Layout::Lines,
-            })
+            };
+            self.layout = Some(layout);
+            layout
         };
         match layout {
             Layout::Lines => self.next_line(),
