@@ -199,8 +199,8 @@ async fn each_call_is_counted_once_however_it_ends() {
     assert_eq!(malformed.code, Some(Code::InvalidArgument));
     let large = post(&list, &[GRPC], frame(0, 4 << 20, &[])).await;
     assert_eq!(large.code, Some(Code::ResourceExhausted));
-    let port = robustness::address(&app);
-    assert_eq!(http(port, "GET /").await.0, 426);
+    let address = robustness::address(&app);
+    assert_eq!(http(address, "GET /").await.0, 426);
 
     gates.list_read.arm();
     let short = [GRPC, ("grpc-timeout", "50m"), ("cache-control", "no-cache")];
@@ -454,10 +454,10 @@ async fn each_call_is_a_line_of_the_access_log() {
     let missing = client.get_location(with_id(get(), "get-1")).await;
     let (header, info) = ids(&missing.unwrap_err());
     assert_eq!((&*header, &*info), ("get-1", "get-1"));
-    let long = "x".repeat(129);
-    let missing = client.get_location(with_id(get(), &long)).await;
+    let too_long = "x".repeat(129);
+    let missing = client.get_location(with_id(get(), &too_long)).await;
     let (header, info) = ids(&missing.unwrap_err());
-    assert!(header == info && header != long, "{header}");
+    assert!(header == info && header != too_long, "{header}");
 
     let lines = || -> Vec<Value> {
         let log = home.log();

@@ -1,6 +1,6 @@
 //! Traces: what a collector gets.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
 use bytes::Bytes;
 use h2::server::handshake;
@@ -56,9 +56,9 @@ struct Span {
     #[prost(bytes = "vec", tag = "1")]
     trace_id: Vec<u8>,
     #[prost(bytes = "vec", tag = "2")]
-    span_id: Vec<u8>,
+    id: Vec<u8>,
     #[prost(bytes = "vec", tag = "4")]
-    parent_span_id: Vec<u8>,
+    parent: Vec<u8>,
     #[prost(string, tag = "5")]
     name: String,
     #[prost(int32, tag = "6")]
@@ -107,7 +107,10 @@ fn texts(attributes: &[KeyValue]) -> BTreeMap<&str, String> {
 }
 
 fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// A collector, whose exports can be received.
@@ -288,7 +291,7 @@ async fn a_sampled_call_is_a_trace_with_its_cache_and_its_database() {
     servers.sort_by_key(|span| span.start);
     assert_eq!(servers.len(), calls.len());
     for (server, (method, expected)) in servers.iter().zip(calls) {
-        assert_eq!(hex(&server.parent_span_id), PARENT);
+        assert_eq!(hex(&server.parent), PARENT);
         assert_eq!(server.name, format!("location.v1.LocationService/{method}"));
         let attributes = texts(&server.attributes);
         assert_eq!(attributes["rpc.system"], "grpc");
@@ -298,7 +301,7 @@ async fn a_sampled_call_is_a_trace_with_its_cache_and_its_database() {
         assert!(attributes.contains_key("request.id"));
         let mut children: Vec<_> = spans
             .iter()
-            .filter(|span| span.parent_span_id == server.span_id)
+            .filter(|span| span.parent == server.id)
             .collect();
         assert!(children.iter().all(|span| span.kind == CLIENT));
         children.sort_by(|a, b| a.name.cmp(&b.name));
@@ -337,8 +340,8 @@ async fn spans_are_sent_over_grpc_at_the_latest_when_the_service_stops() {
     let named = |name: &str| spans.iter().find(|span| span.name == name).expect("a span");
     let server = named("location.v1.LocationService/GetLocation");
     assert_eq!(texts(&server.attributes)["rpc.grpc.status_code"], "5");
-    assert!(server.parent_span_id.is_empty());
-    assert_eq!(named("sqlite get").parent_span_id, server.span_id);
+    assert!(server.parent.is_empty());
+    assert_eq!(named("sqlite get").parent, server.id);
 }
 
 #[tokio::test(flavor = "multi_thread")]
