@@ -46,7 +46,7 @@ pub enum StartError {
     /// The database was opened, and can't be read.
     #[error("can't read the database")]
     Read(#[from] Error),
-    /// The key file can't be used.
+    /// The keys can't be used.
     #[error(transparent)]
     Key(#[from] KeyError),
     /// The certificate of the port, its key or the authorities of clients can't be used.
@@ -99,7 +99,7 @@ pub struct Access {
 }
 
 impl Access {
-    fn load(config: &ServeConfig) -> Result<Self, StartError> {
+    async fn load(config: &ServeConfig) -> Result<Self, StartError> {
         let tls = config
             .server
             .tls
@@ -107,7 +107,7 @@ impl Access {
             .map(ServerTls::load)
             .transpose()?;
         Ok(Self {
-            authenticator: Arc::new(Authenticator::new(&config.auth)?),
+            authenticator: Arc::new(Authenticator::open(&config.auth).await?),
             tls: tls.map(Arc::new),
         })
     }
@@ -128,7 +128,7 @@ impl App {
     /// Opens the engines that the configuration names, and builds the service on them.
     pub async fn build(config: &ServeConfig) -> Result<Self, StartError> {
         // An invalid key file must not leave a migrated database.
-        let access = Access::load(config)?;
+        let access = Access::load(config).await?;
         Self::compose(config, Self::open(config).await?, access).await
     }
 
@@ -173,7 +173,7 @@ impl App {
 
     /// Builds the service on these engines.
     pub async fn assemble(config: &ServeConfig, engines: Engines) -> Result<Self, StartError> {
-        Self::compose(config, engines, Access::load(config)?).await
+        Self::compose(config, engines, Access::load(config).await?).await
     }
 
     async fn compose(

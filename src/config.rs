@@ -4,10 +4,13 @@
 //! starts.
 
 use std::{
-    net::SocketAddr,
+    fmt,
+    net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use http::Uri;
 
 use crate::store::Migrate;
 
@@ -110,15 +113,126 @@ pub struct CacheConfig {
     pub max_bytes: u64,
 }
 
-/// Authentication of callers.
+/// Authentication of callers. Without `keys` and `remote` it is in development mode: every caller is an
+/// admin.
 #[derive(Debug, Clone, Default)]
 pub struct AuthConfig {
-    /// The key that verifies tokens. `None` is development mode: every caller is an admin.
+    /// The key that verifies tokens.
     pub keys: Option<KeyFile>,
+    /// The published keys that verify tokens, if there is no key file.
+    pub remote: Option<RemoteKeys>,
+    /// Whether no token is accepted while the key file can't be used. Otherwise the old keys stay in
+    /// use.
+    pub revoke_unreadable_keys: bool,
     /// The `iss` claim that tokens must have. `None` accepts any.
     pub issuer: Option<String>,
     /// The audience that the `aud` claim of tokens must contain. `None` accepts any.
     pub audience: Option<String>,
+    /// The claim that makes a caller an admin. `None` is `admin: true`, or `"admin"` in `roles`.
+    pub admin_claim: Option<AdminClaim>,
+}
+
+impl AuthConfig {
+    /// Whether every caller is an admin.
+    pub fn is_development(&self) -> bool {
+        self.keys.is_none() && self.remote.is_none()
+    }
+}
+
+/// A claim that makes a caller an admin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AdminClaim {
+    /// The name of the claim, or a JSON Pointer (RFC 6901) to a nested one, such as
+    /// `/realm_access/roles`.
+    pub name: String,
+    /// The text that the claim must be, or that must be in its array; in `scope` also one of the words.
+    /// `None` stands for `true`.
+    pub value: Option<String>,
+}
+
+impl AdminClaim {
+    /// Parses `NAME` or `NAME=VALUE`.
+    pub fn parse(text: &str) -> Result<Self, String> {
+        let (name, value) = match text.rsplit_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (text, None),
+        };
+        if name.is_empty() || name == "/" || value.as_deref() == Some("") {
+            return Err(
+                "must be a claim or a claim and its value, such as admin, groups=operators or \
+                 /realm_access/roles=admin"
+                    .to_owned(),
+            );
+        }
+        Ok(Self {
+            name: name.to_owned(),
+            value,
+        })
+    }
+}
+
+/// Keys that the issuer of tokens publishes as a JSON Web Key Set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum RemoteKeys {
+    /// The set at this URL.
+    Url(Uri),
+    /// The set that `OpenID` Connect Discovery finds.
+    Issuer {
+        /// The issuer, which its metadata must repeat exactly.
+        name: String,
+        /// The URL of its metadata.
+        discovery: Uri,
+    },
+}
+
+impl RemoteKeys {
+    /// Parses a URL of keys: without TLS anyone on the way could replace them.
+    pub fn parse_url(text: &str) -> Result<Uri, String> {
+        const FORM: &str = "must be a URL with https://, or with http:// for a loopback address";
+        let url: Uri = text.parse().map_err(|_| FORM)?;
+        let host = url.host().unwrap_or_default();
+        if url
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'))
+        {
+            return Err("must be a URL without a user and a password".to_owned());
+        }
+        match url.scheme_str() {
+            Some("https") if !host.is_empty() => Ok(url),
+            Some("http") if is_loopback(host) => Ok(url),
+            _ => Err(FORM.to_owned()),
+        }
+    }
+
+    /// The keys of an issuer, if its name is a URL that its metadata can be fetched from.
+    pub fn of_issuer(name: &str) -> Option<Self> {
+        Self::parse_url(name).ok()?;
+        if name.contains(['?', '#']) {
+            return None;
+        }
+        let base = name.trim_end_matches('/');
+        let discovery = format!("{base}/.well-known/openid-configuration");
+        Some(Self::Issuer {
+            name: name.to_owned(),
+            discovery: discovery.parse().ok()?,
+        })
+    }
+}
+
+impl fmt::Display for RemoteKeys {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) | Self::Issuer { discovery: url, .. } => url.fmt(out),
+        }
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let address = host.trim_start_matches('[').trim_end_matches(']');
+    host == "localhost"
+        || address
+            .parse()
+            .is_ok_and(|address: IpAddr| address.is_loopback())
 }
 
 /// A file with the keys that verify tokens.

@@ -1,7 +1,7 @@
-//! Key files: a secret, a PEM, or a JSON Web Key Set, reread when the file changes.
+//! Keys, and key files: a secret, a PEM, or a JSON Web Key Set, reread when the file changes.
 
 use std::{
-    io,
+    fmt, io,
     path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
@@ -15,15 +15,17 @@ use aws_lc_rs::signature::{
 use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
 use jsonwebtoken::{
     Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind,
-    jwk::{
-        AlgorithmParameters, EllipticCurve, Jwk, JwkSet, KeyAlgorithm, KeyOperations, PublicKeyUse,
-    },
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyAlgorithm, KeyOperations, PublicKeyUse},
 };
 use parking_lot::Mutex;
 use quick_cache::sync::Cache;
+use serde::Deserialize as _;
 use serde_json::Value;
 
-use super::verifier::{Refusal, Verified};
+use super::{
+    fetch::FetchError,
+    verifier::{Refusal, Verified},
+};
 use crate::{
     config::KeyFile,
     files::{self, Stamp},
@@ -34,6 +36,9 @@ pub const MAX_KEY_FILE_BYTES: u64 = 256 * 1024;
 
 /// Maximum number of keys in a JWKS file: a token without `kid` is tried with each that fits.
 const MAX_KEYS: usize = 64;
+
+/// The algorithms of tokens, with the types of keys.
+const ALGORITHMS: &str = "RS256 (RSA), ES256 (EC P-256), EdDSA (OKP Ed25519) or HS256 (oct)";
 
 /// RFC 7518, 3.2: an HS256 key is at least as long as the hash.
 const RECOMMENDED_SECRET_BYTES: usize = 32;
@@ -67,6 +72,14 @@ pub enum KeyError {
         /// What is wrong, the limit, and how to correct it.
         problem: String,
     },
+    /// The keys of the issuer can't be fetched.
+    #[error("cannot fetch the keys from {url}")]
+    Fetch {
+        /// The URL of the key set, or of the metadata that names it.
+        url: String,
+        /// Why not.
+        source: FetchError,
+    },
 }
 
 impl KeyError {
@@ -88,6 +101,8 @@ pub fn read_secret(path: &Path) -> Result<Vec<u8>, KeyError> {
 /// The keys of a file that may change.
 pub struct WatchedKeys {
     file: KeyFile,
+    /// Whether no token is accepted while the file can't be read.
+    revoke_unreadable: bool,
     current: ArcSwap<KeySet>,
     pub(super) watch: Mutex<Watch>,
 }
@@ -96,20 +111,26 @@ pub struct WatchedKeys {
 pub struct Watch {
     /// `None` if the file was missing.
     stamp: Option<Stamp>,
+    /// Whether the file couldn't be used.
+    has_failed: bool,
     pub(super) next_check: Instant,
 }
 
 impl WatchedKeys {
     /// Reads the file.
-    pub fn load(file: &KeyFile) -> Result<Self, KeyError> {
+    pub fn load(file: &KeyFile, revoke_unreadable: bool) -> Result<Self, KeyError> {
         // The stamp is taken first: a change during the read is noticed by the next check.
         let watch = Watch {
             stamp: Stamp::of(file.path()),
+            has_failed: false,
             next_check: Instant::now() + CHECK_INTERVAL,
         };
+        let keys = KeySet::load(file)?;
+        keys.log_ignored(&file.path().display());
         Ok(Self {
             file: file.clone(),
-            current: ArcSwap::from_pointee(KeySet::load(file)?),
+            revoke_unreadable,
+            current: ArcSwap::from_pointee(keys),
             watch: Mutex::new(watch),
         })
     }
@@ -132,59 +153,130 @@ impl WatchedKeys {
         (!Arc::ptr_eq(keys, &current)).then_some(current)
     }
 
-    /// Rereads the file if it has changed since the last check.
+    /// Rereads the file if it has changed since the last check, or couldn't be used then.
     pub(super) fn check(&self, watch: &mut Watch) {
         watch.next_check = Instant::now() + CHECK_INTERVAL;
         let stamp = Stamp::of(self.file.path());
-        if stamp == watch.stamp {
+        let has_changed = stamp != watch.stamp;
+        if !has_changed && !watch.has_failed {
             return;
         }
         watch.stamp = stamp;
-        match KeySet::load(&self.file) {
+        let loaded = KeySet::load(&self.file);
+        watch.has_failed = loaded.is_err();
+        match loaded {
             Ok(keys) => {
                 tracing::info!(
                     auth.key_file = %self.file.path().display(),
-                    auth.keys = keys.keys.len(),
+                    auth.keys = keys.len(),
                     "the key file has changed and was reread",
                 );
+                keys.log_ignored(&self.file.path().display());
                 self.current.store(Arc::new(keys));
             }
-            Err(error) => tracing::error!(
-                auth.key_file = %self.file.path().display(),
-                error = &error as &(dyn std::error::Error + 'static),
-                "the key file has changed and can't be used: the old keys stay in use",
-            ),
+            Err(_) if !has_changed => {}
+            Err(error) => {
+                let effect = if self.revoke_unreadable {
+                    self.current.store(Arc::new(KeySet::new(Vec::new())));
+                    "no token is accepted until it can be used"
+                } else {
+                    "the old keys stay in use"
+                };
+                tracing::error!(
+                    auth.key_file = %self.file.path().display(),
+                    error = &error as &(dyn std::error::Error + 'static),
+                    "the key file has changed and can't be used: {effect}",
+                );
+            }
         }
     }
 }
 
-/// The keys of one version of the file, and the tokens verified with them: new keys start with an
-/// empty cache.
+/// One version of the keys, and the tokens verified with them: new keys start with an empty cache.
 pub struct KeySet {
+    /// None if all tokens are revoked.
     keys: Vec<Key>,
+    /// Why other keys of the set aren't used.
+    ignored: Vec<String>,
     /// By the BLAKE3 digest of the token.
     pub(super) verified: Cache<[u8; 32], Verified>,
 }
 
 impl KeySet {
+    fn new(keys: Vec<Key>) -> Self {
+        Self {
+            keys,
+            ignored: Vec::new(),
+            verified: Cache::new(MAX_VERIFIED),
+        }
+    }
+
     fn load(file: &KeyFile) -> Result<Self, KeyError> {
         let content = read_key_file(file.path())?;
         let keys = match file {
             KeyFile::Secret(_) => parse_secret(&content).map(|secret| {
-                vec![Key {
+                Self::new(vec![Key {
                     id: None,
                     algorithm: Algorithm::HS256,
                     decoding: DecodingKey::from_secret(secret),
-                }]
+                }])
             }),
-            KeyFile::PublicKey(_) => parse_pem(&content).map(|key| vec![key]),
-            KeyFile::Jwks(_) => parse_jwks(&content),
+            KeyFile::PublicKey(_) => parse_pem(&content).map(|key| Self::new(vec![key])),
+            KeyFile::Jwks(_) => Self::parse(&content, false),
         };
-        let keys = keys.map_err(|problem| KeyError::invalid(file.path(), problem))?;
-        Ok(Self {
-            keys,
-            verified: Cache::new(MAX_VERIFIED),
-        })
+        keys.map_err(|problem| KeyError::invalid(file.path(), problem))
+    }
+
+    /// Parses a JSON Web Key Set that anyone can read, whose secrets therefore aren't used.
+    pub fn published(content: &[u8]) -> Result<Self, String> {
+        Self::parse(content, true)
+    }
+
+    /// Parses a JSON Web Key Set. One key that can't be used doesn't disable the others.
+    fn parse(content: &[u8], is_public: bool) -> Result<Self, String> {
+        let set: Value = serde_json::from_slice(content)
+            .map_err(|error| format!("isn't a JSON Web Key Set (RFC 7517): {error}"))?;
+        let jwks = set["keys"]
+            .as_array()
+            .ok_or("isn't a JSON Web Key Set (RFC 7517): it has no array `keys`")?;
+        if jwks.len() > MAX_KEYS {
+            return Err(format!(
+                "holds {} keys, over the limit of {MAX_KEYS}",
+                jwks.len()
+            ));
+        }
+        let mut keys = Self::new(Vec::new());
+        for (index, jwk) in jwks.iter().enumerate() {
+            match parse_jwk(jwk, is_public) {
+                Ok(key) => keys.keys.push(key),
+                Err(problem) => keys.ignored.push(format!("keys[{index}] {problem}")),
+            }
+        }
+        if keys.keys.is_empty() {
+            let mut problem = format!("holds no key for signatures of {ALGORITHMS}");
+            for ignored in &keys.ignored {
+                problem = format!("{problem}; {ignored}");
+            }
+            return Err(problem);
+        }
+        Ok(keys)
+    }
+
+    /// The number of keys that tokens are verified with.
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Logs which keys of the set aren't used.
+    pub fn log_ignored(&self, source: &impl fmt::Display) {
+        if !self.ignored.is_empty() {
+            tracing::warn!(
+                auth.key_set = %source,
+                auth.keys = self.len(),
+                "keys that can't be used are ignored: {}",
+                self.ignored.join("; "),
+            );
+        }
     }
 
     /// Returns the token's claims if the signature is by one of the keys.
@@ -195,7 +287,11 @@ impl KeySet {
         }
         let (message, signature) = token.rsplit_once('.').ok_or(Refusal::Malformed)?;
         let (_, claims) = message.rsplit_once('.').ok_or(Refusal::Malformed)?;
-        let mut refusal = Refusal::UnknownKey;
+        let mut refusal = if self.keys.is_empty() {
+            Refusal::Revoked
+        } else {
+            Refusal::UnknownKey
+        };
         for key in &self.keys {
             let other_id = matches!((&key.id, &header.kid), (Some(a), Some(b)) if a != b);
             if key.algorithm != header.alg || other_id {
@@ -340,29 +436,14 @@ fn parse_pem(content: &[u8]) -> Result<Key, String> {
         .unwrap_or_else(|| Err("must hold a public key of RSA, EC P-256 or Ed25519".to_owned()))
 }
 
-fn parse_jwks(content: &[u8]) -> Result<Vec<Key>, String> {
-    let set: JwkSet = serde_json::from_slice(content)
-        .map_err(|error| format!("isn't a JSON Web Key Set (RFC 7517): {error}"))?;
-    if set.keys.len() > MAX_KEYS {
-        return Err(format!(
-            "holds {} keys, over the limit of {MAX_KEYS}",
-            set.keys.len()
-        ));
+/// Parses a member of a JSON Web Key Set, or says why it isn't used.
+fn parse_jwk(jwk: &Value, is_public: bool) -> Result<Key, String> {
+    if is_public && jwk["kty"] == "oct" {
+        return Err("is a secret, which must not be published".to_owned());
     }
-    let mut keys = Vec::new();
-    for (index, jwk) in set.keys.iter().enumerate() {
-        let key = Key::from_jwk(jwk).map_err(|problem| format!("in keys[{index}] {problem}"))?;
-        // RFC 7517, 5: keys of other types and uses are ignored.
-        keys.extend(key);
-    }
-    if keys.is_empty() {
-        return Err(
-            "holds no key for signatures of RS256 (RSA), ES256 (EC P-256), EdDSA (OKP Ed25519) \
-             or HS256 (oct)"
-                .to_owned(),
-        );
-    }
-    Ok(keys)
+    let jwk = Jwk::deserialize(jwk).map_err(|error| format!("isn't a supported key: {error}"))?;
+    // RFC 7517, 5: keys of other types and uses are ignored.
+    Key::from_jwk(&jwk)?.ok_or_else(|| format!("isn't for signatures of {ALGORITHMS}"))
 }
 
 fn parse_secret(content: &[u8]) -> Result<&[u8], String> {

@@ -1,10 +1,13 @@
-//! Authentication: verifies the JWT in `authorization: Bearer <JWT>` with the configured key.
+//! Authentication: verifies the JWT in `authorization: Bearer <JWT>` with the configured keys, which
+//! are in a file or published by the issuer.
 //!
 //! The key determines the algorithm: HS256 for a secret, RS256 for an RSA key, ES256 for a key on
 //! P-256, `EdDSA` for Ed25519. The token's header only narrows the keys that are tried, so a token
 //! can't choose how it is verified (RFC 8725, 3.1).
 
+mod fetch;
 mod keys;
+mod remote;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -14,10 +17,15 @@ use std::time::UNIX_EPOCH;
 
 use http::HeaderMap;
 
-use self::verifier::{Verifier, bearer_token};
 pub use self::{
+    fetch::FetchError,
     keys::{KeyError, read_secret},
     token::NewToken,
+};
+use self::{
+    keys::WatchedKeys,
+    remote::FetchedKeys,
+    verifier::{Keys, Verifier, bearer_token},
 };
 use crate::{
     config::AuthConfig,
@@ -27,26 +35,29 @@ use crate::{
 
 /// Identifies callers by their tokens.
 ///
-/// A token needs a signature by a configured key and a `sub` of 1 to 255 characters. `exp` and `nbf`
-/// are compared exactly, without leeway. A token without `exp` never expires: RFC 7519, 4.1.4 makes
-/// the claim optional, so the issuer decides. A configured issuer or audience is required in the
-/// token. A caller is an admin with `admin: true` or with `"admin"` in the array `roles`.
+/// A token needs a signature by a configured key and a `sub` of 1 to 255 characters. For `exp` and
+/// `nbf` the clocks may differ by 30 seconds; `iat` isn't checked. A token without `exp` never expires:
+/// RFC 7519, 4.1.4 makes the claim optional, so the issuer decides. A configured issuer or audience is
+/// required in the token. A caller is an admin with `admin: true` or with `"admin"` in the array
+/// `roles`, or by the claim that is configured instead.
 ///
-/// The key file is read again when it changes. If the new content is invalid, the old keys stay in
-/// use. Without a key file the service is in development mode: every caller is an admin with the
-/// subject `development`.
+/// The key file is read again when it changes, and published keys are fetched again from time to time.
+/// If the new content is invalid, the old keys stay in use, unless the configuration revokes all tokens
+/// then. Without keys the service is in development mode: every caller is an admin with the subject
+/// `development`.
 pub struct Authenticator {
     verifier: Option<Verifier>,
 }
 
 impl Authenticator {
-    /// Reads and checks the keys.
-    pub fn new(config: &AuthConfig) -> Result<Self, KeyError> {
-        let verifier = config
-            .keys
-            .as_ref()
-            .map(|file| Verifier::new(file, config))
-            .transpose()?;
+    /// Reads or fetches the keys, and checks them.
+    pub async fn open(config: &AuthConfig) -> Result<Self, KeyError> {
+        let keys = match (&config.keys, &config.remote) {
+            (Some(file), _) => Keys::File(WatchedKeys::load(file, config.revoke_unreadable_keys)?),
+            (None, Some(remote)) => Keys::Remote(FetchedKeys::start(remote).await?),
+            (None, None) => return Ok(Self { verifier: None }),
+        };
+        let verifier = Some(Verifier::new(keys, config));
         Ok(Self { verifier })
     }
 
@@ -65,20 +76,28 @@ impl Authenticator {
     /// Returns the caller that sent these headers, or [`Error::Unauthenticated`] with a message
     /// that says how to correct the call.
     ///
-    /// Doesn't block, except to read the key file after a change.
-    pub fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Error> {
+    /// Waits only while keys are fetched that may have signed the token, and blocks only to read the
+    /// key file after a change.
+    pub async fn authenticate(&self, headers: &HeaderMap) -> Result<Principal, Error> {
         let Some(verifier) = &self.verifier else {
             return Ok(Principal {
                 subject: OwnerId::from_trusted("development".to_owned()),
                 admin: true,
             });
         };
-        bearer_token(headers)
-            .and_then(|token| verifier.verify(token, unix_now()))
-            .map_err(|refusal| Error::Unauthenticated {
-                problem: refusal.problem(),
-                message: refusal.to_string(),
-            })
+        let verify = || bearer_token(headers).and_then(|token| verifier.verify(token, unix_now()));
+        let mut outcome = verify();
+        if let (Err(refusal), Keys::Remote(keys)) = (&outcome, &verifier.keys)
+            && refusal.may_be_new_key()
+            // Boxed, so that other calls don't carry its state.
+            && Box::pin(keys.refresh()).await
+        {
+            outcome = verify();
+        }
+        outcome.map_err(|refusal| Error::Unauthenticated {
+            problem: refusal.problem(),
+            message: refusal.to_string(),
+        })
     }
 }
 

@@ -18,6 +18,7 @@ use base64::{
     Engine as _,
     prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
 };
+use futures_util::FutureExt as _;
 use http::header::AUTHORIZATION;
 use jsonwebtoken::{Algorithm, EncodingKey, Header, jwk::Jwk};
 use serde_json::{Value, json};
@@ -33,20 +34,20 @@ use super::{
     verifier::Refusal,
     *,
 };
-use crate::config::KeyFile;
+use crate::config::{AdminClaim, KeyFile};
 
 const SECRET: &[u8] = b"0123456789abcdef0123456789abcdef";
 const NOW: f64 = 1_800_000_000.0;
 
 /// A signing key, and the public key that the service verifies with.
-struct Signer {
+pub struct Signer {
     algorithm: Algorithm,
     key: EncodingKey,
     public_pem: String,
 }
 
 impl Signer {
-    fn rsa(size: KeySize) -> Self {
+    pub fn rsa(size: KeySize) -> Self {
         let pair = RsaKeyPair::generate(size).unwrap();
         let private = pem("PRIVATE KEY", pair.as_der().unwrap().as_ref());
         Self {
@@ -56,7 +57,7 @@ impl Signer {
         }
     }
 
-    fn ec() -> Self {
+    pub fn ec() -> Self {
         let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).unwrap();
         Self {
             algorithm: Algorithm::ES256,
@@ -65,7 +66,7 @@ impl Signer {
         }
     }
 
-    fn ed() -> Self {
+    pub fn ed() -> Self {
         let pair = Ed25519KeyPair::generate().unwrap();
         Self {
             algorithm: Algorithm::EdDSA,
@@ -74,7 +75,7 @@ impl Signer {
         }
     }
 
-    fn secret(secret: &[u8]) -> Self {
+    pub fn secret(secret: &[u8]) -> Self {
         Self {
             algorithm: Algorithm::HS256,
             key: EncodingKey::from_secret(secret),
@@ -82,13 +83,13 @@ impl Signer {
         }
     }
 
-    fn jwk(&self, id: &str) -> Value {
+    pub fn jwk(&self, id: &str) -> Value {
         let mut jwk = Jwk::from_encoding_key(&self.key, self.algorithm).unwrap();
         jwk.common.key_id = Some(id.to_owned());
         serde_json::to_value(jwk).unwrap()
     }
 
-    fn sign(&self, id: Option<&str>, claims: &Value) -> String {
+    pub fn sign(&self, id: Option<&str>, claims: &Value) -> String {
         let mut header = Header::new(self.algorithm);
         header.kid = id.map(str::to_owned);
         jsonwebtoken::encode(&header, claims, &self.key).unwrap()
@@ -136,11 +137,12 @@ impl Fixture {
         let path = directory.path().join("key");
         fs::write(&path, content).unwrap();
         let config = AuthConfig {
-            keys: None,
             issuer: issuer.map(str::to_owned),
             audience: audience.map(str::to_owned),
+            ..AuthConfig::default()
         };
-        let verifier = Verifier::new(&kind(path.clone()), &config)?;
+        let keys = WatchedKeys::load(&kind(path.clone()), false)?;
+        let verifier = Verifier::new(Keys::File(keys), &config);
         Ok(Self {
             _directory: directory,
             path,
@@ -160,16 +162,35 @@ impl Fixture {
     }
 
     fn check(&self) {
-        let keys = &self.verifier.keys;
+        let keys = self.watched();
         keys.check(&mut keys.watch.lock());
     }
 
+    fn watched(&self) -> &WatchedKeys {
+        match &self.verifier.keys {
+            Keys::File(keys) => keys,
+            Keys::Remote(_) => panic!("the keys are in a file"),
+        }
+    }
+
     fn keys(&self) -> Guard<Arc<KeySet>> {
-        self.verifier.keys.current()
+        self.watched().current()
     }
 }
 
-fn jwks(keys: &[Value]) -> String {
+/// Opens key files, without waiting.
+fn open(config: &AuthConfig) -> Result<Authenticator, KeyError> {
+    let opened = Authenticator::open(config).now_or_never();
+    opened.expect("a key file is read at once")
+}
+
+/// Authenticates with a key file, without waiting.
+fn authenticate(authenticator: &Authenticator, headers: &HeaderMap) -> Result<Principal, Error> {
+    let caller = authenticator.authenticate(headers).now_or_never();
+    caller.expect("nothing is fetched")
+}
+
+pub fn jwks(keys: &[Value]) -> String {
     json!({ "keys": keys }).to_string()
 }
 
@@ -182,6 +203,7 @@ fn problem(kind: fn(PathBuf) -> KeyFile, content: impl AsRef<[u8]>) -> String {
         Ok(_) => panic!("the key file was accepted"),
         Err(KeyError::Invalid { problem, .. }) => problem,
         Err(KeyError::Read { source, .. }) => source.to_string(),
+        Err(error @ KeyError::Fetch { .. }) => panic!("{error}"),
     }
 }
 
@@ -274,9 +296,18 @@ fn claims_are_checked() {
     let verify = |claims: Value| fixture.verify(&Signer::secret(SECRET).sign(None, &claims));
     let time = |name| Err(Refusal::Time(name));
     assert_eq!(
-        verify(json!({"sub": "a", "exp": NOW})),
+        verify(json!({"sub": "a", "exp": NOW - 30.0})),
         Err(Refusal::Expired)
     );
+    // The issuer's clock may differ by 30 seconds, and `iat` isn't checked.
+    for claims in [
+        json!({"sub": "a", "exp": NOW - 29.5}),
+        json!({"sub": "a", "nbf": NOW + 30.0}),
+        json!({"sub": "a", "iat": NOW + 1e6}),
+        json!({"sub": "a", "iat": "yesterday"}),
+    ] {
+        assert!(verify(claims.clone()).is_ok(), "{claims}");
+    }
     assert_eq!(
         verify(json!({"sub": "a", "exp": -1})),
         Err(Refusal::Expired)
@@ -286,7 +317,7 @@ fn claims_are_checked() {
     assert_eq!(verify(json!({"sub": "a", "exp": "soon"})), time("exp"));
     assert_eq!(verify(json!({"sub": "a", "exp": null})), time("exp"));
     assert_eq!(
-        verify(json!({"sub": "a", "nbf": NOW + 1.0})),
+        verify(json!({"sub": "a", "nbf": NOW + 31.0})),
         Err(Refusal::NotYetValid)
     );
     assert!(verify(json!({"sub": "a", "nbf": NOW})).is_ok());
@@ -325,6 +356,84 @@ fn a_claim_or_a_role_makes_an_admin() {
     ] {
         let token = Signer::secret(SECRET).sign(None, &claims);
         assert_eq!(fixture.verify(&token).unwrap().admin, admin, "{claims}");
+    }
+}
+
+#[test]
+fn a_configured_claim_makes_an_admin_instead() {
+    for (setting, claims, admin) in [
+        ("superuser", json!({"superuser": true}), true),
+        ("superuser", json!({"superuser": "true"}), false),
+        (
+            "superuser",
+            json!({"admin": true, "roles": ["admin"]}),
+            false,
+        ),
+        ("admin=true", json!({"admin": true}), true),
+        ("groups=ops", json!({"groups": ["dev", "ops"]}), true),
+        ("groups=ops", json!({"groups": "ops"}), true),
+        ("groups=ops", json!({"groups": ["operations"]}), false),
+        ("groups=ops", json!({"groups": "dev ops"}), false),
+        ("groups=ops", json!({"groups": {"ops": true}}), false),
+        (
+            "scope=locations.admin",
+            json!({"scope": "openid locations.admin"}),
+            true,
+        ),
+        (
+            "scope=locations.admin",
+            json!({"scope": "openid locations.administer"}),
+            false,
+        ),
+        ("https://x/roles=a", json!({"https://x/roles": ["a"]}), true),
+        (
+            "/realm_access/roles=a",
+            json!({"realm_access": {"roles": ["a"]}}),
+            true,
+        ),
+        (
+            "/realm_access/roles=a",
+            json!({"/realm_access/roles": ["a"]}),
+            false,
+        ),
+        (
+            "realm_access/roles=a",
+            json!({"realm_access": {"roles": ["a"]}}),
+            false,
+        ),
+    ] {
+        let mut fixture = Fixture::new(KeyFile::Secret, SECRET);
+        let claim = AdminClaim::parse(setting).unwrap();
+        let config = AuthConfig {
+            admin_claim: Some(claim.clone()),
+            ..AuthConfig::default()
+        };
+        fixture.verifier = Verifier::new(fixture.verifier.keys, &config);
+        let mut with_subject = claims.clone();
+        with_subject["sub"] = json!("a");
+        let token = Signer::secret(SECRET).sign(None, &with_subject);
+        assert_eq!(
+            fixture.verify(&token).unwrap().admin,
+            admin,
+            "{setting} {claims}"
+        );
+
+        // The command `token` signs what `serve` accepts.
+        for admin in [true, false] {
+            let token = NewToken {
+                admin_claim: Some(claim.clone()),
+                ..NewToken::new(
+                    OwnerId::parse("a".to_owned()).unwrap(),
+                    admin,
+                    Duration::MAX,
+                )
+            };
+            let caller = fixture.verify(&token.sign(SECRET).unwrap());
+            assert_eq!(caller.unwrap().admin, admin, "{setting}");
+        }
+    }
+    for setting in ["", "=x", "x=", "/", "/=x"] {
+        assert!(AdminClaim::parse(setting).is_err(), "{setting}");
     }
 }
 
@@ -421,6 +530,74 @@ fn jwks_keys_for_other_uses_are_ignored() {
 }
 
 #[test]
+fn keys_that_cannot_be_used_do_not_disable_the_others() {
+    let good = Signer::ec();
+    let mut off_curve = good.jwk("e");
+    off_curve["x"] = off_curve["y"].clone();
+    let mut no_algorithm = good.jwk("n");
+    no_algorithm["alg"] = json!("none");
+    for other in [
+        json!({"kty": "new"}),
+        json!({"kty": "RSA", "n": "AQAB", "e": "AQAB"}),
+        json!({"kty": "RSA"}),
+        json!({"kty": "EC", "crv": "P-384", "x": "AA", "y": "AA"}),
+        json!({"kty": "EC", "crv": "P-0", "x": "AA", "y": "AA"}),
+        json!({}),
+        json!(7),
+        json!(null),
+        off_curve,
+        no_algorithm,
+    ] {
+        let text = jwks(&[other.clone(), good.jwk("good")]);
+        let fixture = Fixture::new(KeyFile::Jwks, &text);
+        assert_eq!(fixture.keys().len(), 1, "{other}");
+        assert!(
+            fixture.verify(&good.sign(Some("good"), &ann())).is_ok(),
+            "{other}"
+        );
+        let alone = problem(KeyFile::Jwks, jwks(&[other]));
+        assert!(
+            alone.starts_with("holds no key") && alone.contains("; keys[0] "),
+            "{alone}"
+        );
+    }
+    // A secret that everyone can read proves nothing.
+    let secret = Signer::secret(SECRET).jwk("s");
+    let published = KeySet::published(jwks(&[secret.clone(), good.jwk("good")]).as_bytes());
+    assert_eq!(published.ok().unwrap().len(), 1);
+    let alone = KeySet::published(jwks(&[secret]).as_bytes());
+    assert!(alone.err().unwrap().contains("must not be published"));
+}
+
+#[test]
+fn unreadable_keys_are_revoked_if_configured() {
+    let fixture = Fixture::new(KeyFile::Jwks, jwks(&[Signer::ec().jwk("unused")]));
+    let signer = Signer::ec();
+    let good = jwks(&[signer.jwk("k")]);
+    fixture.replace(&good);
+    let file = KeyFile::Jwks(fixture.path.clone());
+    let keys = WatchedKeys::load(&file, true).unwrap();
+    let verifier = Verifier::new(Keys::File(keys), &AuthConfig::default());
+    let token = signer.sign(Some("k"), &ann());
+    let verify = || {
+        if let Keys::File(keys) = &verifier.keys {
+            keys.watch.lock().next_check = Instant::now();
+        }
+        verifier.verify(&token, NOW)
+    };
+    assert!(verify().is_ok());
+    fs::remove_file(&fixture.path).unwrap();
+    assert_eq!(verify(), Err(Refusal::Revoked));
+    assert_eq!(verify(), Err(Refusal::Revoked), "it stays revoked");
+    for unusable in ["", "{", r#"{"keys": []}"#] {
+        fixture.replace(&good);
+        assert!(verify().is_ok(), "the keys are back");
+        fixture.replace(unusable);
+        assert_eq!(verify(), Err(Refusal::Revoked), "{unusable}");
+    }
+}
+
+#[test]
 fn invalid_keys_are_refused_at_start() {
     assert!(problem(KeyFile::Secret, "\n").contains("no secret"));
     let pems = |content: &str| problem(KeyFile::PublicKey, content);
@@ -461,10 +638,7 @@ fn invalid_keys_are_refused_at_start() {
             keys: Some(KeyFile::Jwks(path)),
             ..AuthConfig::default()
         };
-        assert!(matches!(
-            Authenticator::new(&config),
-            Err(KeyError::Read { .. })
-        ));
+        assert!(matches!(open(&config), Err(KeyError::Read { .. })));
     }
 }
 
@@ -491,7 +665,7 @@ fn a_new_key_works_at_once_and_a_removed_one_no_longer() {
     assert!(fixture.verify(&old_token).is_ok());
 
     fixture.replace(jwks(&[new.jwk("2")]));
-    fixture.verifier.keys.watch.lock().next_check = Instant::now();
+    fixture.watched().watch.lock().next_check = Instant::now();
     let refusal = fixture.verify(&old_token);
     assert_eq!(
         refusal,
@@ -538,8 +712,8 @@ fn a_cached_token_expires_on_time() {
     let verify = |now| fixture.verifier.verify(&token, now);
     assert!(verify(NOW).is_ok());
     assert_eq!(fixture.keys().verified.len(), 1);
-    assert!(verify(NOW + 9.9).is_ok());
-    assert_eq!(verify(NOW + 10.0), Err(Refusal::Expired));
+    assert!(verify(NOW + 39.9).is_ok());
+    assert_eq!(verify(NOW + 40.0), Err(Refusal::Expired));
 }
 
 #[test]
@@ -555,7 +729,7 @@ fn a_token_is_cached_for_a_minute_at_most() {
 #[test]
 fn refused_tokens_are_not_cached() {
     let fixture = Fixture::new(KeyFile::Secret, SECRET);
-    let early = Signer::secret(SECRET).sign(None, &json!({"sub": "a", "nbf": NOW + 1.0}));
+    let early = Signer::secret(SECRET).sign(None, &json!({"sub": "a", "nbf": NOW + 31.0}));
     assert_eq!(fixture.verify(&early), Err(Refusal::NotYetValid));
     assert_eq!(fixture.keys().verified.len(), 0);
     assert!(fixture.verifier.verify(&early, NOW + 1.0).is_ok());
@@ -589,9 +763,9 @@ fn refusals_are_unauthenticated_and_say_how_to_correct_the_call() {
         keys: Some(KeyFile::Secret(fixture.path.clone())),
         ..AuthConfig::default()
     };
-    let authenticator = Authenticator::new(&config).unwrap();
+    let authenticator = open(&config).unwrap();
     assert!(!authenticator.is_development());
-    let refusal = authenticator.authenticate(&HeaderMap::new());
+    let refusal = authenticate(&authenticator, &HeaderMap::new());
     let Err(Error::Unauthenticated { problem, message }) = refusal else {
         panic!("{refusal:?}");
     };
@@ -601,9 +775,9 @@ fn refusals_are_unauthenticated_and_say_how_to_correct_the_call() {
 
 #[test]
 fn without_a_key_every_caller_is_an_admin() {
-    let authenticator = Authenticator::new(&AuthConfig::default()).unwrap();
+    let authenticator = open(&AuthConfig::default()).unwrap();
     assert!(authenticator.is_development());
-    let caller = authenticator.authenticate(&HeaderMap::new()).unwrap();
+    let caller = authenticate(&authenticator, &HeaderMap::new()).unwrap();
     assert_eq!(
         (caller.subject.as_str(), caller.admin),
         ("development", true)
@@ -626,7 +800,7 @@ fn a_signed_token_is_valid_until_it_expires() {
     let token = sign(Some("me"));
     let ann = fixture.verifier.verify(&token, now).unwrap();
     assert_eq!((ann.subject.as_str(), ann.admin), ("ann", true));
-    let later = fixture.verifier.verify(&token, now + 62.0);
+    let later = fixture.verifier.verify(&token, now + 92.0);
     assert_eq!(later, Err(Refusal::Expired));
     assert_eq!(
         fixture.verifier.verify(&sign(None), now),

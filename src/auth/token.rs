@@ -6,6 +6,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::{Map, Value};
 
 use crate::{
+    config::AdminClaim,
     error::{Error, Result},
     model::OwnerId,
 };
@@ -23,6 +24,8 @@ pub struct NewToken {
     pub issuer: Option<String>,
     /// `aud`, if any.
     pub audience: Option<String>,
+    /// The claim that makes a caller an admin. `None` is `admin: true`.
+    pub admin_claim: Option<AdminClaim>,
 }
 
 impl NewToken {
@@ -34,6 +37,7 @@ impl NewToken {
             ttl,
             issuer: None,
             audience: None,
+            admin_claim: None,
         }
     }
 
@@ -41,16 +45,22 @@ impl NewToken {
     pub fn sign(self, secret: &[u8]) -> Result<String> {
         let now = UNIX_EPOCH.elapsed().unwrap_or_default();
         let expiry = now.saturating_add(self.ttl);
+        let admin = match &self.admin_claim {
+            _ if !self.admin => None,
+            None => Some(("admin", Value::Bool(true))),
+            Some(claim) => Some(nested(claim)),
+        };
         let claims: Map<String, Value> = [
             ("sub", Some(self.subject.as_str().into())),
             ("iat", Some(now.as_secs().into())),
             ("exp", Some(expiry.as_secs().into())),
-            ("admin", self.admin.then_some(Value::Bool(true))),
             ("iss", self.issuer.map(Value::from)),
             ("aud", self.audience.map(Value::from)),
         ]
         .into_iter()
-        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
+        .filter_map(|(name, value)| Some((name, value?)))
+        .chain(admin)
+        .map(|(name, value)| (name.to_owned(), value))
         .collect();
         jsonwebtoken::encode(
             &Header::new(Algorithm::HS256),
@@ -59,4 +69,19 @@ impl NewToken {
         )
         .map_err(Error::internal)
     }
+}
+
+/// The outermost claim, which contains the one that makes an admin.
+fn nested(claim: &AdminClaim) -> (&str, Value) {
+    let value = claim.value.clone().map_or(Value::Bool(true), Value::String);
+    let Some(pointer) = claim.name.strip_prefix('/') else {
+        return (&claim.name, value);
+    };
+    let mut names: Vec<_> = pointer.split('/').collect();
+    let outermost = names.remove(0);
+    let value = names.into_iter().rev().fold(value, |value, name| {
+        let name = name.replace("~1", "/").replace("~0", "~");
+        Value::Object([(name, value)].into_iter().collect())
+    });
+    (outermost, value)
 }

@@ -1,17 +1,26 @@
 //! Verifying tokens: the signature, then the claims.
 
+use std::sync::Arc;
+
+use arc_swap::Guard;
 use http::{HeaderMap, header::AUTHORIZATION};
 use serde_json::Value;
 
-use super::keys::{KeyError, KeySet, WatchedKeys};
+use super::{
+    keys::{KeySet, WatchedKeys},
+    remote::FetchedKeys,
+};
 use crate::{
-    config::{AuthConfig, KeyFile},
+    config::{AdminClaim, AuthConfig},
     error::TokenProblem,
     model::{OwnerId, Principal},
 };
 
 /// Maximum length of a token. A longer one carries data beyond what identifies a caller.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
+
+/// How much the clock of the issuer may differ, for `exp` and `nbf`, in seconds.
+const LEEWAY_SECS: f64 = 30.0;
 
 /// Seconds for which a verified token is cached, unless it expires earlier.
 const VERIFIED_TTL_SECS: f64 = 60.0;
@@ -39,6 +48,10 @@ pub enum Refusal {
     Critical,
     #[error("the token's `alg` or `kid` matches no key of this service: use a token issued for it")]
     UnknownKey,
+    #[error(
+        "this service accepts no token at present, because its keys can't be read: retry later"
+    )]
+    Revoked,
     #[error("the token's signature is wrong: use an unchanged token issued for this service")]
     Signature,
     #[error("the token's claims aren't a JSON object")]
@@ -58,6 +71,11 @@ pub enum Refusal {
 }
 
 impl Refusal {
+    /// Whether the token may be signed by a key that the service hasn't read yet.
+    pub fn may_be_new_key(&self) -> bool {
+        matches!(self, Self::UnknownKey | Self::Signature | Self::Revoked)
+    }
+
     /// The problem, for the reason of the error.
     pub fn problem(&self) -> TokenProblem {
         match self {
@@ -93,11 +111,27 @@ pub fn bearer_token(headers: &HeaderMap) -> Result<&str, Refusal> {
     Ok(token)
 }
 
-/// Verifies tokens with the keys of a file.
+/// Verifies tokens with the keys of a file, or with those that the issuer publishes.
 pub struct Verifier {
-    pub(super) keys: WatchedKeys,
+    pub(super) keys: Keys,
     issuer: Option<String>,
     audience: Option<String>,
+    admin_claim: Option<AdminClaim>,
+}
+
+/// Where the keys are.
+pub enum Keys {
+    File(WatchedKeys),
+    Remote(FetchedKeys),
+}
+
+impl Keys {
+    fn current(&self) -> Guard<Arc<KeySet>> {
+        match self {
+            Self::File(keys) => keys.current(),
+            Self::Remote(keys) => keys.current(),
+        }
+    }
 }
 
 /// A verified token.
@@ -109,32 +143,36 @@ pub struct Verified {
 }
 
 impl Verifier {
-    /// Reads the key file.
-    pub fn new(file: &KeyFile, config: &AuthConfig) -> Result<Self, KeyError> {
-        Ok(Self {
-            keys: WatchedKeys::load(file)?,
+    /// Verifies tokens with these keys and the claims of the configuration.
+    pub fn new(keys: Keys, config: &AuthConfig) -> Self {
+        Self {
+            keys,
             issuer: config.issuer.clone(),
             audience: config.audience.clone(),
-        })
+            admin_claim: config.admin_claim.clone(),
+        }
     }
 
-    /// Reads the key file again if it has changed.
+    /// Reads the key file again if it has changed, or begins to fetch the keys.
     pub fn reload(&self) {
-        self.keys.check(&mut self.keys.watch.lock());
+        match &self.keys {
+            Keys::File(keys) => keys.check(&mut keys.watch.lock()),
+            Keys::Remote(keys) => keys.reload(),
+        }
     }
 
     /// Returns the caller that the token identifies at `now`, in seconds since 1970.
     pub fn verify(&self, token: &str, now: f64) -> Result<Principal, Refusal> {
         let keys = self.keys.current();
-        match self.verify_with(&keys, token, now) {
+        match (self.verify_with(&keys, token, now), &self.keys) {
             // The key may be new.
-            Err(refusal @ (Refusal::UnknownKey | Refusal::Signature)) => {
-                match self.keys.reload(&keys) {
+            (Err(refusal), Keys::File(file)) if refusal.may_be_new_key() => {
+                match file.reload(&keys) {
                     Some(keys) => self.verify_with(&keys, token, now),
                     None => Err(refusal),
                 }
             }
-            outcome => outcome,
+            (outcome, _) => outcome,
         }
     }
 
@@ -160,10 +198,10 @@ impl Verifier {
             Some(value) => value.as_f64().map(Some).ok_or(Refusal::Time(name)),
         };
         let expiry = time("exp")?.unwrap_or(f64::INFINITY);
-        if now >= expiry {
+        if now >= expiry + LEEWAY_SECS {
             return Err(Refusal::Expired);
         }
-        if time("nbf")?.is_some_and(|start| now < start) {
+        if time("nbf")?.is_some_and(|start| now + LEEWAY_SECS < start) {
             return Err(Refusal::NotYetValid);
         }
         if let Some(issuer) = &self.issuer
@@ -183,10 +221,31 @@ impl Verifier {
         Ok(Verified {
             principal: Principal {
                 subject: OwnerId::parse(subject.to_owned()).map_err(Refusal::Subject)?,
-                admin: claims["admin"] == true || contains(&claims["roles"], "admin"),
+                admin: match &self.admin_claim {
+                    Some(claim) => is_admin(claims, claim),
+                    None => claims["admin"] == true || contains(&claims["roles"], "admin"),
+                },
             },
-            until: expiry.min(now + VERIFIED_TTL_SECS),
+            until: (expiry + LEEWAY_SECS).min(now + VERIFIED_TTL_SECS),
         })
+    }
+}
+
+/// Whether the claim has the value that makes its caller an admin.
+fn is_admin(claims: &Value, claim: &AdminClaim) -> bool {
+    let found = match &claim.name {
+        pointer if pointer.starts_with('/') => claims.pointer(pointer),
+        name => claims.get(name),
+    };
+    match (found, &claim.value) {
+        (None, _) => false,
+        (Some(found), None) => *found == true,
+        (Some(Value::String(scopes)), Some(value)) if claim.name == "scope" => {
+            scopes.split(' ').any(|scope| scope == value)
+        }
+        (Some(found), Some(value)) => {
+            *found == **value || contains(found, value) || (*found == true && value == "true")
+        }
     }
 }
 

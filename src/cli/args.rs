@@ -2,22 +2,23 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{Args, ValueEnum, value_parser};
+use clap::{Args, ValueEnum};
 use location_service::{
+    app::StartError,
     config::{
-        AccessLog, AuthConfig, CacheConfig, ClientCertificate, DatabaseConfig, DatabaseUrl,
-        KeyFile, LogConfig, LogFormat, MAX_CACHE_TTL_SECS, MAX_CONNECTION_AGE_SECS,
-        MAX_DATABASE_CONNECTIONS, MAX_SHUTDOWN_GRACE_SECS, RedisConfig, ServeConfig, ServerConfig,
-        ServerTlsFiles, TlsFiles,
+        AccessLog, CacheConfig, ClientCertificate, DatabaseConfig, DatabaseUrl, LogConfig,
+        LogFormat, MAX_CACHE_TTL_SECS, MAX_CONNECTION_AGE_SECS, MAX_DATABASE_CONNECTIONS,
+        MAX_SHUTDOWN_GRACE_SECS, RedisConfig, ServeConfig, ServerConfig, ServerTlsFiles, TlsFiles,
     },
     store,
 };
 use tracing_subscriber::EnvFilter;
 
 use super::{
-    error::ConfigError,
+    keys::KeyArgs,
+    settings::{Conflict, Sources},
     values::{
-        claim, database_url, existing_file, log_filter, positive, redis_url, seconds,
+        bytes, database_url, existing_file, log_filter, number, positive, redis_url, seconds,
         socket_address,
     },
 };
@@ -30,17 +31,22 @@ are the names of the flags:
   jwks-file = \"/etc/location-service/jwks.json\"
   jwt-issuer = \"https://id.example.com\"
   cache-ttl = 600
+  cache-max-bytes = \"256MiB\"
 
 Examples:
   location-service serve
   location-service serve --config /etc/location-service.toml --log-format json
   LOCATION_SERVICE_LISTEN=127.0.0.1:0 location-service serve --database-url sqlite:/tmp/try.db
 
-Without a key file the service is in development mode: every caller is an admin, and it listens on
+Without a key the service is in development mode: every caller is an admin, and it listens on
 loopback only. SIGTERM and SIGINT stop it after the calls in flight have finished.";
 
 /// The id of the option that names the settings file.
 pub const CONFIG: &str = "config";
+
+const REDIS_TLS_CA_FILE: &str = "redis-tls-ca-file";
+const REDIS_TLS_CERT_FILE: &str = "redis-tls-cert-file";
+const REDIS_TLS_KEY_FILE: &str = "redis-tls-key-file";
 
 /// Options of `serve`.
 #[allow(
@@ -133,7 +139,7 @@ pub struct ServeArgs {
         env = "LOCATION_SERVICE_DATABASE_MAX_CONNECTIONS"
     )]
     #[arg(default_value = "16")]
-    #[arg(value_parser = value_parser!(u32).range(1..=i64::from(MAX_DATABASE_CONNECTIONS)))]
+    #[arg(value_parser = number(1..=MAX_DATABASE_CONNECTIONS))]
     #[arg(help_heading = "Storage")]
     database_max_connections: u32,
 
@@ -180,34 +186,14 @@ pub struct ServeArgs {
     #[arg(help_heading = "Cache")]
     cache_ttl: Duration,
 
-    /// Maximum memory of the cache in the process
+    /// Maximum memory of the cache in the process, such as 256MiB
     #[arg(long, value_name = "BYTES", env = "LOCATION_SERVICE_CACHE_MAX_BYTES")]
-    #[arg(default_value = "67108864", value_parser = value_parser!(u64).range(1..))]
+    #[arg(default_value = "67108864", value_parser = bytes(1))]
     #[arg(help_heading = "Cache")]
     cache_max_bytes: u64,
 
-    /// HS256 signing secret; 32 bytes or more recommended, such as the output of
-    /// `openssl rand -hex 32` [default without a key file: development mode]
-    #[arg(long, value_name = "FILE", env = "LOCATION_SERVICE_JWT_SECRET_FILE")]
-    #[arg(value_parser = existing_file, help_heading = "Authentication")]
-    jwt_secret_file: Option<PathBuf>,
-
-    /// Public key in PEM that verifies tokens (RS256, ES256 or EdDSA)
-    #[arg(
-        long,
-        value_name = "FILE",
-        env = "LOCATION_SERVICE_JWT_PUBLIC_KEY_FILE"
-    )]
-    #[arg(value_parser = existing_file, help_heading = "Authentication")]
-    jwt_public_key_file: Option<PathBuf>,
-
-    /// JSON Web Key Set that verifies tokens, each by the key that its `kid` names
-    #[arg(long, value_name = "FILE", env = "LOCATION_SERVICE_JWKS_FILE")]
-    #[arg(value_parser = existing_file, help_heading = "Authentication")]
-    jwks_file: Option<PathBuf>,
-
     #[command(flatten)]
-    claims: ClaimArgs,
+    keys: KeyArgs,
 
     /// Calls to log, one line each
     #[arg(long, value_name = "CALLS", env = "LOCATION_SERVICE_ACCESS_LOG")]
@@ -260,20 +246,6 @@ pub struct LogArgs {
     log_filter: EnvFilter,
 }
 
-/// The registered claims of tokens.
-#[derive(Args, Clone)]
-pub struct ClaimArgs {
-    /// Issuer (`iss`) that tokens must have [default: any]
-    #[arg(long, value_name = "NAME", env = "LOCATION_SERVICE_JWT_ISSUER")]
-    #[arg(value_parser = claim, help_heading = "Authentication")]
-    pub jwt_issuer: Option<String>,
-
-    /// Audience (`aud`) that tokens must have [default: any]
-    #[arg(long, value_name = "NAME", env = "LOCATION_SERVICE_JWT_AUDIENCE")]
-    #[arg(value_parser = claim, help_heading = "Authentication")]
-    pub jwt_audience: Option<String>,
-}
-
 #[derive(Clone, Copy, ValueEnum)]
 enum Migrate {
     /// Migrate it
@@ -301,56 +273,98 @@ enum Format {
 }
 
 impl ServeArgs {
-    /// Checks the options that depend on each other.
-    pub fn check(self) -> Result<ServeConfig, ConfigError> {
-        let mut files = [
-            self.jwt_secret_file
-                .map(|path| ("jwt-secret-file", KeyFile::Secret(path))),
-            self.jwt_public_key_file
-                .map(|path| ("jwt-public-key-file", KeyFile::PublicKey(path))),
-            self.jwks_file
-                .map(|path| ("jwks-file", KeyFile::Jwks(path))),
-        ]
-        .into_iter()
-        .flatten();
-        let keys = match (files.next(), files.next()) {
-            (Some((first, _)), Some((second, _))) => {
-                return Err(ConfigError::TwoKeyFiles(first, second));
-            }
-            (file, _) => file.map(|(_, file)| file),
-        };
-        if keys.is_none() && !self.listen.ip().is_loopback() {
-            return Err(ConfigError::Exposed(self.listen));
+    /// The settings of the service, if no options contradict each other.
+    pub fn check(self, sources: &Sources) -> Result<ServeConfig, Vec<Conflict>> {
+        let conflicts = self.conflicts(sources);
+        if conflicts.is_empty() {
+            Ok(self.config())
+        } else {
+            Err(conflicts)
         }
-        let server_tls = server_tls(
-            self.tls_cert_file,
-            self.tls_key_file,
-            self.tls_client_ca_file,
-        )?;
+    }
+
+    /// All options that contradict each other.
+    pub fn conflicts(&self, sources: &Sources) -> Vec<Conflict> {
+        let mut conflicts = self.keys.conflicts(sources);
+        let mut conflict = |flags: &[&'static str], message: String| {
+            conflicts.push(Conflict {
+                flags: flags.to_vec(),
+                message,
+            });
+        };
+        if self.keys.is_development() && !self.listen.ip().is_loopback() {
+            // Every client that reaches the service would be an admin.
+            let (flags, names) = KeyArgs::flags();
+            let mut of_flags = vec!["listen"];
+            of_flags.extend(flags);
+            conflict(
+                &of_flags,
+                format!(
+                    "{}={}: without a key every caller is an admin, so the service listens on \
+                     loopback only: set one of {names}, or listen on 127.0.0.1",
+                    sources.name("listen"),
+                    self.listen
+                ),
+            );
+        }
+        let mut without = |set: &'static str, missing: &'static str| {
+            let name = sources.name(set);
+            conflict(
+                &[set, missing],
+                format!("{name} is set without {missing}: set both or neither"),
+            );
+        };
+        let files = [
+            (REDIS_TLS_CA_FILE, &self.redis_tls_ca_file),
+            (REDIS_TLS_CERT_FILE, &self.redis_tls_cert_file),
+            (REDIS_TLS_KEY_FILE, &self.redis_tls_key_file),
+        ];
+        if self.redis_url.is_none() {
+            for (flag, _) in files.iter().filter(|(_, file)| file.is_some()) {
+                without(flag, "redis-url");
+            }
+        }
+        match (&self.redis_tls_cert_file, &self.redis_tls_key_file) {
+            (Some(_), None) => without(REDIS_TLS_CERT_FILE, REDIS_TLS_KEY_FILE),
+            (None, Some(_)) => without(REDIS_TLS_KEY_FILE, REDIS_TLS_CERT_FILE),
+            _ => {}
+        }
+        match (&self.tls_cert_file, &self.tls_key_file) {
+            (Some(_), None) => without("tls-cert-file", "tls-key-file"),
+            (None, Some(_)) => without("tls-key-file", "tls-cert-file"),
+            (None, None) if self.tls_client_ca_file.is_some() => {
+                without("tls-client-ca-file", "tls-cert-file");
+            }
+            _ => {}
+        }
+        let engines = match (&self.database.database_url, &self.redis_url) {
+            (DatabaseUrl::Postgres(_), None) => Some(StartError::PostgresWithoutRedis),
+            (DatabaseUrl::Sqlite(_), Some(_)) => Some(StartError::RedisWithoutPostgres),
+            _ => None,
+        };
+        if let Some(error) = engines {
+            conflict(&["database-url", "redis-url"], error.to_string());
+        }
+        conflicts
+    }
+
+    fn config(self) -> ServeConfig {
+        let client_authorities = self.tls_client_ca_file;
+        let server_tls = self.tls_cert_file.zip(self.tls_key_file);
+        let server_tls = server_tls.map(|(certificate, key)| ServerTlsFiles {
+            certificate,
+            key,
+            client_authorities,
+        });
         let tls = TlsFiles {
             authorities: self.redis_tls_ca_file,
-            client: match (self.redis_tls_cert_file, self.redis_tls_key_file) {
-                (None, None) => None,
-                (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
-                (Some(_), None) => {
-                    return Err(ConfigError::Without(
-                        "redis-tls-cert-file",
-                        "redis-tls-key-file",
-                    ));
-                }
-                (None, Some(_)) => {
-                    return Err(ConfigError::Without(
-                        "redis-tls-key-file",
-                        "redis-tls-cert-file",
-                    ));
-                }
-            },
+            client: self
+                .redis_tls_cert_file
+                .zip(self.redis_tls_key_file)
+                .map(|(certificate, key)| ClientCertificate { certificate, key }),
         };
-        if self.redis_url.is_none() && tls != TlsFiles::default() {
-            return Err(ConfigError::Without("redis-tls-...-file", "redis-url"));
-        }
         let key_prefix = self.redis_key_prefix;
-        Ok(ServeConfig {
+        ServeConfig {
             server: ServerConfig {
                 listen: self.listen,
                 metrics_listen: self.metrics_listen,
@@ -382,13 +396,9 @@ impl ServeArgs {
                 ttl: self.cache_ttl,
                 max_bytes: self.cache_max_bytes,
             },
-            auth: AuthConfig {
-                keys,
-                issuer: self.claims.jwt_issuer,
-                audience: self.claims.jwt_audience,
-            },
+            auth: self.keys.config(),
             log: self.log.into(),
-        })
+        }
     }
 }
 
@@ -401,26 +411,5 @@ impl From<LogArgs> for LogConfig {
             },
             filter: args.log_filter,
         }
-    }
-}
-
-fn server_tls(
-    certificate: Option<PathBuf>,
-    key: Option<PathBuf>,
-    client_authorities: Option<PathBuf>,
-) -> Result<Option<ServerTlsFiles>, ConfigError> {
-    let without = |set, missing| Err(ConfigError::Without(set, missing));
-    match (certificate, key) {
-        (Some(certificate), Some(key)) => Ok(Some(ServerTlsFiles {
-            certificate,
-            key,
-            client_authorities,
-        })),
-        (Some(_), None) => without("tls-cert-file", "tls-key-file"),
-        (None, Some(_)) => without("tls-key-file", "tls-cert-file"),
-        (None, None) if client_authorities.is_some() => {
-            without("tls-client-ca-file", "tls-cert-file")
-        }
-        (None, None) => Ok(None),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::{
     error::Error as StdError,
+    fmt,
     io::{self, Write as _},
     net::SocketAddr,
     path::PathBuf,
@@ -66,37 +67,44 @@ pub enum Error {
 /// Why the arguments or settings are invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
-    /// Invalid arguments or environment variables; also the text of `--help` and `--version`.
+    /// Arguments that are missing or don't fit together; also the text of `--help` and `--version`.
     #[error(transparent)]
     CommandLine(#[from] clap::Error),
-    #[error("cannot read the configuration file {}", path.display())]
-    Read { path: PathBuf, source: io::Error },
-    /// Without the text of the line, which may hold a password.
-    #[error("the configuration file {} isn't TOML: {problem}", path.display())]
-    Syntax { path: PathBuf, problem: String },
-    /// A key is unknown, or its value is invalid.
-    #[error("in the configuration file {}: `{key}` {problem}", path.display())]
-    Key {
-        path: PathBuf,
-        key: String,
-        problem: String,
-    },
-    #[error("{0} and {1} are both set, but only one key file is used: remove one of them")]
-    TwoKeyFiles(&'static str, &'static str),
-    #[error("{0} is set without {1}: set both or neither")]
-    Without(&'static str, &'static str),
-    /// Every client that reaches the service would be an admin.
-    #[error(
-        "without a key every caller is an admin, so the service listens on loopback only, \
-         not on {0}: set jwt-secret-file, jwt-public-key-file or jwks-file, \
-         or listen on 127.0.0.1"
-    )]
-    Exposed(SocketAddr),
+    #[error(transparent)]
+    Settings(Problems),
+}
+
+/// All settings that are wrong, each with its place.
+#[derive(Debug, thiserror::Error)]
+pub struct Problems {
+    pub problems: Vec<String>,
+    /// What may explain them.
+    pub notes: Vec<String>,
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.problems[..] {
+            [problem] => out.write_str(problem)?,
+            problems => {
+                write!(out, "{} settings are wrong", problems.len())?;
+                for problem in problems {
+                    write!(out, "\n  {problem}")?;
+                }
+            }
+        }
+        for note in &self.notes {
+            write!(out, "\nwarning: {note}")?;
+        }
+        Ok(())
+    }
 }
 
 impl Error {
     fn exit_code(&self) -> ExitCode {
         match self {
+            // The settings may be right, and the issuer away.
+            Self::Start(StartError::Key(KeyError::Fetch { .. })) => ExitCode::FAILURE,
             Self::Config(_)
             | Self::Key(_)
             | Self::Migrate(StartError::Database(OpenError::Url(_)))

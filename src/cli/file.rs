@@ -1,100 +1,152 @@
 //! The settings file.
 //!
-//! The keys of the file are the names of the flags. Its values become the defaults of the flags
-//! before the command line is parsed, so every value goes through the same parser, whatever its
-//! source.
+//! The keys of the file are the names of the flags of `serve`. The other commands take from the same
+//! file those that they have.
 
-use std::{
-    error::Error as _,
-    ffi::OsString,
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, io, path::Path};
 
-use clap::{
-    ArgMatches, Args as _, Command, Parser,
-    error::{ContextKind, ContextValue, ErrorKind},
-};
+use clap::{Args as _, Command};
+use toml::de::{DeTable, DeValue};
 
 use super::{
     args::{CONFIG, ServeArgs},
-    error::ConfigError,
+    settings::nearest,
 };
 
-/// Parses arguments, whose first is the name of the program, the environment, and the settings file
-/// that one of the two names.
-pub fn parse<C: Parser>(args: Vec<OsString>) -> Result<C, ConfigError> {
-    let mut matches = matches(C::command(), args)?;
-    Ok(C::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut C::command()))?)
+/// The settings of a file, and what is wrong with it.
+pub struct File {
+    pub settings: Vec<Setting>,
+    /// Without the text of the lines, which may hold passwords.
+    pub problems: Vec<String>,
 }
 
-pub(super) fn matches(command: Command, args: Vec<OsString>) -> Result<ArgMatches, ConfigError> {
-    // The first pass only finds the file. Its errors are ignored, because the file may provide a
-    // missing argument; the second pass reports the remaining errors.
-    let first = command
-        .clone()
-        .ignore_errors(true)
-        .try_get_matches_from(&args)?;
-    let of_command = first.subcommand().map_or(&first, |(_, matches)| matches);
-    let command = match of_command.try_get_one::<PathBuf>(CONFIG) {
-        Ok(Some(path)) => with_defaults(command, &read_file(path)?),
-        _ => command,
+/// A key of the file and its value as text.
+pub struct Setting {
+    /// The key, spelled as in the file.
+    pub key: String,
+    /// The key, spelled as a flag.
+    pub flag: String,
+    pub value: String,
+    /// Whether the value is a string in the file.
+    pub is_text: bool,
+    /// The line of the key, from 1 on.
+    pub line: usize,
+}
+
+/// Reads a file. Fails only if it can't be read.
+pub fn read(path: &Path) -> io::Result<File> {
+    Ok(parse(path, &fs::read_to_string(path)?))
+}
+
+/// A line of the file, for messages.
+pub fn place(path: &Path, line: usize) -> String {
+    format!("{}, line {line}", path.display())
+}
+
+fn parse(path: &Path, text: &str) -> File {
+    let (table, errors) = DeTable::parse_recoverable(text);
+    let mut problems: Vec<_> = errors
+        .iter()
+        .map(|error| {
+            let (path, position) = (path.display(), position(error, text));
+            format!("the configuration file {path} isn't TOML: {position}")
+        })
+        .collect();
+    if !problems.is_empty() {
+        // What follows an error may be a consequence of it.
+        problems.truncate(1);
+        return File {
+            settings: Vec::new(),
+            problems,
+        };
+    }
+    let command = ServeArgs::augment_args(Command::new("file"));
+    let mut flags: Vec<_> = command
+        .get_arguments()
+        .filter(|arg| arg.get_id() != CONFIG)
+        .filter_map(|arg| arg.get_long())
+        .collect();
+    flags.sort_unstable();
+    let mut entries: Vec<_> = table.get_ref().iter().collect();
+    entries.sort_by_key(|(key, _)| key.span().start);
+    let mut settings: Vec<Setting> = Vec::new();
+    for (key, value) in entries {
+        let line = line(text, key.span().start);
+        match setting(key.get_ref(), value.get_ref(), line, &flags) {
+            Ok(setting) => match settings.iter().find(|other| other.flag == setting.flag) {
+                None => settings.push(setting),
+                Some(first) => problems.push(format!(
+                    "{}: {} is set a second time, after line {}",
+                    place(path, line),
+                    setting.key,
+                    first.line
+                )),
+            },
+            Err(problem) => problems.push(format!("{}: {problem}", place(path, line))),
+        }
+    }
+    File { settings, problems }
+}
+
+/// Checks that `serve` has a flag of this name. `cache_ttl` is the same key as `cache-ttl`, because
+/// many TOML files spell keys that way.
+fn setting(key: &str, value: &DeValue<'_>, line: usize, flags: &[&str]) -> Result<Setting, String> {
+    let flag = key.replace('_', "-");
+    let key = match key {
+        "" => "\"\"".to_owned(),
+        key => key.escape_debug().to_string(),
     };
-    command
-        .try_get_matches_from(args)
-        .map_err(|error| mask(error).into())
-}
-
-/// A key of the file, spelled as a flag, and its value as text.
-struct Setting {
-    flag: String,
-    value: String,
-}
-
-/// Replaces the defaults of the flags, in each command that has them.
-fn with_defaults(command: Command, settings: &[Setting]) -> Command {
-    command
-        .mut_args(|arg| {
-            let setting = settings
-                .iter()
-                .find(|setting| arg.get_long() == Some(&setting.flag));
-            match setting {
-                Some(setting) => arg.default_value(setting.value.clone()).required(false),
-                None => arg,
+    if let DeValue::Table(table) = value {
+        let mut problem = format!("{key} must be a string or an integer, is of type table");
+        let inner = table
+            .keys()
+            .map(|inner| format!("{flag}-{}", inner.get_ref()));
+        let inner: Vec<_> = inner
+            .filter(|flag| flags.contains(&flag.as_str()))
+            .collect();
+        if !inner.is_empty() {
+            let names = inner.join(", ");
+            problem = format!("{problem}: the file has no tables, set {names} at its top");
+        }
+        return Err(problem);
+    }
+    if !flags.contains(&flag.as_str()) {
+        return Err(match nearest(&flag, flags.iter().copied(), "") {
+            Some(nearest) => format!("{key} isn't a setting: did you mean {nearest}?"),
+            None => {
+                format!("{key} isn't a setting: the keys are the names of the flags of `serve`")
             }
-        })
-        .mut_subcommands(|command| with_defaults(command, settings))
-}
-
-fn read_file(path: &Path) -> Result<Vec<Setting>, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
-    let table: toml::Table = toml::from_str(&text).map_err(|error| ConfigError::Syntax {
-        path: path.to_owned(),
-        problem: describe(&error, &text),
-    })?;
-    table
-        .into_iter()
-        .map(|(key, value)| {
-            check(&key, value).map_err(|problem| ConfigError::Key {
-                path: path.to_owned(),
-                key,
-                problem,
-            })
-        })
-        .collect()
+        });
+    }
+    let (value, is_text) = match value {
+        DeValue::String(text) => (text.to_string(), true),
+        DeValue::Integer(number) => {
+            let number = i128::from_str_radix(number.as_str(), number.radix());
+            let number = number.map_err(|_| format!("{key} is too large a number"))?;
+            (number.to_string(), false)
+        }
+        DeValue::Boolean(value) => (value.to_string(), false),
+        other => {
+            let kind = other.type_str();
+            return Err(format!(
+                "{key} must be a string or an integer, is of type {kind}"
+            ));
+        }
+    };
+    Ok(Setting {
+        key,
+        flag,
+        value,
+        is_text,
+        line,
+    })
 }
 
 /// The position and the reason of a syntax error. `toml`'s own text repeats the line, which may hold
 /// a password.
-fn describe(error: &toml::de::Error, text: &str) -> String {
-    let before = error
-        .span()
-        .and_then(|span| text.get(..span.start))
-        .unwrap_or_default();
-    let line = before.matches('\n').count() + 1;
+fn position(error: &toml::de::Error, text: &str) -> String {
+    let start = error.span().map_or(0, |span| span.start);
+    let before = text.get(..start).unwrap_or_default();
     let column = before
         .rsplit('\n')
         .next()
@@ -102,65 +154,13 @@ fn describe(error: &toml::de::Error, text: &str) -> String {
         .chars()
         .count()
         + 1;
-    format!("line {line}, column {column}: {}", error.message())
+    format!(
+        "line {}, column {column}: {}",
+        line(text, start),
+        error.message()
+    )
 }
 
-/// Checks that `serve` has a flag of this name that accepts the value. `cache_ttl` is the same key as
-/// `cache-ttl`, because many TOML files spell keys that way.
-fn check(key: &str, value: toml::Value) -> Result<Setting, String> {
-    let flag = key.replace('_', "-");
-    let value = match value {
-        toml::Value::String(text) => text,
-        toml::Value::Integer(number) => number.to_string(),
-        other => {
-            return Err(format!(
-                "must be a string or an integer, is of type {}",
-                other.type_str()
-            ));
-        }
-    };
-    // Without the environment, which must not hide an invalid value of the file.
-    let command = ServeArgs::augment_args(Command::new("file").no_binary_name(true))
-        .disable_help_flag(true)
-        .mut_args(|arg| arg.env(None::<&str>))
-        .mut_arg(CONFIG, |arg| arg.long(None::<&str>));
-    match command.try_get_matches_from([format!("--{flag}={value}")]) {
-        Ok(_) => Ok(Setting { flag, value }),
-        Err(error) if error.kind() == ErrorKind::UnknownArgument => {
-            Err(match error.get(ContextKind::SuggestedArg) {
-                Some(ContextValue::String(flag)) => {
-                    format!(
-                        "isn't a setting: did you mean `{}`?",
-                        flag.trim_start_matches('-')
-                    )
-                }
-                _ => "isn't a setting: the keys are the names of the flags of `serve`".to_owned(),
-            })
-        }
-        Err(error) => Err(problem(&error)),
-    }
-}
-
-/// The reason why a value is invalid, without the value, which may be a secret.
-fn problem(error: &clap::Error) -> String {
-    if let Some(ContextValue::Strings(values)) = error.get(ContextKind::ValidValue) {
-        return format!("must be one of {}", values.join(", "));
-    }
-    error
-        .source()
-        .map_or_else(|| "has no value".to_owned(), ToString::to_string)
-}
-
-/// Removes the part after the scheme of a URL, which may hold a password, from an error.
-fn mask(mut error: clap::Error) -> clap::Error {
-    if let (Some(ContextValue::String(arg)), Some(ContextValue::String(value))) = (
-        error.get(ContextKind::InvalidArg),
-        error.get(ContextKind::InvalidValue),
-    ) && arg.contains("-url ")
-    {
-        let scheme = value.split_once(':').map_or("", |(scheme, _)| scheme);
-        let masked = ContextValue::String(format!("{scheme}:..."));
-        error.insert(ContextKind::InvalidValue, masked);
-    }
-    error
+fn line(text: &str, offset: usize) -> usize {
+    text.get(..offset).unwrap_or_default().matches('\n').count() + 1
 }

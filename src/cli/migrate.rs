@@ -6,13 +6,14 @@ use clap::Args;
 use location_service::{
     app,
     store::{MigrationState, SchemaStatus},
-    telemetry,
 };
 
 use super::{
     args::{ConfigArg, DatabaseArg, LogArgs},
     error::Error,
     print,
+    serve::start_log,
+    settings::Sources,
 };
 
 /// Options of `migrate`.
@@ -38,8 +39,8 @@ pub struct MigrateArgs {
 }
 
 /// Migrates the schema of the database, or shows its state.
-pub async fn migrate(args: MigrateArgs) -> Result<(), Error> {
-    telemetry::init(&args.log.into())?;
+pub async fn migrate(args: MigrateArgs, sources: &Sources) -> Result<(), Error> {
+    start_log(&args.log.into(), sources)?;
     let database = args.database.database_url;
     if !args.status && !args.dry_run {
         return app::migrate(&database).await.map_err(Error::Migrate);

@@ -5,9 +5,11 @@ mod connection;
 mod error;
 mod file;
 mod healthcheck;
+mod keys;
 mod migrate;
 mod notify;
 mod serve;
+mod settings;
 #[cfg(test)]
 mod tests;
 mod token;
@@ -30,6 +32,7 @@ use self::{
     error::Error,
     healthcheck::HealthcheckArgs,
     migrate::MigrateArgs,
+    settings::{Conflict, Environment, Sources},
     token::TokenArgs,
     transfer::delete::DeleteArgs,
     transfer::export::ExportArgs,
@@ -42,6 +45,10 @@ use self::{
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
+
+    /// Where the settings came from.
+    #[arg(skip)]
+    sources: Sources,
 }
 
 const EXAMPLES: &str = "\
@@ -92,7 +99,8 @@ enum Command {
 /// Parses the command line, whose first argument is the name of the program, the environment, and
 /// the settings file that one of the two names.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
-    Ok(file::parse(with_command(args.into_iter().collect()))?)
+    let args = with_command(args.into_iter().collect());
+    Ok(settings::parse(&args, &Environment::of_process())?)
 }
 
 /// Makes `serve` the command if the arguments name none.
@@ -109,11 +117,31 @@ fn with_command(mut args: Vec<OsString>) -> Vec<OsString> {
     args
 }
 
+impl Command {
+    /// The settings that contradict each other.
+    fn conflicts(&self, sources: &Sources) -> Vec<Conflict> {
+        match self {
+            Self::Serve(args) => args.conflicts(sources),
+            _ => Vec::new(),
+        }
+    }
+}
+
 /// Runs a command to its end.
-pub fn run(cli: Cli) -> Result<(), Error> {
-    match cli.command {
-        Command::Serve(args) => block_on(serve::serve(args.check()?)),
-        Command::Migrate(args) => block_on(migrate::migrate(*args)),
+pub fn run(Cli { command, sources }: Cli) -> Result<(), Error> {
+    let is_logged = matches!(command, Command::Serve(_) | Command::Migrate(_));
+    if !is_logged {
+        for problem in &sources.unknown_variables {
+            writeln!(io::stderr(), "warning: {problem}").map_err(Error::Output)?;
+        }
+    }
+    match command {
+        Command::Serve(args) => {
+            let config = args.check(&sources);
+            let config = config.map_err(|conflicts| sources.report(conflicts))?;
+            block_on(serve::serve(config, sources))
+        }
+        Command::Migrate(args) => block_on(migrate::migrate(*args, &sources)),
         Command::Import(args) => {
             run_transfer(async { finish(&transfer::import::import(*args).await?) })
         }

@@ -4,7 +4,7 @@ use std::{error::Error as StdError, fmt::Write as _, io, net::SocketAddr};
 
 use location_service::{
     app::App,
-    config::ServeConfig,
+    config::{LogConfig, ServeConfig},
     telemetry::{self, Traces},
 };
 use tokio::{
@@ -12,18 +12,18 @@ use tokio::{
     signal::unix::{SignalKind, signal},
 };
 
-use super::{error::Error, notify::Manager, print};
+use super::{error::Error, notify::Manager, print, settings::Sources};
 
 /// Serves until SIGTERM or SIGINT. SIGHUP rereads keys and certificates.
-pub async fn serve(config: ServeConfig) -> Result<(), Error> {
-    telemetry::init(&config.log)?;
+pub async fn serve(config: ServeConfig, sources: Sources) -> Result<(), Error> {
+    start_log(&config.log, &sources)?;
     let traces = Traces::start();
     let mut stop = Box::pin(stop_signal().map_err(Error::Signals)?);
     let mut hangup = signal(SignalKind::hangup()).map_err(Error::Signals)?;
-    if config.auth.keys.is_none() {
+    if config.auth.is_development() {
         tracing::warn!(
             "DEVELOPMENT MODE: no key is configured, so every caller is an admin. \
-             Set --jwt-secret-file, --jwt-public-key-file or --jwks-file",
+             Set --jwt-secret-file, --jwt-public-key-file, --jwks-file or --jwks-url",
         );
     }
     let (listener, address) = bind(config.server.listen).await?;
@@ -91,6 +91,15 @@ async fn bind(address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
         Ok((listener, bound))
     };
     bind.await.map_err(|error| Error::Listen(address, error))
+}
+
+/// Starts the log with a warning about variables that set nothing.
+pub fn start_log(config: &LogConfig, sources: &Sources) -> Result<(), Error> {
+    telemetry::init(config)?;
+    if !sources.unknown_variables.is_empty() {
+        tracing::warn!("{}", sources.unknown_variables.join("; "));
+    }
+    Ok(())
 }
 
 /// Resolves at the first SIGTERM or SIGINT. From the call on, neither ends the process by itself; a

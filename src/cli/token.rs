@@ -9,8 +9,9 @@ use location_service::{
 };
 
 use super::{
-    args::{ClaimArgs, ConfigArg},
+    args::ConfigArg,
     error::Error,
+    keys::ClaimArgs,
     print,
     values::{existing_file, seconds},
 };
@@ -59,6 +60,7 @@ pub fn token(args: &TokenArgs) -> Result<(), Error> {
         ttl: args.ttl_secs,
         issuer: args.claims.jwt_issuer.clone(),
         audience: args.claims.jwt_audience.clone(),
+        admin_claim: args.claims.jwt_admin_claim.clone(),
     };
     let token = token.sign(&secret).map_err(Error::Sign)?;
     print(format!("{token}\n").as_bytes())

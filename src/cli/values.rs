@@ -9,14 +9,73 @@ use std::{
     time::Duration,
 };
 
-use clap::{builder::TypedValueParser, value_parser};
 use location_service::config::DatabaseUrl;
 use tonic::transport::Endpoint;
 use tracing_subscriber::EnvFilter;
 
-/// Parses whole seconds in a range.
-pub fn seconds(range: RangeInclusive<u64>) -> impl TypedValueParser<Value = Duration> {
-    value_parser!(u64).range(range).map(Duration::from_secs)
+/// Parses a time in a range of whole seconds: `300`, `300s`, `5m`, `1h` or `1d`.
+pub fn seconds(
+    range: RangeInclusive<u64>,
+) -> impl Fn(&str) -> Result<Duration, String> + Clone + Send + Sync {
+    const UNITS: &[(&str, u64)] = &[("", 1), ("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)];
+    move |text| {
+        let seconds = with_unit(text, |unit| {
+            Some(UNITS.iter().find(|(name, _)| *name == unit)?.1)
+        });
+        let seconds = seconds.filter(|seconds| range.contains(seconds));
+        seconds
+            .map(Duration::from_secs)
+            .ok_or_else(|| format!("must be a time of {range:?} seconds, such as 10, 10s or 2m"))
+    }
+}
+
+/// Parses a size of `min` bytes or more: `1000`, `10MB` (of 1,000,000 bytes) or `64 MiB` (of 1,048,576).
+pub fn bytes(min: u64) -> impl Fn(&str) -> Result<u64, String> + Clone + Send + Sync {
+    move |text| {
+        let size = with_unit(text, size_unit).filter(|size| *size >= min);
+        size.ok_or_else(|| {
+            format!("must be a size of {min} or more bytes, such as 67108864, 64MiB or 64MB")
+        })
+    }
+}
+
+fn size_unit(unit: &str) -> Option<u64> {
+    let unit = unit.to_ascii_lowercase();
+    if ["", "b"].contains(&unit.as_str()) {
+        return Some(1);
+    }
+    let exponent = ["k", "m", "g", "t"]
+        .iter()
+        .position(|prefix| unit.starts_with(prefix))?;
+    let base: u64 = match &unit[1..] {
+        "b" => 1_000,
+        "i" | "ib" => 1_024,
+        _ => return None,
+    };
+    base.checked_pow(u32::try_from(exponent + 1).ok()?)
+}
+
+/// Parses a whole number and a unit.
+fn with_unit(text: &str, unit: impl Fn(&str) -> Option<u64>) -> Option<u64> {
+    let text = text.trim();
+    let end = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, name) = text.split_at(end);
+    number
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(unit(name.trim_start())?)
+}
+
+/// Parses a whole number in a range.
+pub fn number(
+    range: RangeInclusive<u32>,
+) -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync {
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("must be a whole number of {range:?}"))
+    }
 }
 
 /// Parses a number of 1 or more.
@@ -25,6 +84,11 @@ pub fn positive(text: &str) -> Result<usize, String> {
         .ok()
         .filter(|number| *number > 0)
         .ok_or_else(|| "must be a whole number of 1 or more".to_owned())
+}
+
+/// Parses the value of a flag that takes none on the command line.
+pub fn boolean(text: &str) -> Result<bool, String> {
+    text.parse().map_err(|_| "must be true or false".to_owned())
 }
 
 /// Parses an IP address with a port.

@@ -209,7 +209,7 @@ impl Limits {
         let mut run = |head: Parts, incoming| inner.call(Request::from_parts(head, incoming));
         let response = match kind {
             Kind::Api => {
-                let caller = self.authenticator.authenticate(&head.headers)?;
+                let caller = self.authenticator.authenticate(&head.headers).await?;
                 if self.name_callers {
                     call::set_subject(caller.subject.as_str());
                 }

@@ -53,7 +53,7 @@ const MODULES: &[Module] = &[
     Module {
         name: "config",
         modules: &["store", "telemetry", "tls"],
-        crates: &[],
+        crates: &["http"],
     },
     Module {
         name: "app",
@@ -75,7 +75,8 @@ const MODULES: &[Module] = &[
         name: "auth",
         modules: &["config", "error", "files", "fuzz", "model"],
         crates: &[
-            "aws_lc_rs", "base64", "blake3", "http", "jsonwebtoken", "quick_cache", "serde_json",
+            "aws_lc_rs", "base64", "blake3", "http", "http_body_util", "hyper", "hyper_util", "jsonwebtoken",
+            "quick_cache", "rustls", "rustls_native_certs", "serde", "serde_json", "tokio_rustls",
         ],
     },
     Module {

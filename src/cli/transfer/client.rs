@@ -27,7 +27,7 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
 /// The environment variable with the caller's token. An argument would show it to other users of
 /// the machine.
-const TOKEN_VARIABLE: &str = "LOCATION_SERVICE_TOKEN";
+pub const TOKEN_VARIABLE: &str = "LOCATION_SERVICE_TOKEN";
 
 /// The service to call, and the token to call it with.
 #[allow(

@@ -30,6 +30,7 @@ mod tests;
 mod values;
 mod wire;
 
+pub use self::client::TOKEN_VARIABLE;
 use std::{
     io,
     path::{Path, PathBuf},
