@@ -54,7 +54,8 @@ impl Authenticator {
     pub async fn open(config: &AuthConfig) -> Result<Self, KeyError> {
         let keys = match (&config.keys, &config.remote) {
             (Some(file), _) => Keys::File(WatchedKeys::load(file, config.revoke_unreadable_keys)?),
-            (None, Some(remote)) => Keys::Remote(FetchedKeys::start(remote).await?),
+            // Boxed, so that other starts don't carry its state.
+            (None, Some(remote)) => Keys::Remote(Box::pin(FetchedKeys::start(remote)).await?),
             (None, None) => return Ok(Self { verifier: None }),
         };
         let verifier = Some(Verifier::new(keys, config));
