@@ -128,7 +128,7 @@ impl App {
     /// Opens the engines that the configuration names, and builds the service on them.
     pub async fn build(config: &ServeConfig) -> Result<Self, StartError> {
         // An invalid key file must not leave a migrated database.
-        let access = Access::load(config).await?;
+        let access = Box::pin(Access::load(config)).await?;
         Self::compose(config, Self::open(config).await?, access).await
     }
 
@@ -173,7 +173,7 @@ impl App {
 
     /// Builds the service on these engines.
     pub async fn assemble(config: &ServeConfig, engines: Engines) -> Result<Self, StartError> {
-        Self::compose(config, engines, Access::load(config).await?).await
+        Self::compose(config, engines, Box::pin(Access::load(config)).await?).await
     }
 
     async fn compose(

@@ -120,7 +120,7 @@ pub struct AuthConfig {
     /// The key that verifies tokens.
     pub keys: Option<KeyFile>,
     /// The published keys that verify tokens, if there is no key file.
-    pub remote: Option<RemoteKeys>,
+    pub remote: Option<Box<RemoteKeys>>,
     /// Whether no token is accepted while the key file can't be used. Otherwise the old keys stay in
     /// use.
     pub revoke_unreadable_keys: bool,
@@ -129,7 +129,7 @@ pub struct AuthConfig {
     /// The audience that the `aud` claim of tokens must contain. `None` accepts any.
     pub audience: Option<String>,
     /// The claim that makes a caller an admin. `None` is `admin: true`, or `"admin"` in `roles`.
-    pub admin_claim: Option<AdminClaim>,
+    pub admin_claim: Option<Box<AdminClaim>>,
 }
 
 impl AuthConfig {

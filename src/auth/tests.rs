@@ -405,7 +405,7 @@ fn a_configured_claim_makes_an_admin_instead() {
         let mut fixture = Fixture::new(KeyFile::Secret, SECRET);
         let claim = AdminClaim::parse(setting).unwrap();
         let config = AuthConfig {
-            admin_claim: Some(claim.clone()),
+            admin_claim: Some(Box::new(claim.clone())),
             ..AuthConfig::default()
         };
         fixture.verifier = Verifier::new(fixture.verifier.keys, &config);

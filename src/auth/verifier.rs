@@ -116,7 +116,7 @@ pub struct Verifier {
     pub(super) keys: Keys,
     issuer: Option<String>,
     audience: Option<String>,
-    admin_claim: Option<AdminClaim>,
+    admin_claim: Option<Box<AdminClaim>>,
 }
 
 /// Where the keys are.

@@ -193,12 +193,12 @@ impl KeyArgs {
     /// The settings of authentication.
     pub fn config(self) -> AuthConfig {
         AuthConfig {
-            remote: self.remote(),
+            remote: self.remote().map(Box::new),
             keys: self.files().pop().map(|(_, file)| file),
             revoke_unreadable_keys: self.revoke_unreadable_keys,
             issuer: self.claims.jwt_issuer,
             audience: self.claims.jwt_audience,
-            admin_claim: self.claims.jwt_admin_claim,
+            admin_claim: self.claims.jwt_admin_claim.map(Box::new),
         }
     }
 }
