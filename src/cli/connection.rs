@@ -1,20 +1,35 @@
 //! Connections to a running service, with TLS or without.
 
-use std::{error::Error as StdError, io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    error::Error as StdError,
+    io,
+    path::PathBuf,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
 use clap::Args;
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use location_service::tls::{ClientCertificate, FileError, TlsFiles};
+use parking_lot::Mutex;
 use rustls::{
     CertificateError, ClientConfig, Error as TlsError, InvalidMessage, pki_types::ServerName,
 };
-use tokio::net::TcpStream;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::timeout,
+};
 use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
 use tonic::{
     Status,
     transport::{Channel, Endpoint},
 };
+use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use tower::service_fn;
 
 use super::values::{endpoint, existing_file};
@@ -28,7 +43,12 @@ const MAX_HEADER_BYTES: u32 = 256 * 1024;
 
 const HTTP2: &[u8] = b"h2";
 
+const HTTP_PORT: u16 = 80;
+
 const HTTPS_PORT: u16 = 443;
+
+/// The bytes from the service that are searched for a refusal.
+const MAX_START_BYTES: usize = 256;
 
 /// The service to connect to.
 #[derive(Debug, Clone, Args)]
@@ -106,40 +126,145 @@ impl ServerArgs {
             .connect_timeout(CONNECT_TIMEOUT)
             .http2_max_header_list_size(MAX_HEADER_BYTES)
             .tcp_nodelay(true);
-        let connected = if self.uri().scheme_str() == Some("https") {
+        let tls = if self.uri().scheme_str() == Some("https") {
             let mut config = files.client_config()?;
             config.alpn_protocols = vec![HTTP2.to_vec()];
-            let config = Arc::new(config);
-            let connector = service_fn(move |uri| connect(uri, Arc::clone(&config)));
-            endpoint.connect_with_connector(connector).await
+            Some(Arc::new(config))
         } else if files == TlsFiles::default() {
-            endpoint.connect().await
+            None
         } else {
             return Err(ConnectError::FilesWithoutTls(self.uri().clone()));
         };
-        connected.map_err(|error| ConnectError::Failed {
+        let received = Arc::new(Mutex::new(Received::default()));
+        let connector = {
+            let received = Arc::clone(&received);
+            service_fn(move |uri| connect(uri, tls.clone(), Arc::clone(&received)))
+        };
+        let failed = |refused| ConnectError::Failed {
             server: self.uri().clone(),
-            reason: match cause(&error) {
+            reason: match refused {
                 Refused::Tls(reason) => reason,
                 Refused::Other(reason) => format!("{reason}: is the service running there?"),
             },
-        })
+        };
+        let channel = endpoint
+            .connect_with_connector(connector)
+            .await
+            .map_err(|error| failed(cause(&error)))?;
+        // With TLS 1.3 a service refuses a client after the client's handshake, and without TLS there
+        // is none: only a response shows that it accepts the connection.
+        let first = HealthClient::new(channel.clone());
+        let first = timeout(
+            CONNECT_TIMEOUT,
+            { first }.check(HealthCheckRequest::default()),
+        )
+        .await;
+        if let Ok(Err(status)) = first
+            && status.source().is_some()
+        {
+            let refusal = received.lock().refusal();
+            return Err(failed(refusal.map_or_else(|| cause(&status), Refused::Tls)));
+        }
+        Ok(channel)
     }
 }
 
 async fn connect(
     uri: Uri,
-    config: Arc<ClientConfig>,
-) -> Result<TokioIo<TlsStream<TcpStream>>, Box<dyn StdError + Send + Sync>> {
+    tls: Option<Arc<ClientConfig>>,
+    received: Arc<Mutex<Received>>,
+) -> Result<TokioIo<Connection>, Box<dyn StdError + Send + Sync>> {
     // The brackets around an IPv6 address belong to the URL.
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
-    let name = ServerName::try_from(host.to_owned())?;
-    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(HTTPS_PORT))).await?;
+    let default_port = if tls.is_some() { HTTPS_PORT } else { HTTP_PORT };
+    let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(default_port))).await?;
     stream.set_nodelay(true)?;
-    let connected = TlsConnector::from(config).connect(name, stream).await;
-    Ok(TokioIo::new(connected.map_err(|error| {
-        Refusal(explain_handshake(&error, host))
-    })?))
+    let stream = match tls {
+        Some(config) => {
+            let name = ServerName::try_from(host.to_owned())?;
+            let connected = TlsConnector::from(config).connect(name, stream).await;
+            let session = connected.map_err(|error| Refusal(explain_handshake(&error, host)))?;
+            Either::Left(session)
+        }
+        None => Either::Right(stream),
+    };
+    *received.lock() = Received::default();
+    Ok(TokioIo::new(Connection { stream, received }))
+}
+
+/// What a connection has received: HTTP/2 doesn't pass on why a connection ended before its first
+/// request.
+#[derive(Default)]
+struct Received {
+    /// The first [`MAX_START_BYTES`].
+    start: Vec<u8>,
+    error: Option<String>,
+}
+
+impl Received {
+    /// Why the service has refused the connection, if it has.
+    fn refusal(&self) -> Option<String> {
+        let error = self.error.as_deref().and_then(explain);
+        error.or_else(|| explain(&String::from_utf8_lossy(&self.start)))
+    }
+}
+
+/// A connection that remembers what it has received.
+struct Connection {
+    stream: Either<TlsStream<TcpStream>, TcpStream>,
+    received: Arc<Mutex<Received>>,
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
+        let mut received = self.received.lock();
+        match &read {
+            Ok(()) => {
+                let missing = MAX_START_BYTES - received.start.len();
+                let new = &buffer.filled()[before..];
+                received.start.extend(&new[..new.len().min(missing)]);
+            }
+            Err(error) => received.error = Some(error.to_string()),
+        }
+        drop(received);
+        Poll::Ready(read)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
 }
 
 /// The reason why a handshake failed, and how to correct it.
