@@ -194,6 +194,10 @@ impl Register {
         for entry in &mut self.0 {
             let version = entry.write.label.version;
             entry.seen = None;
+            if !matches!(entry.ended, Some((_, Outcome::Acknowledged(_)))) {
+                // Another attempt after the loss gives it another etag.
+                entry.etag = None;
+            }
             if left == Some(version) {
                 entry.acknowledged = Some(now);
             } else if left.is_none_or(|left| left < version) {
