@@ -38,10 +38,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{
-    config::{RedisConfig, RedisConfigError, parse_url},
-    tls,
-};
+use super::config::{RedisConfig, RedisConfigError, parse_url};
 use crate::cache::{CacheError, stats::Counters};
 
 /// The timeout of a command.
@@ -107,7 +104,7 @@ impl RedisClient {
         counters: Arc<Counters>,
     ) -> Result<Self, RedisConfigError> {
         let mut client = parse_url(&config.url)?;
-        tls::apply(&config.tls, &mut client)?;
+        super::tls::apply(&config.tls, &mut client)?;
         // A server that can't be reached at the start is retried like one that is lost later.
         client.fail_fast = false;
         let client = Builder::from_config(client)
