@@ -56,6 +56,7 @@ pub mod failpoints;
 mod files;
 #[cfg(test)]
 mod fuzz;
+mod http_client;
 pub mod model;
 pub mod page_token;
 pub mod proto;

@@ -69,11 +69,6 @@ impl Authenticator {
         }
     }
 
-    /// Whether the service is in development mode: without a key every caller is an admin.
-    pub fn is_development(&self) -> bool {
-        self.verifier.is_none()
-    }
-
     /// Returns the caller that sent these headers, or [`Error::Unauthenticated`] with a message
     /// that says how to correct the call.
     ///

@@ -73,10 +73,10 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "auth",
-        modules: &["config", "error", "files", "fuzz", "model"],
+        modules: &["config", "error", "files", "fuzz", "http_client", "model", "tls"],
         crates: &[
-            "aws_lc_rs", "base64", "blake3", "http", "http_body_util", "hyper", "hyper_util", "jsonwebtoken",
-            "quick_cache", "rustls", "rustls_native_certs", "serde", "serde_json", "tokio_rustls",
+            "aws_lc_rs", "base64", "blake3", "http", "http_body_util", "jsonwebtoken", "quick_cache", "serde",
+            "serde_json", "tokio_rustls",
         ],
     },
     Module {
@@ -147,11 +147,16 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "telemetry",
-        modules: &[],
+        modules: &["http_client"],
         crates: &[
-            "http", "http_body_util", "hyper", "hyper_util", "opentelemetry", "opentelemetry_http",
-            "opentelemetry_otlp", "opentelemetry_sdk", "serde_json", "tracing_subscriber",
+            "http", "http_body_util", "opentelemetry", "opentelemetry_http", "opentelemetry_otlp",
+            "opentelemetry_sdk", "serde_json", "tracing_subscriber",
         ],
+    },
+    Module {
+        name: "http_client",
+        modules: &[],
+        crates: &["http", "http_body_util", "hyper", "hyper_util", "rustls", "tokio_rustls"],
     },
     Module {
         name: "fuzz",

@@ -140,9 +140,7 @@ impl FetchedKeys {
     pub async fn refresh(&self) -> bool {
         self.shared.refresh().await
     }
-}
 
-impl FetchedKeys {
     /// Begins to fetch the keys, unless they were fetched shortly before.
     pub fn reload(&self) {
         let shared = Arc::clone(&self.shared);

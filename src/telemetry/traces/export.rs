@@ -8,10 +8,8 @@ use std::{
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use http::{Request, Response, Uri, header::HOST};
-use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1::handshake;
-use hyper_util::rt::TokioIo;
+use http::{Request, Response};
+use http_body_util::Full;
 use opentelemetry_http::{HttpClient, HttpError};
 use opentelemetry_otlp::{SpanExporter as OtlpExporter, WithHttpConfig as _};
 use opentelemetry_sdk::{
@@ -19,9 +17,10 @@ use opentelemetry_sdk::{
     error::OTelSdkResult,
     trace::{SpanData, SpanExporter},
 };
-use tokio::{net::TcpStream, runtime::Handle, time::timeout};
+use tokio::{runtime::Handle, time::timeout};
 
 use super::variables::{self, Protocol};
+use crate::http_client;
 
 /// Maximum size of a collector's response, which only has counts.
 const MAX_RESPONSE_BYTES: usize = 64 << 10;
@@ -85,8 +84,7 @@ impl<E: SpanExporter> SpanExporter for Logged<E> {
     }
 }
 
-/// A client with one connection for each request: one every few seconds. Spans are exported by a thread
-/// outside of the runtime.
+/// Sends requests within the runtime: spans are exported by a thread outside of it.
 #[derive(Debug)]
 struct Client {
     runtime: Handle,
@@ -103,35 +101,12 @@ impl HttpClient for Client {
 }
 
 async fn exchange(request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-    let (mut head, body) = request.into_parts();
-    if head.uri.scheme_str() != Some("http") {
+    if request.uri().scheme_str() != Some("http") {
         return Err("the endpoint must be an http URL, of a collector in the same network".into());
     }
-    let host = head.uri.host().ok_or("the endpoint has no host")?;
-    let address = (
-        host.trim_matches(['[', ']']),
-        head.uri.port_u16().unwrap_or(80),
-    );
-    let stream = TcpStream::connect(address).await?;
-    let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
-    if let Some(authority) = head.uri.authority() {
-        head.headers.insert(HOST, authority.as_str().parse()?);
+    if request.uri().host().is_none() {
+        return Err("the endpoint has no host".into());
     }
-    let path = head.uri.path_and_query().map_or("/", |path| path.as_str());
-    head.uri = path.parse::<Uri>()?;
-    let request = Request::from_parts(head, Full::new(body));
-    let respond = async {
-        let (head, body) = sender.send_request(request).await?.into_parts();
-        let body = Limited::new(body, MAX_RESPONSE_BYTES).collect().await?;
-        Ok(Response::from_parts(head, body.to_bytes()))
-    };
-    tokio::pin!(respond);
-    tokio::select! {
-        response = &mut respond => response,
-        // It drives the exchange, and ends before the response is complete only if it fails.
-        closed = connection => match closed {
-            Ok(()) => respond.await,
-            Err(error) => Err(error.into()),
-        },
-    }
+    let received = http_client::send(request.map(Full::new), None).await?;
+    Ok(received.read(MAX_RESPONSE_BYTES).await?)
 }

@@ -96,7 +96,7 @@ impl Span {
 
     /// Begins a span for a request to another server, within a sampled one.
     pub(super) fn within(parent: &TraceContext, name: String) -> Self {
-        let span = TRACER.get().filter(|_| parent.sampled).map(|tracer| {
+        let span = TRACER.get().map(|tracer| {
             let builder = SpanBuilder::from_name(name).with_kind(SpanKind::Client);
             Box::new(tracer.build_with_context(builder, &remote(parent)))
         });

@@ -81,26 +81,24 @@ pub fn name_the_service() -> bool {
 
 /// Warns of the values that are ignored because they are invalid.
 pub fn warn_of_invalid() {
-    let warn = |name: &str, rule: &str| {
-        if let Some(value) = value(name) {
+    let check = |name: &str, is_valid: &dyn Fn(&str) -> bool, rule: &str| {
+        if let Some(value) = value(name).filter(|value| !is_valid(value)) {
             tracing::warn!("{name} {rule}, is {value:?}: its default is used");
         }
     };
-    let is = |name: &str, valid: &dyn Fn(&str) -> bool| value(name).is_none_or(|it| valid(&it));
+    let is_number = |value: &str| u64::from_str(value).is_ok();
     for name in NUMBERS {
-        if !is(name, &|value| u64::from_str(value).is_ok()) {
-            warn(name, "must be a whole number");
-        }
+        check(name, &is_number, "must be a whole number");
     }
-    if !is("OTEL_TRACES_SAMPLER", &|value| SAMPLERS.contains(&value)) {
-        let rule = format!("must be one of {}", SAMPLERS.join(", "));
-        warn("OTEL_TRACES_SAMPLER", &rule);
-    }
+    let is_sampler = |value: &str| SAMPLERS.contains(&value);
+    let samplers = format!("must be one of {}", SAMPLERS.join(", "));
+    check("OTEL_TRACES_SAMPLER", &is_sampler, &samplers);
     let is_ratio = |value: &str| f64::from_str(value).is_ok_and(|it| (0.0..=1.0).contains(&it));
-    if !is("OTEL_TRACES_SAMPLER_ARG", &is_ratio) {
-        warn("OTEL_TRACES_SAMPLER_ARG", "must be a number from 0 to 1");
-    }
-    if !is("OTEL_TRACES_EXPORTER", &|value| value == "otlp") {
-        warn("OTEL_TRACES_EXPORTER", "must be otlp or none");
-    }
+    check(
+        "OTEL_TRACES_SAMPLER_ARG",
+        &is_ratio,
+        "must be a number from 0 to 1",
+    );
+    let is_otlp = |value: &str| value == "otlp";
+    check("OTEL_TRACES_EXPORTER", &is_otlp, "must be otlp or none");
 }

@@ -1,0 +1,103 @@
+//! Single HTTP/1.1 requests, each over a connection of its own: some every few seconds or minutes need no
+//! pool. Redirects aren't followed.
+//!
+//! `hyper` and `tokio-rustls` are dependencies of the gRPC server and of the Redis client already, so
+//! this adds no crate.
+
+use std::{error::Error as StdError, io};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, Uri, header::HOST};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::{body::Incoming, client::conn::http1::handshake};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{InvalidDnsNameError, ServerName};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tokio_rustls::TlsConnector;
+use tokio_util::task::AbortOnDropHandle;
+
+/// A request failed.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpError {
+    /// The server can't be reached.
+    #[error("cannot connect")]
+    Connect(#[source] io::Error),
+    /// The certificate isn't trusted, or the server doesn't speak TLS.
+    #[error("the TLS handshake failed")]
+    Tls(#[source] io::Error),
+    /// The host isn't a name that a certificate can have.
+    #[error("the host isn't a name or an address")]
+    Host(#[from] InvalidDnsNameError),
+    /// The server doesn't speak HTTP.
+    #[error("the request failed")]
+    Http(#[from] hyper::Error),
+    /// The connection ended early, or the response is too large.
+    #[error("the response, of up to {max} bytes, can't be read")]
+    Body {
+        /// Maximum size of the response.
+        max: usize,
+        /// Why not.
+        source: Box<dyn StdError + Send + Sync>,
+    },
+}
+
+/// A response whose body wasn't read yet.
+pub struct Received {
+    /// The head.
+    pub response: Response<Incoming>,
+    _connection: AbortOnDropHandle<hyper::Result<()>>,
+}
+
+impl Received {
+    /// Reads the body, of up to `max` bytes.
+    pub async fn read(self, max: usize) -> Result<Response<Bytes>, HttpError> {
+        let (head, body) = self.response.into_parts();
+        let body = Limited::new(body, max).collect().await;
+        let body = body.map_err(|source| HttpError::Body { max, source })?;
+        Ok(Response::from_parts(head, body.to_bytes()))
+    }
+}
+
+/// Sends a request with the whole URL, over TLS if there is a connector. Has no time limit.
+pub async fn send(
+    request: Request<Full<Bytes>>,
+    tls: Option<&TlsConnector>,
+) -> Result<Received, HttpError> {
+    let host = request.uri().host().unwrap_or_default();
+    // The brackets around an IPv6 address belong to the URL.
+    let host = host.trim_matches(['[', ']']).to_owned();
+    let default_port = if tls.is_some() { 443 } else { 80 };
+    let port = request.uri().port_u16().unwrap_or(default_port);
+    let stream = TcpStream::connect((&*host, port))
+        .await
+        .map_err(HttpError::Connect)?;
+    match tls {
+        Some(tls) => {
+            let session = tls.connect(ServerName::try_from(host)?, stream).await;
+            exchange(request, session.map_err(HttpError::Tls)?).await
+        }
+        None => exchange(request, stream).await,
+    }
+}
+
+async fn exchange<S>(mut request: Request<Full<Bytes>>, stream: S) -> Result<Received, HttpError>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
+    let connection = AbortOnDropHandle::new(tokio::spawn(connection));
+    if let Some(authority) = request.uri().authority()
+        && let Ok(host) = HeaderValue::from_str(authority.as_str())
+    {
+        request.headers_mut().insert(HOST, host);
+    }
+    let path = request.uri().path_and_query().cloned();
+    *request.uri_mut() = path.map_or_else(Uri::default, Uri::from);
+    Ok(Received {
+        response: sender.send_request(request).await?,
+        _connection: connection,
+    })
+}
