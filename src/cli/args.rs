@@ -292,7 +292,7 @@ impl ServeArgs {
                 message,
             });
         };
-        if self.keys.is_development() && !self.listen.ip().is_loopback() {
+        if self.keys.clone().config().is_development() && !self.listen.ip().is_loopback() {
             // Every client that reaches the service would be an admin.
             let (flags, names) = KeyArgs::flags();
             let mut of_flags = vec!["listen"];

@@ -107,11 +107,6 @@ pub struct ClaimArgs {
 }
 
 impl KeyArgs {
-    /// Whether every caller is an admin.
-    pub fn is_development(&self) -> bool {
-        self.files().is_empty() && self.remote().is_none()
-    }
-
     /// The flags that end development mode, and the names of the first ones.
     pub fn flags() -> ([&'static str; 5], String) {
         (KEYS, KEYS[..4].join(", "))

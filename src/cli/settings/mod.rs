@@ -61,7 +61,7 @@ impl Sources {
             None | Some(Source::Flag) => format!("--{flag}"),
             Some(Source::Variable(name)) => name.clone(),
             Some(Source::File { path, line }) => {
-                format!("{flag} ({}, line {line})", path.display())
+                format!("{flag} ({})", file::place(path, *line))
             }
         }
     }
@@ -93,6 +93,7 @@ pub fn parse(args: &[OsString], environment: &Environment) -> Result<Cli, Config
         },
         problems: Vec::new(),
         wrong: BTreeSet::new(),
+        is_incomplete: false,
     };
     let (matches, args) = report.structure(args)?;
     let Some((name, given)) = matches.subcommand() else {
@@ -110,22 +111,26 @@ pub fn parse(args: &[OsString], environment: &Environment) -> Result<Cli, Config
             words.extend(report.variable(arg, given, environment));
         }
     }
-    let defaults = |command: Command| match &file {
-        Some(file) => with_defaults(command, file, &report.wrong),
-        None => command,
+    let parse = |words: Vec<OsString>, rest: &[OsString], wrong: &BTreeSet<String>| {
+        let command = without_environment(Cli::command());
+        let command = match &file {
+            Some(file) => with_defaults(command, file, wrong),
+            None => command,
+        };
+        let mut all = args[..2].to_vec();
+        all.extend(words);
+        all.extend_from_slice(rest);
+        command
+            .try_get_matches_from(all)
+            .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches))
     };
     if report.problems.is_empty() {
         // The variables come ahead of the rest, which may end with `--` and operands.
-        let mut all = args[..2].to_vec();
-        all.extend(words.into_iter().filter_map(|word| match word {
+        let variables = words.into_iter().filter_map(|word| match word {
             Word::Variable(text) => Some(text),
             Word::Flag(_) => None,
-        }));
-        all.extend_from_slice(&args[2..]);
-        let outcome = defaults(without_environment(Cli::command()))
-            .try_get_matches_from(all)
-            .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
-        return match outcome {
+        });
+        return match parse(variables.collect(), &args[2..], &report.wrong) {
             Ok(cli) => Ok(Cli {
                 sources: report.sources,
                 ..cli
@@ -134,23 +139,22 @@ pub fn parse(args: &[OsString], environment: &Environment) -> Result<Cli, Config
         };
     }
     // The settings that are right may contradict each other.
-    let mut all = args[..2].to_vec();
-    all.extend(words.into_iter().map(|word| match word {
+    let words = words.into_iter().map(|word| match word {
         Word::Variable(text) | Word::Flag(text) => text,
-    }));
-    let cli = defaults(without_environment(Cli::command()))
-        .try_get_matches_from(all)
-        .and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
-    let conflicts = cli.map(|cli| cli.command.conflicts(&report.sources));
-    let conflicts = conflicts.unwrap_or_default().into_iter();
-    let conflicts: Vec<_> = conflicts
-        .filter(|conflict| {
+    });
+    let cli = parse(words.collect(), &[], &report.wrong);
+    if let Ok(cli) = cli
+        && !report.is_incomplete
+    {
+        let conflicts = cli.command.conflicts(&report.sources).into_iter();
+        let of_right_settings = conflicts.filter(|conflict| {
             let mut flags = conflict.flags.iter();
-            !flags.any(|flag| report.wrong.contains(*flag)) && !report.is_incomplete()
-        })
-        .map(|conflict| conflict.message)
-        .collect();
-    report.problems.extend(conflicts);
+            !flags.any(|flag| report.wrong.contains(*flag))
+        });
+        report
+            .problems
+            .extend(of_right_settings.map(|conflict| conflict.message));
+    }
     Err(report.end(None))
 }
 
@@ -164,8 +168,10 @@ enum Word {
 struct Report {
     sources: Sources,
     problems: Vec<String>,
-    /// The flags of the settings that are wrong. An empty one stands for unknown ones.
+    /// The flags of the settings that are wrong.
     wrong: BTreeSet<String>,
+    /// Whether other settings may be missing, because an argument or the file can't be read.
+    is_incomplete: bool,
 }
 
 impl Report {
@@ -212,7 +218,7 @@ impl Report {
             let _ = write!(text, ": did you mean {nearest}?");
         }
         self.problems.push(text);
-        self.wrong.insert(String::new());
+        self.is_incomplete = true;
         let removed = args.remove(position).to_string_lossy().into_owned();
         let may_be_value = |next: &OsString| !next.as_encoded_bytes().starts_with(b"-");
         if removed.starts_with("--")
@@ -243,7 +249,8 @@ impl Report {
                     Some(flag) => format!("--{flag}"),
                     None => id.to_uppercase(),
                 };
-                self.wrong(flag, &place, &shown(arg, value), &problem);
+                let shown = shown(arg, value).map(|value| format!("={value}"));
+                self.wrong(arg, &place, shown, &problem);
             } else if !flag.is_empty() {
                 words.push(Word::Flag(word(flag, value)));
             }
@@ -266,7 +273,8 @@ impl Report {
         let source = Source::Variable(name.to_owned());
         self.sources.by_flag.insert(flag.to_owned(), source);
         if let Some(problem) = problem_of(arg, value) {
-            self.wrong(flag, name, &shown(arg, value), &problem);
+            let shown = shown(arg, value).map(|value| format!("={value}"));
+            self.wrong(arg, name, shown, &problem);
             return None;
         }
         if arg.get_action().takes_values() {
@@ -300,13 +308,13 @@ impl Report {
                 let problem =
                     format!("{place}: cannot read the configuration file {path}: {error}");
                 self.problems.push(problem);
-                self.wrong.insert(String::new());
+                self.is_incomplete = true;
                 return None;
             }
         };
         if !file.problems.is_empty() {
             self.problems.extend_from_slice(&file.problems);
-            self.wrong.insert(String::new());
+            self.is_incomplete = true;
         }
         for setting in &file.settings {
             let long = Some(setting.flag.as_str());
@@ -322,25 +330,24 @@ impl Report {
             if let Some(problem) = problem_of(arg, value) {
                 let place = file::place(&path, setting.line);
                 let key = format!("{place}: {}", setting.key);
-                let shown = match shown(arg, value).strip_prefix('=') {
-                    Some(value) if !setting.is_text => format!(" = {value}"),
-                    Some(value) => format!(" = \"{value}\""),
-                    None => String::new(),
-                };
-                self.wrong(&setting.flag, &key, &shown, &problem);
+                let quote = if setting.is_text { "\"" } else { "" };
+                let shown = shown(arg, value).map(|value| format!(" = {quote}{value}{quote}"));
+                self.wrong(arg, &key, shown, &problem);
             }
         }
         Some(file)
     }
 
-    fn wrong(&mut self, flag: &str, place: &str, value: &str, problem: &str) {
-        self.problems.push(format!("{place}{value}: {problem}"));
-        self.wrong.insert(flag.to_owned());
-    }
-
-    /// Whether settings are missing because nobody knows which they were.
-    fn is_incomplete(&self) -> bool {
-        self.wrong.contains("")
+    /// Records a wrong value, which `shown` is unless it may hold a password.
+    fn wrong(&mut self, arg: &Arg, place: &str, shown: Option<String>, problem: &str) {
+        let shown = shown.unwrap_or_default();
+        self.problems.push(format!("{place}{shown}: {problem}"));
+        match arg.get_long() {
+            Some(flag) => {
+                self.wrong.insert(flag.to_owned());
+            }
+            None => self.is_incomplete = true,
+        }
     }
 
     /// The report, with an error of `clap` about arguments that are missing or don't fit together.
@@ -392,14 +399,14 @@ fn problem_of(arg: &Arg, value: &OsStr) -> Option<String> {
     })
 }
 
-/// `=` and the value, unless it may hold a password.
-fn shown(arg: &Arg, value: &OsStr) -> String {
+/// The value, unless it may hold a password.
+fn shown(arg: &Arg, value: &OsStr) -> Option<String> {
     if arg.is_hide_env_values_set() {
-        return String::new();
+        return None;
     }
     let value = value.to_string_lossy();
     let mut chars = value.chars();
-    let mut text = String::from("=");
+    let mut text = String::new();
     text.extend(
         chars
             .by_ref()
@@ -409,5 +416,5 @@ fn shown(arg: &Arg, value: &OsStr) -> String {
     if chars.next().is_some() {
         text.push_str("...");
     }
-    text
+    Some(text)
 }
