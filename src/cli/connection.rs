@@ -19,7 +19,7 @@ use rustls::{
     CertificateError, ClientConfig, Error as TlsError, InvalidMessage, pki_types::ServerName,
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, Join, ReadBuf, ReadHalf, WriteHalf, join, split},
     net::TcpStream,
     time::timeout,
 };
@@ -85,6 +85,14 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    fn failed(server: Uri, refused: Refused) -> Self {
+        let reason = match refused {
+            Refused::Tls(reason) => reason,
+            Refused::Other(reason) => format!("{reason}: is the service running there?"),
+        };
+        Self::Failed { server, reason }
+    }
+
     /// Whether the arguments are invalid.
     pub fn is_usage(&self) -> bool {
         !matches!(self, Self::Failed { .. })
@@ -115,17 +123,24 @@ impl ServerArgs {
 
     /// Connects at once, so that a wrong address is noticed before anything is done.
     pub async fn connect(&self) -> Result<Channel, ConnectError> {
+        let link = self.open().await?;
+        // With TLS 1.3 a service refuses a client after the client's handshake, and without TLS there
+        // is none: only a response shows that it accepts the connection.
+        let mut health = HealthClient::new(link.channel.clone());
+        let first = timeout(CONNECT_TIMEOUT, health.check(HealthCheckRequest::default())).await;
+        match first {
+            Ok(Err(status)) => link.refusal(&status).map_or(Ok(link.channel), Err),
+            _ => Ok(link.channel),
+        }
+    }
+
+    /// Connects, without a call that shows whether the service accepts the connection.
+    pub async fn open(&self) -> Result<Link, ConnectError> {
         let client = self.tls_cert_file.clone().zip(self.tls_key_file.clone());
         let files = TlsFiles {
             authorities: self.tls_ca_file.clone(),
             client: client.map(|(certificate, key)| ClientCertificate { certificate, key }),
         };
-        let endpoint = self
-            .server
-            .clone()
-            .connect_timeout(CONNECT_TIMEOUT)
-            .http2_max_header_list_size(MAX_HEADER_BYTES)
-            .tcp_nodelay(true);
         let tls = if self.uri().scheme_str() == Some("https") {
             let mut config = files.client_config()?;
             config.alpn_protocols = vec![HTTP2.to_vec()];
@@ -140,40 +155,49 @@ impl ServerArgs {
             let received = Arc::clone(&received);
             service_fn(move |uri| connect(uri, tls.clone(), Arc::clone(&received)))
         };
-        let failed = |refused| ConnectError::Failed {
-            server: self.uri().clone(),
-            reason: match refused {
-                Refused::Tls(reason) => reason,
-                Refused::Other(reason) => format!("{reason}: is the service running there?"),
-            },
-        };
-        let channel = endpoint
+        let connected = self
+            .server
+            .clone()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .http2_max_header_list_size(MAX_HEADER_BYTES)
             .connect_with_connector(connector)
-            .await
-            .map_err(|error| failed(cause(&error)))?;
-        // With TLS 1.3 a service refuses a client after the client's handshake, and without TLS there
-        // is none: only a response shows that it accepts the connection.
-        let first = HealthClient::new(channel.clone());
-        let first = timeout(
-            CONNECT_TIMEOUT,
-            { first }.check(HealthCheckRequest::default()),
-        )
-        .await;
-        if let Ok(Err(status)) = first
-            && status.source().is_some()
-        {
-            let refusal = received.lock().refusal();
-            return Err(failed(refusal.map_or_else(|| cause(&status), Refused::Tls)));
+            .await;
+        let server = self.uri().clone();
+        match connected {
+            Ok(channel) => Ok(Link {
+                server,
+                channel,
+                received,
+            }),
+            Err(error) => Err(ConnectError::failed(server, cause(&error))),
         }
-        Ok(channel)
     }
 }
+
+/// A connection that the service may still refuse.
+pub struct Link {
+    server: Uri,
+    pub channel: Channel,
+    received: Arc<Mutex<Received>>,
+}
+
+impl Link {
+    /// Why the service has refused the connection, if that is why its first call has failed.
+    pub fn refusal(&self, status: &Status) -> Option<ConnectError> {
+        status.source()?;
+        let refusal = self.received.lock().refusal();
+        let refused = refusal.map_or_else(|| cause(status), Refused::Tls);
+        Some(ConnectError::failed(self.server.clone(), refused))
+    }
+}
+
+type Stream = Either<TlsStream<TcpStream>, TcpStream>;
 
 async fn connect(
     uri: Uri,
     tls: Option<Arc<ClientConfig>>,
     received: Arc<Mutex<Received>>,
-) -> Result<TokioIo<Connection>, Box<dyn StdError + Send + Sync>> {
+) -> Result<TokioIo<Join<Watched, WriteHalf<Stream>>>, Box<dyn StdError + Send + Sync>> {
     // The brackets around an IPv6 address belong to the URL.
     let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
     let default_port = if tls.is_some() { HTTPS_PORT } else { HTTP_PORT };
@@ -189,7 +213,8 @@ async fn connect(
         None => Either::Right(stream),
     };
     *received.lock() = Received::default();
-    Ok(TokioIo::new(Connection { stream, received }))
+    let (reader, writer) = split(stream);
+    Ok(TokioIo::new(join(Watched { reader, received }, writer)))
 }
 
 /// What a connection has received: HTTP/2 doesn't pass on why a connection ended before its first
@@ -209,20 +234,20 @@ impl Received {
     }
 }
 
-/// A connection that remembers what it has received.
-struct Connection {
-    stream: Either<TlsStream<TcpStream>, TcpStream>,
+/// A reader that records what it has received.
+struct Watched {
+    reader: ReadHalf<Stream>,
     received: Arc<Mutex<Received>>,
 }
 
-impl AsyncRead for Connection {
+impl AsyncRead for Watched {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let read = ready!(Pin::new(&mut self.stream).poll_read(context, buffer));
+        let read = ready!(Pin::new(&mut self.reader).poll_read(context, buffer));
         let mut received = self.received.lock();
         match &read {
             Ok(()) => {
@@ -234,36 +259,6 @@ impl AsyncRead for Connection {
         }
         drop(received);
         Poll::Ready(read)
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 

@@ -37,17 +37,18 @@ pub struct HealthcheckArgs {
 pub async fn healthcheck(args: HealthcheckArgs) -> Result<(), Error> {
     let uri = args.server.uri().clone();
     let check = async {
-        let channel = args.server.connect().await?;
+        let link = args.server.open().await?;
         let request = HealthCheckRequest {
             service: args.service,
         };
-        HealthClient::new(channel)
-            .check(request)
-            .await
-            .map_err(|status| Error::Health {
+        let response = HealthClient::new(link.channel.clone()).check(request).await;
+        response.map_err(|status| match link.refusal(&status) {
+            Some(error) => Error::Connect(error),
+            None => Error::Health {
                 server: uri.clone(),
                 status: Box::new(status),
-            })
+            },
+        })
     };
     let response = timeout(args.timeout_secs, check)
         .await
