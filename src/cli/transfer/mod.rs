@@ -30,7 +30,6 @@ mod tests;
 mod values;
 mod wire;
 
-pub use self::client::TOKEN_VARIABLE;
 use std::{
     io,
     path::{Path, PathBuf},
@@ -40,6 +39,7 @@ use clap::ValueEnum;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tonic::Status;
 
+pub use self::client::TOKEN_VARIABLE;
 use self::compression::Compression;
 use super::connection::{ConnectError, describe};
 

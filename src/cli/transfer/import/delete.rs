@@ -5,26 +5,17 @@ use location_service::proto::location::v1::{BatchDeleteLocationsRequest, DeleteL
 use tonic::{Code, Status};
 
 use super::{
-    refusals::{is_about_rows, partition, reason_of},
+    refusals::{Batches, SINGLES_IN_FLIGHT, is_about_rows, partition, reason_of},
     rows::{Batch, Row},
     send::{Fate, Outcome},
 };
 use crate::cli::transfer::{TransferError, client::Client};
 
-/// Single deletions of a batch that are in flight.
-const DELETIONS_IN_FLIGHT: usize = 16;
-
-/// Deletes the locations of a batch. The service deletes all of them or none, so the rows that it
-/// refuses are sent alone, and the others again.
+/// Deletes the locations of a batch.
 pub async fn delete(client: &Client, batch: Batch, validate_only: bool) -> Outcome {
     let mut outcome = Outcome::of_rejects(batch.rejects, batch.bytes);
-    let mut batches = vec![batch.rows];
-    let mut singles = Vec::new();
-    while let Some(rows) = batches.pop() {
-        if rows.len() < 2 {
-            singles.extend(rows);
-            continue;
-        }
+    let mut batches = Batches::new(batch.rows);
+    while let Some(rows) = batches.next() {
         let mut was_retried = false;
         let message = || BatchDeleteLocationsRequest {
             requests: rows
@@ -52,20 +43,16 @@ pub async fn delete(client: &Client, batch: Batch, validate_only: bool) -> Outco
                 }
                 batches.extend(rest);
             }
-            Err(status) if concerns_rows(&status) => {
-                let (refused, rest) = partition(&status, rows);
-                singles.extend(refused);
-                batches.extend(rest);
-            }
+            Err(status) if concerns_rows(&status) => batches.refuse(&status, rows),
             Err(status) => {
                 outcome.fail("BatchDeleteLocations", status);
                 return outcome;
             }
         }
     }
-    let deletions = stream::iter(singles)
+    let deletions = stream::iter(batches.into_singles())
         .map(|row| delete_single(client, row, validate_only))
-        .buffer_unordered(DELETIONS_IN_FLIGHT);
+        .buffer_unordered(SINGLES_IN_FLIGHT);
     outcome.add_all(deletions).await;
     outcome
 }

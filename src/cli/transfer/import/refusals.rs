@@ -7,6 +7,9 @@ use tonic_types::StatusExt as _;
 
 use super::{rows::Row, send::Outcome};
 
+/// Single calls of a batch that are in flight.
+pub const SINGLES_IN_FLIGHT: usize = 16;
+
 /// Whether the error is about the rows of the batch, so that other rows may succeed. `OUT_OF_RANGE`
 /// is tonic's code for a message that is too large.
 pub fn is_about_rows(status: &Status) -> bool {
@@ -25,6 +28,55 @@ fn is_too_large(status: &Status) -> bool {
     status
         .get_details_error_info()
         .is_some_and(|info| info.reason == "MESSAGE_TOO_LARGE")
+}
+
+/// Items that are sent in batches, each of which the service does as a whole or not at all. Those that
+/// it refuses are sent singly afterwards, and the others again.
+pub struct Batches<T> {
+    batches: Vec<Vec<T>>,
+    singles: Vec<T>,
+}
+
+impl<T> Batches<T> {
+    pub fn new(items: Vec<T>) -> Self {
+        Self {
+            batches: vec![items],
+            singles: Vec::new(),
+        }
+    }
+
+    /// The next batch, of two or more items.
+    pub fn next(&mut self) -> Option<Vec<T>> {
+        loop {
+            let batch = self.batches.pop()?;
+            if batch.len() > 1 {
+                return Some(batch);
+            }
+            self.singles.extend(batch);
+        }
+    }
+
+    /// Adds batches.
+    pub fn extend(&mut self, batches: Vec<Vec<T>>) {
+        self.batches.extend(batches);
+    }
+
+    /// Adds an item to be sent singly.
+    pub fn push_single(&mut self, item: T) {
+        self.singles.push(item);
+    }
+
+    /// Takes a batch apart that the service has refused because of some of its items.
+    pub fn refuse(&mut self, status: &Status, batch: Vec<T>) {
+        let (refused, rest) = partition(status, batch);
+        self.singles.extend(refused);
+        self.extend(rest);
+    }
+
+    /// The items to be sent singly, once there are no more batches.
+    pub fn into_singles(self) -> Vec<T> {
+        self.singles
+    }
 }
 
 /// The items of a batch that the status names, and batches of the others. If it names none, these are

@@ -7,7 +7,7 @@ use location_service::proto::location::v1::{
 use tonic::{Code, Status};
 
 use super::{
-    refusals::{is_about_rows, is_refusal, partition, reason_of},
+    refusals::{Batches, SINGLES_IN_FLIGHT, is_about_rows, is_refusal, reason_of},
     rows::Row,
     send::{Fate, Outcome},
 };
@@ -16,9 +16,6 @@ use crate::cli::transfer::{
     client::Client,
     compare::{self, Difference, differences},
 };
-
-/// Single updates of a batch that are in flight.
-const UPDATES_IN_FLIGHT: usize = 16;
 
 /// Attempts at an update of a location that other callers change meanwhile.
 const UPDATE_ATTEMPTS: usize = 4;
@@ -47,21 +44,15 @@ impl Update {
     }
 }
 
-/// Updates locations in batches. The service updates a batch as a whole or not at all, so the rows
-/// that it refuses are sent alone, and the others again.
+/// Updates locations in batches.
 pub async fn update(
     client: &Client,
     updates: Vec<Update>,
     validate_only: bool,
     outcome: &mut Outcome,
 ) {
-    let mut batches = vec![updates];
-    let mut singles = Vec::new();
-    while let Some(batch) = batches.pop() {
-        if batch.len() < 2 {
-            singles.extend(batch);
-            continue;
-        }
+    let mut batches = Batches::new(updates);
+    while let Some(batch) = batches.next() {
         let message = || BatchUpdateLocationsRequest {
             requests: batch
                 .iter()
@@ -83,21 +74,17 @@ pub async fn update(
                         Ok(left) if left.is_empty() || validate_only => {
                             outcome.add(update.row.line, Fate::Updated(update.found));
                         }
-                        Ok(_) => singles.push(update),
+                        Ok(_) => batches.push_single(update),
                     }
                 }
             }
-            Err(status) if concerns_rows(&status) => {
-                let (refused, rest) = partition(&status, batch);
-                singles.extend(refused);
-                batches.extend(rest);
-            }
+            Err(status) if concerns_rows(&status) => batches.refuse(&status, batch),
             Err(status) => return outcome.fail("BatchUpdateLocations", status),
         }
     }
-    let updates = stream::iter(singles)
+    let updates = stream::iter(batches.into_singles())
         .map(|update| update_single(client, update, validate_only))
-        .buffer_unordered(UPDATES_IN_FLIGHT);
+        .buffer_unordered(SINGLES_IN_FLIGHT);
     outcome.add_all(updates).await;
 }
 
