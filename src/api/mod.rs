@@ -24,9 +24,9 @@ mod status;
 use prost::Message;
 use tonic::{Request, Response, Status, metadata::MetadataValue};
 
-pub use self::{cache::CacheApi, status::REFUSALS};
+pub use self::{cache::CacheApi, cache_headers::CACHE_STATUS, status::REFUSALS};
 use self::{
-    cache_headers::{CACHE_STATUS, cache_mode, cache_status},
+    cache_headers::{cache_mode, cache_status},
     convert::Paged,
 };
 use crate::{

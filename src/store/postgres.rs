@@ -231,7 +231,11 @@ fn name(connect: &PgConnectOptions) -> String {
     )
 }
 
-fn refused(database: &str, source: impl Into<Box<dyn StdError + Send + Sync>>) -> OpenError {
+/// The error of a statement or connection.
+pub(super) fn refused(
+    database: &str,
+    source: impl Into<Box<dyn StdError + Send + Sync>>,
+) -> OpenError {
     OpenError::Refused {
         database: database.to_owned(),
         source: source.into(),

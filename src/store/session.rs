@@ -3,14 +3,14 @@
 //! A pooler may drop the settings, or let connections share sessions. The first would leave writes
 //! without their bounds, the second breaks advisory locks and prepared statements.
 
-use std::{error::Error as StdError, fmt::Write as _, time::Duration};
+use std::{fmt::Write as _, time::Duration};
 
 use sqlx::{
     ConnectOptions as _, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions,
 };
 use tokio::time::timeout;
 
-use super::OpenError;
+use super::{OpenError, postgres::refused};
 
 /// Time-out of the whole check, with two connections.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -22,10 +22,6 @@ pub(super) async fn check(
     settings: &[(&str, String)],
     database: &str,
 ) -> Result<(), OpenError> {
-    let refused = |source: Box<dyn StdError + Send + Sync>| OpenError::Refused {
-        database: database.to_owned(),
-        source,
-    };
     let problem = match timeout(TIMEOUT, problem(connect, settings)).await {
         Ok(Ok(problem)) => problem,
         Ok(Err(error)) if is_unsupported_parameter(&error) => Some(format!(
@@ -33,8 +29,8 @@ pub(super) async fn check(
              ignore_startup_parameters = extra_float_digits,options and give the role the settings: {}",
             alter_role(connect, settings)
         )),
-        Ok(Err(error)) => return Err(refused(error.into())),
-        Err(elapsed) => return Err(refused(elapsed.into())),
+        Ok(Err(error)) => return Err(refused(database, error)),
+        Err(elapsed) => return Err(refused(database, elapsed)),
     };
     match problem {
         None => Ok(()),

@@ -112,7 +112,7 @@ async fn serve(stream: TcpStream, pages: Arc<Pages>) {
         .max_buf_size(MAX_HEADER_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), respond);
-    // A client that fails concerns nobody else.
+    // An error ends this connection only.
     let _ = timeout(LIFETIME, connection).await;
 }
 

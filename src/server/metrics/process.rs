@@ -12,7 +12,7 @@ use super::family::{counters, float, gauge, gauges, seconds};
 /// The unit of times in `/proc`: `USER_HZ`, which is the same on every architecture.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// The metrics of this process; none if the system doesn't tell.
+/// The metrics of this process; none if `/proc` can't be read.
 pub fn families() -> Vec<MetricFamily> {
     let Some(process) = Process::read() else {
         return Vec::new();

@@ -22,12 +22,13 @@ use tower::{Layer, Service};
 use self::access::{Access, Line, is_failure};
 pub use self::calls::{CODES, Calls};
 use super::connections::Activity;
-use crate::telemetry::{
-    AccessLog, Span,
-    call::{Call, REQUEST_ID},
+use crate::{
+    api::CACHE_STATUS,
+    telemetry::{
+        AccessLog, Span,
+        call::{Call, REQUEST_ID},
+    },
 };
-
-const CACHE_STATUS: &str = "cache-status";
 
 const GRPC_STATUS: &str = "grpc-status";
 
