@@ -4,19 +4,24 @@ use std::{future::pending, time::Duration};
 
 use bytes::Bytes;
 use clap::ValueEnum;
+use location_client::v1::{
+    BatchCreateLocationsRequest, CreateLocationRequest, ListLocationsRequest, UpdateLocationRequest,
+};
+use prost::Message as _;
+use prost_types::FieldMask;
 use tokio::{io::AsyncWriteExt as _, net::TcpStream, task::JoinSet, time::sleep};
 
 use crate::{
     Outcome,
     service::Target,
     wire::{
-        Client, HEALTH_CHECK, HEALTH_WATCH, batch, compressed, creation, field, frame, list,
-        number, path,
+        Client, HEALTH_CHECK, HEALTH_WATCH, batch, compressed, creation, frame, list, path,
+        prefixed,
     },
 };
 
 /// Streams that the service allows on a connection.
-const STREAMS: usize = 256;
+const STREAMS: i32 = 256;
 
 /// The window of a client that takes responses.
 const WINDOW: u32 = 16 << 20;
@@ -24,12 +29,10 @@ const WINDOW: u32 = 16 << 20;
 /// 3.5 MiB, the largest message.
 const LARGEST: usize = 7 << 19;
 
-/// The pause after a refusal: a fifth of what it asks for.
+/// The pause after a refusal: a fifth of the delay that the service requests.
 const BACK_OFF: Duration = Duration::from_millis(200);
 
-const EMPTY_ITEM: [u8; 2] = [0x0a, 0];
-
-/// An attack, by its letter in the design, or another one of its class.
+/// An attack. Those with one number in the description are of one class.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Attack {
     None,
@@ -122,9 +125,9 @@ pub async fn run(attack: Attack, target: Target) {
         }
         Attack::LargeChecks => unfinished(&target, HEALTH_CHECK, 1, 4 << 20, (4 << 20) - 1).await,
         Attack::Masks => masks(&target).await,
-        Attack::Headers => headers(&target).await,
+        Attack::Headers => creations(&target, 4, Some("x".repeat(14_000))).await,
         Attack::Watches => watches(&target).await,
-        Attack::Creations => creations(&target).await,
+        Attack::Creations => creations(&target, 16, None).await,
         Attack::Resets => resets(&target).await,
     };
     if let Err(error) = outcome {
@@ -133,7 +136,11 @@ pub async fn run(attack: Attack, target: Target) {
 }
 
 async fn connect(target: &Target) -> Outcome<Client> {
-    let client = Client::connect(&target.address, WINDOW).await?;
+    connect_with_window(target, WINDOW).await
+}
+
+async fn connect_with_window(target: &Target, window: u32) -> Outcome<Client> {
+    let client = Client::connect(&target.address, window).await?;
     Ok(client.with("authorization", &target.hostile))
 }
 
@@ -141,8 +148,8 @@ async fn connect(target: &Target) -> Outcome<Client> {
 async fn repeat(
     client: &Client,
     method: &str,
-    in_flight: u64,
-    request: impl Fn(u64) -> Bytes,
+    in_flight: i32,
+    request: impl Fn(i32) -> Bytes,
 ) -> Outcome<()> {
     let mut tasks = JoinSet::new();
     for number in 0..in_flight {
@@ -159,9 +166,13 @@ async fn repeat(
     Ok(())
 }
 
-async fn items(target: &Target, in_flight: u64) -> Outcome<()> {
+async fn items(target: &Target, in_flight: i32) -> Outcome<()> {
     let client = connect(target).await?.with("grpc-encoding", "gzip");
-    let request = compressed(&EMPTY_ITEM.repeat(1_835_008));
+    let item = BatchCreateLocationsRequest {
+        requests: vec![CreateLocationRequest::default()],
+    };
+    // Messages one after another are one message with all of their items.
+    let request = compressed(&item.encode_to_vec().repeat(1_835_008));
     repeat(&client, "BatchCreateLocations", in_flight, |_| {
         request.clone()
     })
@@ -170,7 +181,13 @@ async fn items(target: &Target, in_flight: u64) -> Outcome<()> {
 
 async fn masks(target: &Target) -> Outcome<()> {
     let client = connect(target).await?.with("grpc-encoding", "gzip");
-    let request = compressed(&field(2, EMPTY_ITEM.repeat(730_000)));
+    let update = UpdateLocationRequest {
+        update_mask: Some(FieldMask {
+            paths: vec![String::new(); 730_000],
+        }),
+        ..UpdateLocationRequest::default()
+    };
+    let request = compressed(&update.encode_to_vec());
     repeat(&client, "UpdateLocation", 1, |_| request.clone()).await
 }
 
@@ -183,7 +200,7 @@ async fn unfinished(
     size: usize,
     sent: usize,
 ) -> Outcome<()> {
-    let part = frame(&vec![7; size]).slice(..5 + sent);
+    let part = prefixed(0, &vec![7; size]).slice(..5 + sent);
     let mut tasks = JoinSet::new();
     for _ in 0..connections {
         let client = connect(target).await?;
@@ -215,7 +232,7 @@ async fn watches(target: &Target) -> Outcome<()> {
         for _ in 0..STREAMS {
             let mut call = client.begin(HEALTH_WATCH).await?;
             // The service may have refused it.
-            let _ = call.body.send_data(frame(&[]), true);
+            let _ = call.body.send_data(frame(&()), true);
             calls.push(call);
         }
     }
@@ -247,33 +264,34 @@ async fn silence(target: &Target) -> Outcome<()> {
 
 async fn closed_windows(target: &Target) -> Outcome<()> {
     loop {
-        let client = Client::connect(&target.address, 0).await?;
-        let mut client = client
-            .with("authorization", &target.hostile)
-            .with("cache-control", "no-cache");
+        let client = connect_with_window(target, 0).await?;
+        let mut client = client.with("cache-control", "no-cache");
         let mut calls = Vec::new();
-        for skip in 0..STREAMS as u64 {
+        for skip in 0..STREAMS {
             // The service may have closed the connection.
             let Ok(mut call) = client.begin(&path("ListLocations")).await else {
                 break;
             };
-            let _ = call.body.send_data(frame(&list(1_000, skip, &[])), true);
+            let _ = call.body.send_data(frame(&list(1_000, skip)), true);
             calls.push(call);
         }
         sleep(Duration::from_secs(3)).await;
     }
 }
 
-async fn queries(target: &Target, in_flight: u64) -> Outcome<()> {
+async fn queries(target: &Target, in_flight: i32) -> Outcome<()> {
     let client = connect(target).await?.with("cache-control", "no-cache");
-    let query = field(8, "a".repeat(127) + "b");
+    let query = "a".repeat(127) + "b";
     repeat(&client, "ListLocations", in_flight, |skip| {
-        frame(&list(50, skip, &query))
+        frame(&ListLocationsRequest {
+            query: query.clone(),
+            ..list(50, skip)
+        })
     })
     .await
 }
 
-async fn batches(target: &Target, in_flight: u64) -> Outcome<()> {
+async fn batches(target: &Target, in_flight: i32) -> Outcome<()> {
     let client = connect(target).await?;
     let request = frame(&batch("batch", &"x".repeat(1_000)));
     repeat(&client, "BatchCreateLocations", in_flight, |_| {
@@ -285,33 +303,24 @@ async fn batches(target: &Target, in_flight: u64) -> Outcome<()> {
 async fn compression(target: &Target) -> Outcome<()> {
     let client = connect(target).await?.with("grpc-accept-encoding", "gzip");
     repeat(&client, "ListLocations", 32, |skip| {
-        frame(&list(1_000, skip, &[]))
+        frame(&list(1_000, skip))
     })
     .await
 }
 
-async fn headers(target: &Target) -> Outcome<()> {
+/// Creations on connections of as many streams as are allowed, with a header of this value.
+async fn creations(target: &Target, connections: usize, padding: Option<String>) -> Outcome<()> {
     let request = frame(&creation("creation", "", ""));
     let mut tasks = JoinSet::new();
-    for _ in 0..4 {
-        let client = connect(target).await?.with("padding", "x".repeat(14_000));
+    for _ in 0..connections {
+        let mut client = connect(target).await?;
+        if let Some(padding) = &padding {
+            client = client.with("padding", padding);
+        }
         let request = request.clone();
-        tasks.spawn(
-            async move { repeat(&client, "CreateLocation", 256, |_| request.clone()).await },
-        );
-    }
-    tasks.join_all().await;
-    Ok(())
-}
-
-async fn creations(target: &Target) -> Outcome<()> {
-    let request = frame(&creation("creation", "", ""));
-    let mut tasks = JoinSet::new();
-    for _ in 0..16 {
-        let (client, request) = (connect(target).await?, request.clone());
-        tasks.spawn(
-            async move { repeat(&client, "CreateLocation", 256, |_| request.clone()).await },
-        );
+        tasks.spawn(async move {
+            repeat(&client, "CreateLocation", STREAMS, |_| request.clone()).await
+        });
     }
     tasks.join_all().await;
     Ok(())
@@ -330,7 +339,10 @@ async fn resets(target: &Target) -> Outcome<()> {
                 let Ok(mut call) = client.begin(&path("ListLocations")).await else {
                     break;
                 };
-                let request = [list(1_000, skip % 500, &[]), number(10, 1)].concat();
+                let request = ListLocationsRequest {
+                    include_total_size: true,
+                    ..list(1_000, skip % 500)
+                };
                 let _ = call.body.send_data(frame(&request), true);
                 calls.push(call);
             }

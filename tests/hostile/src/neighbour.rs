@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
+use location_client::v1::ListLocationsRequest;
 use tokio::time::{sleep, timeout};
 
 use crate::{
     Outcome,
     service::Target,
-    wire::{Client, HEALTH_CHECK, creation, field, frame, list, path},
+    wire::{Client, HEALTH_CHECK, creation, frame, list, path},
 };
 
 /// The pause between two calls of a kind.
@@ -72,22 +73,28 @@ impl Seen {
     }
 }
 
-/// A page of the list that is always in the cache.
-fn cached_list() -> Vec<u8> {
-    list(50, 0, &field(5, "listed"))
+/// The production run whose list is always in the cache.
+const CACHED_RUN: &str = "listed";
+
+/// A page of the list of a production run.
+fn list_of_run(run: &str) -> ListLocationsRequest {
+    ListLocationsRequest {
+        production_run_id: Some(run.to_owned()),
+        ..list(50, 0)
+    }
 }
 
-/// Stores the locations of a list, and has it cached.
+/// Stores the locations of a production run, and lists them once so that the list is cached.
 pub async fn prepare(target: &Target) -> Outcome<()> {
     let mut client = connect(target).await?;
     for number in 0..50 {
-        let location = creation(&format!("Quay {number}"), "listed", "");
+        let location = creation(&format!("Quay {number}"), CACHED_RUN, "");
         client
             .call(&path("CreateLocation"), frame(&location))
             .await?;
     }
     client
-        .call(&path("ListLocations"), frame(&cached_list()))
+        .call(&path("ListLocations"), frame(&list_of_run(CACHED_RUN)))
         .await?;
     Ok(())
 }
@@ -96,17 +103,14 @@ pub async fn prepare(target: &Target) -> Outcome<()> {
 pub async fn call_for(target: &Target, time: Duration) -> Seen {
     let errors = RefCell::new(Vec::new());
     let until = Instant::now() + time;
-    let run = |number| field(5, format!("run {number}"));
     let (hits, misses, creations, health) = tokio::join!(
         repeat(until, &errors, "hit", target, async |client, _| {
-            let response = client
-                .call(&path("ListLocations"), frame(&cached_list()))
-                .await?;
-            let status = response.headers["cache-status"].to_str()?;
-            Ok(status.contains("; hit"))
+            let request = frame(&list_of_run(CACHED_RUN));
+            let headers = client.call(&path("ListLocations"), request).await?;
+            Ok(headers["cache-status"].to_str()?.contains("; hit"))
         }),
         repeat(until, &errors, "miss", target, async |client, number| {
-            let request = frame(&list(50, 0, &run(number)));
+            let request = frame(&list_of_run(&format!("run {number}")));
             client.call(&path("ListLocations"), request).await?;
             Ok(true)
         }),
@@ -121,7 +125,7 @@ pub async fn call_for(target: &Target, time: Duration) -> Seen {
             let mut call = client.begin(HEALTH_CHECK).await?;
             // The message comes in a packet of its own.
             sleep(Duration::from_millis(1)).await;
-            call.body.send_data(frame(&[]), true)?;
+            call.body.send_data(frame(&()), true)?;
             call.finish().await?;
             Ok(true)
         }),
@@ -140,8 +144,8 @@ async fn connect(target: &Target) -> Outcome<Client> {
     Ok(client.with("authorization", &target.neighbour))
 }
 
-/// Calls again and again. Connects anew after a failure. `call` returns whether the call was of its
-/// kind: a list that was evicted is no hit.
+/// Calls again and again. Connects anew after a failure. `call` returns false if a list wasn't a hit;
+/// its latency then isn't counted.
 async fn repeat(
     until: Instant,
     errors: &RefCell<Vec<String>>,
@@ -160,9 +164,9 @@ async fn repeat(
                 Some(client) => client,
                 None => connect(target).await?,
             };
-            let is_of_kind = call(&mut client, number).await?;
+            let is_counted = call(&mut client, number).await?;
             connection = Some(client);
-            Outcome::Ok(is_of_kind)
+            Outcome::Ok(is_counted)
         };
         let result = match timeout(TIMEOUT, attempt).await {
             Ok(result) => result.map_err(|error| error.to_string()),

@@ -1,5 +1,4 @@
-//! gRPC calls over HTTP/2, and messages as bytes: hostile messages are ones that no generated client
-//! makes.
+//! gRPC calls over HTTP/2. Hostile calls are ones that no generated client makes.
 
 use std::io::Write as _;
 
@@ -10,6 +9,11 @@ use h2::{
     client::{Builder, ResponseFuture, SendRequest},
 };
 use http::HeaderMap;
+use location_client::v1::{
+    BatchCreateLocationsRequest, CreateLocationRequest, ListLocationsRequest, Location,
+    LocationType,
+};
+use prost::Message;
 use tokio::net::TcpStream;
 
 use crate::Outcome;
@@ -22,53 +26,40 @@ pub fn path(method: &str) -> String {
     format!("/location.v1.LocationService/{method}")
 }
 
-fn varint(mut value: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while value >= 0x80 {
-        bytes.push(value.to_le_bytes()[0] | 0x80);
-        value >>= 7;
+/// The creation of a location.
+pub fn creation(name: &str, run: &str, description: &str) -> CreateLocationRequest {
+    let location = Location {
+        r#type: LocationType::Storage.into(),
+        display_name: name.to_owned(),
+        production_run_id: run.to_owned(),
+        description: description.to_owned(),
+        ..Location::default()
+    };
+    CreateLocationRequest {
+        location: Some(location),
+        ..CreateLocationRequest::default()
     }
-    bytes.push(value.to_le_bytes()[0]);
-    bytes
 }
 
-/// A field whose value is bytes: text or a message.
-pub fn field(number: u64, content: impl AsRef<[u8]>) -> Vec<u8> {
-    let content = content.as_ref();
-    let length = varint(content.len() as u64);
-    [&varint(number << 3 | 2), &length, content].concat()
+/// The creation of a thousand locations.
+pub fn batch(name: &str, description: &str) -> BatchCreateLocationsRequest {
+    BatchCreateLocationsRequest {
+        requests: vec![creation(name, "", description); 1_000],
+    }
 }
 
-/// A field whose value is a number.
-pub fn number(number: u64, value: u64) -> Vec<u8> {
-    [varint(number << 3), varint(value)].concat()
-}
-
-/// A `CreateLocationRequest`.
-pub fn creation(name: &str, run: &str, description: &str) -> Vec<u8> {
-    let storage = number(2, 2);
-    let location = [
-        storage,
-        field(3, name),
-        field(4, run),
-        field(10, description),
-    ];
-    field(1, location.concat())
-}
-
-/// A `BatchCreateLocationsRequest` of a thousand locations.
-pub fn batch(name: &str, description: &str) -> Vec<u8> {
-    field(1, creation(name, "", description)).repeat(1_000)
-}
-
-/// A `ListLocationsRequest`.
-pub fn list(page_size: u64, skip: u64, rest: &[u8]) -> Vec<u8> {
-    [&number(1, page_size), &number(3, skip), rest].concat()
+/// A list of all locations.
+pub fn list(page_size: i32, skip: i32) -> ListLocationsRequest {
+    ListLocationsRequest {
+        page_size,
+        skip,
+        ..ListLocationsRequest::default()
+    }
 }
 
 /// A frame with a message.
-pub fn frame(message: &[u8]) -> Bytes {
-    prefixed(0, message)
+pub fn frame(message: &impl Message) -> Bytes {
+    prefixed(0, &message.encode_to_vec())
 }
 
 /// A frame with a compressed message.
@@ -78,7 +69,8 @@ pub fn compressed(message: &[u8]) -> Bytes {
     prefixed(1, &written.unwrap_or_default())
 }
 
-fn prefixed(flag: u8, message: &[u8]) -> Bytes {
+/// A frame with these bytes. The flag is 1 if they are compressed.
+pub fn prefixed(flag: u8, message: &[u8]) -> Bytes {
     let length = u32::try_from(message.len()).unwrap_or(u32::MAX);
     [&[flag], &length.to_be_bytes()[..], message]
         .concat()
@@ -97,11 +89,6 @@ pub struct Client {
 pub struct Call {
     pub response: ResponseFuture,
     pub body: SendStream<Bytes>,
-}
-
-/// A response with the status OK.
-pub struct Response {
-    pub headers: HeaderMap,
 }
 
 impl Client {
@@ -144,8 +131,8 @@ impl Client {
         Ok(Call { response, body })
     }
 
-    /// Makes a unary call. Any status other than OK is an error.
-    pub async fn call(&mut self, path: &str, frame: Bytes) -> Outcome<Response> {
+    /// Makes a unary call. Returns the headers of the response. Any status other than OK is an error.
+    pub async fn call(&mut self, path: &str, frame: Bytes) -> Outcome<HeaderMap> {
         let mut call = self.begin(path).await?;
         call.body.send_data(frame, true)?;
         call.finish().await
@@ -153,8 +140,8 @@ impl Client {
 }
 
 impl Call {
-    /// Reads the response to its end.
-    pub async fn finish(self) -> Outcome<Response> {
+    /// Reads the response to its end. Returns its headers.
+    pub async fn finish(self) -> Outcome<HeaderMap> {
         let (head, mut body) = self.response.await?.into_parts();
         if head.headers.contains_key("grpc-status") {
             check_status(&head.headers)?;
@@ -165,9 +152,7 @@ impl Call {
         }
         let trailers = body.trailers().await?;
         check_status(trailers.as_ref().unwrap_or(&head.headers))?;
-        Ok(Response {
-            headers: head.headers,
-        })
+        Ok(head.headers)
     }
 }
 
