@@ -1,7 +1,7 @@
 //! Runs the binary as a process, and ends it by shutdown, signal or crash.
 
 use std::{
-    env, fs,
+    fs,
     io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
@@ -9,6 +9,7 @@ use std::{
 };
 
 use location_service::proto::location::v1::location_service_client::LocationServiceClient;
+pub use servers::isolated;
 use tempfile::TempDir;
 use tonic::transport::Endpoint;
 
@@ -157,21 +158,6 @@ impl Drop for Process {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// A command without the settings and proxies of the caller's environment.
-pub fn isolated(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new(program);
-    for (name, _) in env::vars_os() {
-        let name_text = name.to_string_lossy();
-        if name_text.starts_with("LOCATION_SERVICE_")
-            || name_text.starts_with("OTEL_")
-            || name_text.to_lowercase().ends_with("_proxy")
-        {
-            command.env_remove(name);
-        }
-    }
-    command
 }
 
 /// Runs a command and returns its stdout. Panics if it fails.

@@ -237,23 +237,10 @@ async fn check_failpoint(name: &str, deployment: &Deployment) -> Result<(), Stri
 /// The binaries of the service, with absolute paths.
 fn binaries(args: &Args) -> Result<Vec<PathBuf>, Failure> {
     if args.binary.is_empty() {
-        return Ok(vec![default_binary()?]);
+        return Ok(vec![servers::service_binary()?]);
     }
     let absolute = args.binary.iter().map(std::path::absolute);
     Ok(absolute.collect::<Result<_, _>>()?)
-}
-
-/// The service beside the checker: `target/<profile>/location-service`.
-fn default_binary() -> Result<PathBuf, String> {
-    let own = std::env::current_exe().map_err(|error| error.to_string())?;
-    let binary = own.with_file_name("location-service");
-    if binary.exists() {
-        return Ok(binary);
-    }
-    Err(format!(
-        "{} is missing: run `cargo build` first, or give --binary",
-        binary.display()
-    ))
 }
 
 /// Failures that no fault excuses: a replica that exited by itself, or panicked. Internal errors are

@@ -7,7 +7,7 @@
 //! | `attacks` | the hostile clients |
 //! | `neighbour` | the well-behaved client |
 //! | `service` | the process under attack, on SQLite in a temporary folder |
-//! | `wire` | gRPC calls, and messages as bytes |
+//! | `wire` | gRPC calls |
 
 mod attacks;
 mod neighbour;
@@ -40,10 +40,10 @@ const MAX_LOG_MIB: u64 = 64;
 /// The time for an attack to begin before the well-behaved client calls.
 const HEAD_START: Duration = Duration::from_millis(300);
 
-/// Attacks a location-service, and prints what a well-behaved client sees of it
+/// Attacks location-service, and measures the latencies and errors of a well-behaved client
 #[derive(Parser)]
 struct Args {
-    /// Program to attack [default: target/release/location-service, or else that in target/debug]
+    /// Program to attack [default: location-service in the folder of hostile]
     #[arg(long, value_name = "PATH")]
     binary: Option<PathBuf>,
 
@@ -81,7 +81,10 @@ fn main() -> Outcome<ExitCode> {
     } else {
         &args.attack
     };
-    let binary = args.binary.clone().unwrap_or_else(default_binary);
+    let binary = match &args.binary {
+        Some(binary) => binary.clone(),
+        None => servers::service_binary()?,
+    };
     let time = Duration::from_secs(args.seconds);
     println!(
         "| attack | build | memory, MiB | CPU, s | log, MiB | hits: p50, p99, max, ms | misses \
@@ -109,12 +112,6 @@ fn main() -> Outcome<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn default_binary() -> PathBuf {
-    let [release, debug] = ["release", "debug"]
-        .map(|profile| Path::new("target").join(profile).join("location-service"));
-    if release.exists() { release } else { debug }
 }
 
 /// Attacks a new service. The well-behaved client has a thread of its own, so that its latencies

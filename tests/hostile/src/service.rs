@@ -1,23 +1,25 @@
 //! The process under attack.
 
 use std::{
-    env, fs,
-    io::{BufRead as _, BufReader},
+    fs,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use servers::{isolated, supervised::Supervised};
 use tempfile::TempDir;
 
 use crate::Outcome;
 
 const SECRET: &[u8] = b"a secret of the attacks, of 32 bytes or more";
+
+/// Maximum time for the service to start.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// The soft and hard limit of file descriptors, as many machines have it.
 const DESCRIPTORS: &str = "ulimit -n 1024 && exec \"$0\" \"$@\"";
@@ -48,7 +50,7 @@ pub struct Usage {
 
 /// A running service. Dropping it kills it.
 pub struct Service {
-    child: Child,
+    process: Supervised,
     target: Target,
     dir: TempDir,
 }
@@ -56,36 +58,30 @@ pub struct Service {
 impl Service {
     /// Starts the service on a new database.
     pub fn start(binary: &Path) -> Outcome<Self> {
+        let binary = fs::canonicalize(binary)?;
         let dir = TempDir::new()?;
         let secret = dir.path().join("secret");
         fs::write(&secret, SECRET)?;
-        let log = fs::File::create(dir.path().join("log"))?;
+        let args = [
+            binary.display().to_string(),
+            "serve".to_owned(),
+            "--listen=127.0.0.1:0".to_owned(),
+            format!("--database-url=sqlite:{}", database(&dir).display()),
+            format!("--jwt-secret-file={}", secret.display()),
+        ];
         let mut command = isolated("sh");
-        let mut child = command
-            .args(["-c", DESCRIPTORS])
-            .arg(fs::canonicalize(binary)?)
-            .args(["serve", "--listen=127.0.0.1:0"])
-            .arg(format!(
-                "--database-url=sqlite:{}",
-                database(&dir).display()
-            ))
-            .arg(format!("--jwt-secret-file={}", secret.display()))
-            .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()?;
-        let stdout = child.stdout.take().ok_or("stdout isn't piped")?;
-        let mut line = String::new();
-        BufReader::new(stdout).read_line(&mut line)?;
-        let Some(address) = line.trim_end().strip_prefix("listening on http://") else {
-            let log = fs::read_to_string(dir.path().join("log"))?;
-            return Err(format!("{} doesn't start: {log}", binary.display()).into());
-        };
+        command.args(["-c", DESCRIPTORS]).current_dir(dir.path());
+        let process = Supervised::start(&mut command, &args, "");
         let target = Target {
-            address: address.to_owned(),
-            hostile: bearer(binary, &secret, "hostile")?,
-            neighbour: bearer(binary, &secret, "neighbour")?,
+            address: address(&process, &dir)?,
+            hostile: bearer(&binary, &secret, "hostile")?,
+            neighbour: bearer(&binary, &secret, "neighbour")?,
         };
-        Ok(Self { child, target, dir })
+        Ok(Self {
+            process,
+            target,
+            dir,
+        })
     }
 
     pub fn target(&self) -> &Target {
@@ -94,7 +90,7 @@ impl Service {
 
     /// The memory and time that it has used.
     pub fn usage(&self) -> Outcome<Usage> {
-        let read = |name| fs::read_to_string(format!("/proc/{}/{name}", self.child.id()));
+        let read = |name| fs::read_to_string(format!("/proc/{}/{name}", self.process.pid()));
         let status = read("status")?;
         let mib = |name: &str| -> Outcome<u64> {
             let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -118,7 +114,7 @@ impl Service {
     pub fn forget_peak(&self) -> Outcome<()> {
         // See proc(5).
         Ok(fs::write(
-            format!("/proc/{}/clear_refs", self.child.id()),
+            format!("/proc/{}/clear_refs", self.process.pid()),
             "5",
         )?)
     }
@@ -137,14 +133,6 @@ impl Service {
             }
         });
         watch
-    }
-}
-
-impl Drop for Service {
-    fn drop(&mut self) {
-        // Both fail if it has exited already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
     }
 }
 
@@ -171,20 +159,27 @@ fn database(dir: &TempDir) -> PathBuf {
     dir.path().join("locations.db")
 }
 
-/// A command without the settings of the caller's environment.
-fn isolated(program: impl AsRef<std::ffi::OsStr>) -> Command {
-    let mut command = Command::new(program);
-    for (name, _) in env::vars_os() {
-        if name.to_string_lossy().starts_with("LOCATION_SERVICE_") {
-            command.env_remove(name);
+/// Waits until the service listens. Returns its address.
+fn address(process: &Supervised, dir: &TempDir) -> Outcome<String> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let is_alive = servers::is_alive(process.pid());
+        // The shell may not have created it yet.
+        let log = fs::read_to_string(dir.path().join("log")).unwrap_or_default();
+        let mut lines = log.lines();
+        if let Some(address) = lines.find_map(|line| line.strip_prefix("listening on http://")) {
+            return Ok(address.to_owned());
         }
+        if !is_alive || Instant::now() >= deadline {
+            return Err(format!("the service doesn't start: {log}").into());
+        }
+        thread::sleep(Duration::from_millis(10));
     }
-    command
 }
 
 /// The `authorization` of a subject.
 fn bearer(binary: &Path, secret: &Path, subject: &str) -> Outcome<String> {
-    let mut command = isolated(fs::canonicalize(binary)?);
+    let mut command = isolated(binary);
     let output = command
         .args(["token", "--subject", subject, "--jwt-secret-file"])
         .arg(secret)

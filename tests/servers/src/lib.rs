@@ -1,10 +1,12 @@
-//! PostgreSQL and Redis servers of a test, on free ports and in temporary folders. They end with the
-//! process that started them, even if it is killed.
+//! PostgreSQL, Redis and PgBouncer servers and certificates of a test, on free ports and in temporary
+//! folders. Servers end with the process that started them, even if it is killed.
 
 #![allow(
     clippy::missing_panics_doc,
     reason = "every function panics when a server fails, which fails the test"
 )]
+
+use std::{env, ffi::OsStr, path::PathBuf, process::Command};
 
 use rustix::process::{self, Pid, Signal};
 
@@ -13,6 +15,38 @@ pub mod pgbouncer;
 pub mod postgres;
 pub mod redis;
 pub mod supervised;
+
+/// A command without the settings and proxies of the caller's environment.
+pub fn isolated(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for (name, _) in env::vars_os() {
+        let name_text = name.to_string_lossy();
+        if name_text.starts_with("LOCATION_SERVICE_")
+            || name_text.starts_with("OTEL_")
+            || name_text.to_lowercase().ends_with("_proxy")
+        {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// The service beside the running program, in `target/<profile>`.
+///
+/// # Errors
+///
+/// It isn't built.
+pub fn service_binary() -> Result<PathBuf, String> {
+    let own = env::current_exe().map_err(|error| error.to_string())?;
+    let binary = own.with_file_name("location-service");
+    if binary.exists() {
+        return Ok(binary);
+    }
+    Err(format!(
+        "{} is missing: run `cargo build` first, or give --binary",
+        binary.display()
+    ))
+}
 
 /// Sends a signal, such as `TERM`, `KILL`, `STOP` or `CONT`, to each process. Returns `false` if all
 /// of them have ended.

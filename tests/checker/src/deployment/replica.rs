@@ -1,10 +1,9 @@
 //! A replica of the service.
 
 use std::{
-    env, fs,
+    fs,
     net::TcpListener,
     path::PathBuf,
-    process::Command,
     time::{Duration, Instant},
 };
 
@@ -55,13 +54,8 @@ impl Replica {
         let log_before = self.log().len();
         let binary = self.binaries[0].display().to_string();
         self.binaries.rotate_left(1);
-        // Only clears and sets variables.
-        let mut command = Command::new("env");
-        for (name, _) in env::vars_os() {
-            if name.to_string_lossy().starts_with("LOCATION_SERVICE_") {
-                command.env_remove(name);
-            }
-        }
+        // `env` only runs its arguments.
+        let mut command = servers::isolated("env");
         command.envs(self.variable.clone()).current_dir(&self.dir);
         let mut args = vec![
             binary.clone(),
