@@ -61,11 +61,14 @@ struct Args {
     #[arg(long, value_name = "FILE", requires = "replica")]
     jwt_secret_file: Option<PathBuf>,
 
-    /// Binary of the service; given again, of another release: the replicas take the binaries in turn, and a
-    /// replica that was killed starts again with the next one [default: location-service in the folder of the
-    /// checker]
+    /// Binary of the service. If given several times, the replicas take the binaries in turn, and a killed
+    /// replica starts again with the next one [default: location-service in the folder of the checker]
     #[arg(long, value_name = "PATH")]
     binary: Vec<PathBuf>,
+
+    /// Also fail when a replica logs an internal error. By default, internal errors are only printed
+    #[arg(long, conflicts_with = "replica")]
+    no_internal_errors: bool,
 
     /// Maximum duration in seconds
     #[arg(long, value_name = "N", default_value_t = 60)]

@@ -208,7 +208,7 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     drop(recorder);
     let figures = observer.join().map_err(|_| "the judge panicked")??;
     let complaints = deployment.as_ref().map_or_else(Vec::new, |deployment| {
-        complaints(deployment, args.binary.len() > 1)
+        complaints(deployment, args.no_internal_errors)
     });
     if without.is_none() && !figures.are_any() {
         return Err(format!("no call succeeded, so nothing was judged:\n{figures}").into());
@@ -244,8 +244,8 @@ fn binaries(args: &Args) -> Result<Vec<PathBuf>, Failure> {
 }
 
 /// Failures that no fault excuses: a replica that exited by itself, or panicked. Internal errors are
-/// only printed, unless they count.
-fn complaints(deployment: &Deployment, internal_errors_count: bool) -> Vec<String> {
+/// printed, and are failures only on request.
+fn complaints(deployment: &Deployment, no_internal_errors: bool) -> Vec<String> {
     let mut complaints = Vec::new();
     for (number, replica) in deployment.replicas.iter().enumerate() {
         if replica.has_failed() {
@@ -259,7 +259,7 @@ fn complaints(deployment: &Deployment, internal_errors_count: bool) -> Vec<Strin
         for fault in faults.take(3) {
             eprintln!("replica {number}, one of {count}: {fault}");
         }
-        if internal_errors_count && count > 0 {
+        if no_internal_errors && count > 0 {
             complaints.push(format!("replica {number}: {count} internal errors"));
         }
     }
