@@ -76,6 +76,21 @@ async fn dashboards_and_alerts_name_the_metrics_of_the_service() {
     assert_eq!(missing, [""; 0], "not in the dashboard");
 }
 
+#[test]
+fn every_alert_is_in_the_readme() {
+    let (alerts, readme) = (file("prometheus/alerts.yml"), file("README.md"));
+    let alerts: Vec<_> = alerts
+        .lines()
+        .filter_map(|line| line.trim_start().strip_prefix("- alert: "))
+        .collect();
+    assert!(!alerts.is_empty(), "no alerts");
+    let missing: Vec<_> = alerts
+        .into_iter()
+        .filter(|alert| !readme.contains(&format!("\n| `{alert}` |")))
+        .collect();
+    assert_eq!(missing, [""; 0], "not in deploy/README.md");
+}
+
 #[tokio::test]
 async fn manifests_and_settings_name_the_flags_of_the_service() {
     let help = output_of(service(&["serve", "--help"])).await;
