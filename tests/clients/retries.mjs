@@ -5,25 +5,16 @@
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 
-const [address, protoFolder, token, serviceConfig, modules] = process.argv.slice(2);
-const require = createRequire(`${modules}/`);
-const grpc = require("@grpc/grpc-js");
-const loader = require("@grpc/proto-loader");
+import { authorized, grpc, loadService, unary } from "./common.mjs";
+
+const [address, protoFolder, token, serviceConfig] = process.argv.slice(2);
 const RUN = "retries-node";
 
-const definition = loader.loadSync("location/v1/location_service.proto", {
-  includeDirs: [protoFolder],
-  keepCase: true,
-  longs: Number,
-  enums: String,
-  defaults: true,
-});
-const { location } = grpc.loadPackageDefinition(definition);
-const client = new location.v1.LocationService(address, grpc.credentials.createInsecure(), {
+const LocationService = loadService(protoFolder, { longs: Number, defaults: true });
+const client = new LocationService(address, grpc.credentials.createInsecure(), {
   "grpc.service_config": readFileSync(serviceConfig, "utf8"),
   "grpc.initial_reconnect_backoff_ms": 100,
   "grpc.max_reconnect_backoff_ms": 500,
@@ -32,14 +23,9 @@ const client = new location.v1.LocationService(address, grpc.credentials.createI
 const outcomes = {};
 const acknowledged = new Set();
 
-function call(method, request) {
-  const metadata = new grpc.Metadata();
-  metadata.set("authorization", `Bearer ${token}`);
-  return new Promise((resolve, reject) => {
-    client[method](request, metadata, (error, response) =>
-      error ? reject(error) : resolve(response),
-    );
-  });
+async function call(method, request) {
+  const [response] = await unary(client, method, request, authorized(token));
+  return response;
 }
 
 // Returns the response, or null if the call failed.
@@ -80,7 +66,7 @@ async function create(writer, repeatable, isStopped) {
   }
 }
 
-// Counts up the capacity of a location, which nobody else does.
+// Counts up the capacity of a location that no other client updates.
 async function update(isStopped) {
   const request = {
     location: {

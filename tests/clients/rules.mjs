@@ -1,38 +1,18 @@
-// The rules of rules.json, which rules.py describes, with @grpc/grpc-js, from the proto alone.
+// The rules of rules.json, which rules.py describes, with @grpc/grpc-js, generated only from the proto.
 //
 //     node rules.mjs ADDRESS PROTO_FOLDER TOKEN NODE_MODULES
 
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
 import { readFileSync } from "node:fs";
-import { createRequire } from "node:module";
 
-const [address, protoFolder, token, modules] = process.argv.slice(2);
-const require = createRequire(`${modules}/`);
-const grpc = require("@grpc/grpc-js");
-const loader = require("@grpc/proto-loader");
-const protobuf = require("protobufjs");
+import { authorized, detailsOf, grpc, loadService, unary } from "./common.mjs";
+
+const [address, protoFolder, token] = process.argv.slice(2);
 const rules = JSON.parse(readFileSync(new URL("rules.json", import.meta.url), "utf8"));
 
-const definition = loader.loadSync("location/v1/location_service.proto", {
-  includeDirs: [protoFolder],
-  keepCase: true,
-  longs: String,
-  enums: String,
-});
-const { location } = grpc.loadPackageDefinition(definition);
-const client = new location.v1.LocationService(address, grpc.credentials.createInsecure());
-
-// The parts of google/rpc/{status,error_details}.proto that are used here.
-const { root } = protobuf.parse(
-  `syntax = "proto3";
-  message Any { string type_url = 1; bytes value = 2; }
-  message Status { int32 code = 1; string message = 2; repeated Any details = 3; }
-  message FieldViolation { string field = 1; string description = 2; }
-  message BadRequest { repeated FieldViolation field_violations = 1; }
-  message ErrorInfo { string reason = 1; string domain = 2; map<string, string> metadata = 3; }`,
-  { keepCase: true },
-);
+const LocationService = loadService(protoFolder, { longs: String });
+const client = new LocationService(address, grpc.credentials.createInsecure());
 
 // proto-loader takes messages as they are: masks and times aren't text as in the JSON of protobuf.
 function message(value, name) {
@@ -76,33 +56,17 @@ function matches(expected, actual) {
   return expected === actual;
 }
 
-function call(method, request, headers) {
-  const metadata = new grpc.Metadata();
-  for (const [name, value] of Object.entries(headers)) metadata.set(name, value);
-  return new Promise((resolve, reject) => {
-    let status;
-    client[method](message(request), metadata, { deadline: Date.now() + 20_000 }, (error, response) =>
-      error ? reject(error) : resolve([response, status]),
-    ).on("metadata", (initial) => {
-      status = initial.get("cache-status")[0] ?? "";
-    });
-  });
-}
-
 async function check(step) {
-  const headers = { authorization: `Bearer ${token}`, ...step.metadata };
-  const outcome = await call(step.call, fill(step.request), headers).then(
+  const request = message(fill(step.request));
+  const options = { deadline: Date.now() + 20_000 };
+  const metadata = authorized(token, step.metadata);
+  const outcome = await unary(client, step.call, request, metadata, options).then(
     ([response, status]) => ({ response, status }),
     (error) => ({ error }),
   );
   if (outcome.error) {
     assert.equal(grpc.status[outcome.error.code], step.error, outcome.error.message);
-    const [bytes] = outcome.error.metadata.get("grpc-status-details-bin");
-    const details = {};
-    for (const { type_url, value } of root.lookupType("Status").decode(bytes).details) {
-      const name = type_url.split(".").pop();
-      if (root.get(name)) details[name] = root.lookupType(name).decode(value);
-    }
+    const details = detailsOf(outcome.error);
     assert.equal(details.ErrorInfo.domain, "location.v1");
     assert.equal(details.ErrorInfo.reason, step.reason);
     const fields = (details.BadRequest?.field_violations ?? []).map(({ field }) => field);
@@ -117,7 +81,8 @@ async function check(step) {
     matches(expected, outcome.response),
     `${JSON.stringify(expected)} ${JSON.stringify(outcome.response)}`,
   );
-  assert.ok(outcome.status.includes(step.cache_status ?? ""), outcome.status);
+  const status = outcome.status ?? "";
+  assert.ok(status.includes(step.cache_status ?? ""), status);
   if (step.as) kept[step.as] = outcome.response;
 }
 

@@ -4,78 +4,45 @@
 
 import assert from "node:assert/strict";
 import { randomUUID } from "node:crypto";
-import { createRequire } from "node:module";
 
-const [address, protoFolder, token, modules] = process.argv.slice(2);
-const require = createRequire(`${modules}/`);
-const grpc = require("@grpc/grpc-js");
-const loader = require("@grpc/proto-loader");
-const protobuf = require("protobufjs");
+import { authorized, detailsOf, grpc, loadService, protobuf, unary } from "./common.mjs";
+
+const [address, protoFolder, token] = process.argv.slice(2);
 
 // Deadline of a call.
 const PATIENCE_MS = 20_000;
 const HIT = "location-service; hit; detail=local";
 
-const definition = loader.loadSync("location/v1/location_service.proto", {
-  includeDirs: [protoFolder],
-  keepCase: true,
-  longs: String,
-  enums: String,
-  defaults: true,
-});
-const { location } = grpc.loadPackageDefinition(definition);
-
-// The parts of google/rpc/{status,error_details}.proto and grpc/health/v1/health.proto that are used
-// here.
-const { root } = protobuf.parse(
-  `syntax = "proto3";
-  message Any { string type_url = 1; bytes value = 2; }
-  message Status { int32 code = 1; string message = 2; repeated Any details = 3; }
-  message FieldViolation { string field = 1; string description = 2; }
-  message BadRequest { repeated FieldViolation field_violations = 1; }
-  message ErrorInfo { string reason = 1; string domain = 2; map<string, string> metadata = 3; }
-  message ResourceInfo { string resource_type = 1; string resource_name = 2; }
-  message HealthCheckRequest { string service = 1; }
-  message HealthCheckResponse { int32 status = 1; }`,
-  { keepCase: true },
-);
-const message = (name) => root.lookupType(name);
-
+const LocationService = loadService(protoFolder, { longs: String, defaults: true });
 const credentials = grpc.credentials.createInsecure();
-const plain = new location.v1.LocationService(address, credentials);
-const compressed = new location.v1.LocationService(address, credentials, {
+const plain = new LocationService(address, credentials);
+const compressed = new LocationService(address, credentials, {
   "grpc.default_compression_algorithm": grpc.compressionAlgorithms.gzip,
 });
+
+// The parts of grpc/health/v1/health.proto that are used here.
+const { root } = protobuf.parse(
+  `syntax = "proto3";
+  message HealthCheckRequest { string service = 1; }
+  message HealthCheckResponse { int32 status = 1; }`,
+);
+const HealthCheckRequest = root.lookupType("HealthCheckRequest");
+const HealthCheckResponse = root.lookupType("HealthCheckResponse");
 const Health = grpc.makeGenericClientConstructor({
   Check: {
     path: "/grpc.health.v1.Health/Check",
     requestStream: false,
     responseStream: false,
-    requestSerialize: (request) =>
-      Buffer.from(message("HealthCheckRequest").encode(request).finish()),
-    responseDeserialize: (bytes) => message("HealthCheckResponse").decode(bytes),
+    requestSerialize: (request) => Buffer.from(HealthCheckRequest.encode(request).finish()),
+    responseDeserialize: (bytes) => HealthCheckResponse.decode(bytes),
   },
 });
 const health = new Health(address, credentials);
 
-function admit(more = {}) {
-  const metadata = new grpc.Metadata();
-  metadata.set("authorization", `Bearer ${token}`);
-  for (const [name, value] of Object.entries(more)) metadata.set(name, value);
-  return metadata;
-}
-
 // Returns the response and its `cache-status`.
 function call(method, request, options = {}) {
-  const { client = plain, metadata = admit(), timeoutMs = PATIENCE_MS } = options;
-  return new Promise((resolve, reject) => {
-    let status;
-    client[method](request, metadata, { deadline: Date.now() + timeoutMs }, (error, response) =>
-      error ? reject(error) : resolve([response, status]),
-    ).on("metadata", (initial) => {
-      [status] = initial.get("cache-status");
-    });
-  });
+  const { client = plain, metadata = authorized(token), timeoutMs = PATIENCE_MS } = options;
+  return unary(client, method, request, metadata, { deadline: Date.now() + timeoutMs });
 }
 
 // Checks that the call fails with this code. Returns the error's details by type.
@@ -85,14 +52,7 @@ async function refused(code, method, request, options) {
     (error) => error,
   );
   assert.equal(error.code, code, error.message);
-  const details = {};
-  for (const bytes of error.metadata.get("grpc-status-details-bin")) {
-    for (const { type_url, value } of message("Status").decode(bytes).details) {
-      const name = type_url.split(".").pop();
-      details[name] = message(name).decode(value);
-    }
-  }
-  return details;
+  return detailsOf(error);
 }
 
 for (const service of ["", "location.v1.LocationService"]) {
@@ -136,7 +96,7 @@ assert.deepEqual(response, created);
 [response, status] = await call(
   "GetLocation",
   { id: created.id },
-  { metadata: admit({ "cache-control": "no-cache" }) },
+  { metadata: authorized(token, { "cache-control": "no-cache" }) },
 );
 assert.deepEqual(response, created);
 assert.equal(status, "location-service; fwd=request; stored");
