@@ -68,7 +68,7 @@ def create(stub, writer, repeatable, stopped):
 
 
 def update(stub, stopped):
-    """Counts up the capacity of a location, which nobody else does."""
+    """Counts up the capacity of a location that no other client updates."""
     new = pb.Location(type=pb.LOCATION_TYPE_DELIVERY, display_name="counter", production_run_id=RUN)
     request = pb.CreateLocationRequest(location=new, request_id=str(uuid.uuid4()))
     counter = None

@@ -1,4 +1,4 @@
-"""The rules of rules.json, with grpcio and with grpcurl, from the proto alone.
+"""The rules of rules.json, with grpcio and with grpcurl, generated only from the proto.
 
     rules.py ADDRESS PROTO_FOLDER TOKEN
 
@@ -99,7 +99,7 @@ def with_paths(value):
 
 
 def snake(value):
-    """grpcurl prints names in lowerCamelCase. (No label of the rules is in it.)"""
+    """grpcurl prints names in lowerCamelCase. (No label in `rules.json` has capitals.)"""
     if isinstance(value, dict):
         names = {name: re.sub("([A-Z])", r"_\1", name).lower() for name in value}
         return {names[name]: snake(item) for name, item in value.items()}

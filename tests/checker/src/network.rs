@@ -356,7 +356,7 @@ mod tests {
         port
     }
 
-    /// A network of this process, as the first replica, and of a server behind the first Redis's port.
+    /// A network in which this process is the first replica and an echo server is the first Redis.
     async fn replica_and_echo() -> (Network, u16) {
         let mut network = Network::new();
         let route = network

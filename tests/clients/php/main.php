@@ -1,7 +1,7 @@
 <?php
 
-// Creates a location and lists it: main.php ADDRESS TOKEN. Debian has PHP's messages, and not its gRPC
-// extension, so the calls are made with curl.
+// Creates a location and lists it: main.php ADDRESS TOKEN. Debian packages PHP's protobuf
+// runtime but not its gRPC extension, so the calls are made with curl.
 
 use LocationApi\V1\CreateLocationRequest;
 use LocationApi\V1\ListLocationsRequest;

@@ -195,7 +195,7 @@ impl Register {
             let version = entry.write.label.version;
             entry.seen = None;
             if !matches!(entry.ended, Some((_, Outcome::Acknowledged(_)))) {
-                // Another attempt after the loss gives it another etag.
+                // A later attempt may store it with another etag.
                 entry.etag = None;
             }
             if left == Some(version) {
