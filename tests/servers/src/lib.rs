@@ -1,4 +1,4 @@
-//! PostgreSQL, Redis and PgBouncer servers and certificates of a test, on free ports and in temporary
+//! PostgreSQL, Redis and `PgBouncer` servers and certificates of a test, on free ports and in temporary
 //! folders. Servers end with the process that started them, even if it is killed.
 
 #![allow(
