@@ -6,7 +6,7 @@
 use prost::Message;
 use uuid::Uuid;
 
-use super::{location::v1, to_proto::labels};
+use super::{convert::labels, location::v1};
 use crate::model::{
     Etag, ListQuery, Location, LocationId, Micros, NewLocation, Order, OrderField, Predicate,
     ProductionRunId, ReportQuery, Text,

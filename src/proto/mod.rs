@@ -5,23 +5,20 @@
 //! | [`location::v1`] | generated messages, client stubs and server traits |
 //! | [`DESCRIPTORS`] | the descriptor set, for server reflection and field masks |
 //! | [`canonical`] | the canonical requests that cache keys and page tokens are made of |
-//! | `to_proto` | the model → messages |
-//! | [`from_proto`] | messages → the model |
+//! | [`convert`] | messages → the model, and the model → messages |
 //! | [`Frame`] | a message as gRPC sends it |
 
 pub mod canonical;
+pub mod convert;
 mod frame;
-pub mod from_proto;
-mod to_proto;
 
 use std::sync::LazyLock;
 
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, Value};
 
 pub use self::{
+    convert::{decode_location, encode_location, item_bytes, list_response, reports_response},
     frame::Frame,
-    from_proto::decode_location,
-    to_proto::{encode_location, item_bytes, list_response, reports_response},
 };
 use crate::error::{Error, Result};
 

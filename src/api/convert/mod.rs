@@ -15,7 +15,7 @@ use super::limits::MAX_BATCH;
 use crate::{
     error::Violations,
     model::{OwnerId, Predicate, ProductionRunId},
-    proto::from_proto::location_type,
+    proto::convert::location_type,
 };
 
 fn check_batch(field: &str, count: usize, violations: &mut Violations) {

@@ -10,7 +10,7 @@ use crate::{
         LabelKey, LabelValue, ListQuery, Location, LocationId, MAX_LABELS, Order, OrderField,
         OwnerId, Principal, ReportQuery, Text, fold_case,
     },
-    proto::{MAX_RESPONSE_BYTES, from_proto::location_state, item_bytes, location::v1},
+    proto::{MAX_RESPONSE_BYTES, convert::location_state, item_bytes, location::v1},
 };
 
 const DEFAULT_PAGE_SIZE: u32 = 50;

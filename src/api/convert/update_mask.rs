@@ -12,7 +12,7 @@ use crate::{
     model::{Details, LabelKey, Location, LocationType, OwnerId, Principal},
     proto::{
         self,
-        from_proto::{Fields, location_type},
+        convert::{Fields, location_type},
         location::v1,
     },
     service::Edited,

@@ -6,7 +6,7 @@ use crate::{
     model::{Etag, LocationId, NewLocation, OwnerId, Principal, parse_uuid},
     proto::{
         canonical::canonical_creation,
-        from_proto::{Fields, location_type},
+        convert::{Fields, location_type},
         location::v1,
     },
     service::{Creation, Deletion, Generated, Update, Write, WriteCall, Written},
