@@ -100,6 +100,17 @@ class Bench:
     def postgres(self):
         return Postgres(self.folder)
 
+    @functools.cached_property
+    def certificate(self):
+        """The files of a certificate for 127.0.0.1, which signs itself, and of its key."""
+        files = self.folder / "certificate.pem", self.folder / "key.pem"
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-noenc"]
+        name = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+        made = ["-out", files[0], "-keyout", files[1]]
+        command = ["openssl", "req", "-x509", *curve, *name, *made]
+        subprocess.run(command, stderr=subprocess.DEVNULL, check=True)
+        return files
+
     @functools.cache
     def database(self, name):
         """The URL of a database with rows."""
@@ -152,7 +163,7 @@ class Bench:
     def server(self, name):
         if name not in self.started:
             self.started[name] = self.start(name)
-            if name.partition(":")[0] in ("embedded", "warm", "cold", "service"):
+            if name.partition(":")[0] in ("embedded", "embedded-tls", "warm", "cold", "service"):
                 self.await_cache(name)
         return self.started[name]
 
@@ -177,6 +188,10 @@ class Bench:
         match kind:
             case "embedded":
                 return self.service("--database-url", self.file(detail))
+            case "embedded-tls":
+                certificate, key = self.certificate
+                tls = ["--tls-cert-file", certificate, "--tls-key-file", key]
+                return self.service("--database-url", self.file(kind), *tls)
             case "warm":
                 return self.replica("base")
             case "cold":
@@ -196,6 +211,10 @@ class Bench:
             case "f":
                 file = self.page_files()[PAGES.index(int(detail or PAGE))]
                 return Listener([self.programs["peers"], "f", file], self.folder)
+            case "f-tls":
+                file = self.page_files()[PAGES.index(PAGE)]
+                tls = ["--tls", *self.certificate]
+                return Listener([self.programs["peers"], "f", file, *tls], self.folder)
             case "fastapi" | "fastapi-ready" | "grpcio":
                 script = pathlib.Path("benches/peers/python.py").resolve()
                 return Listener([sys.executable, script, kind, self.redis.url], self.folder)
@@ -214,7 +233,12 @@ class Bench:
         """Calls with a real client. Returns the serialized response and its `cache-status`."""
         if server not in self.clients:
             large = [("grpc.max_receive_message_length", 8 << 20)]
-            self.clients[server] = grpc.insecure_channel(self.server(server).address, large)
+            listener = self.server(server)
+            if listener.url.startswith("https:"):
+                trusted = grpc.ssl_channel_credentials(self.certificate[0].read_bytes())
+                self.clients[server] = grpc.secure_channel(listener.address, trusted, large)
+            else:
+                self.clients[server] = grpc.insecure_channel(listener.address, large)
         if token:
             metadata = (*metadata, ("authorization", f"Bearer {token}"))
         function = self.clients[server].unary_unary(f"/{method}")

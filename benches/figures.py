@@ -45,6 +45,7 @@ def spread(values):
 # Figure, target (a maximum), numerator, denominator, and the field of both.
 RATIOS = (
     ("embedded hit / fair A (same profile)", 0.40, "list/4x32/embedded", "list/4x32/a", "cpu_us"),
+    ("embedded hit / F, both with TLS", None, "tls/embedded-tls", "tls/f-tls", "cpu_us"),
     (
         "warm L1 hit validated through Redis / fair A",
         0.45,

@@ -93,15 +93,15 @@ def cpu_ns(pid):
 
 
 class Listener(Process):
-    """A server that prints `listening on http://ADDRESS`."""
+    """A server that prints `listening on URL`."""
 
     def __init__(self, argv, folder, *, core=SERVER_CORE):
         super().__init__(argv, folder, core=core, stdout=subprocess.PIPE)
         line = self.popen.stdout.readline().decode()
-        if not line.startswith("listening on http://"):
+        if not line.startswith("listening on http"):
             self.fail(f"{argv[0]} doesn't start")
         self.url = line.split()[-1]
-        self.address = self.url.removeprefix("http://")
+        self.address = self.url.partition("://")[2]
 
 
 class Redis(Process):

@@ -64,7 +64,7 @@ def cached_list(bench, name, shape, size=PAGE, names=None, make=Repeated):
         shape = Shape(shape.connections * shape.streams, 1)
         expected = Expected(response, json.loads)
         return Rest(bench, [name], path, b"", shape, expected, headers=headers)
-    if kind in OURS:
+    if kind.removesuffix("-tls") in OURS:
         status = "hit; detail=redis" if kind == "cold" else "hit; detail=local"
         # Page tokens differ: each database has its own signing key.
         expected = Expected(parse(page).locations, lambda it: parse(it).locations)
@@ -91,6 +91,13 @@ def measure_lists(bench, quick):
             make = functools.partial(cached_list, bench, name, shape)
             variants[f"list/{shape}/{name}"] = make
     bench.measure(f"A cached list of {PAGE} (connections x streams)", variants)
+
+
+def measure_tls(bench, _quick):
+    variants = {}
+    for name in "f-tls", "embedded-tls":
+        variants[f"tls/{name}"] = functools.partial(cached_list, bench, name, FULL_LOAD)
+    bench.measure("A cached list with TLS", variants)
 
 
 def measure_pages(bench, quick):
@@ -287,6 +294,7 @@ def measure_closing(bench, _quick):
 
 SECTIONS = (
     measure_lists,
+    measure_tls,
     measure_replicas,
     measure_pages,
     measure_gets,

@@ -27,6 +27,9 @@ enum Command {
     F {
         /// File of a serialized `ListLocationsResponse`
         page: PathBuf,
+        /// PEM files for TLS
+        #[arg(long, num_args = 2, value_names = ["CERTIFICATE", "KEY"])]
+        tls: Option<Vec<PathBuf>>,
     },
     /// E: tonic with one Redis GET per request through fred; a write drops all entries of its type
     E {
@@ -59,7 +62,10 @@ struct Engines {
 async fn main() -> Outcome<()> {
     match Command::parse() {
         Command::A { pages } => grpc::serve(Rows::read(&pages)?).await,
-        Command::F { page } => frame::serve(&std::fs::read(page)?).await,
+        Command::F { page, tls } => {
+            let tls = tls.as_deref().map(frame::acceptor).transpose()?;
+            frame::serve(&std::fs::read(page)?, tls).await
+        }
         Command::E { engines, decode } => {
             let aside = Aside {
                 pool: sql::connect(&engines.database_url)?,
