@@ -24,7 +24,10 @@ use tokio::task::JoinSet;
 use uuid::Uuid;
 
 use crate::{harness::eventually, redis_proxy::RedisProxy};
-use servers::redis::{RedisCluster, RedisSentinels, RedisServer, until};
+use servers::{
+    redis::{RedisCluster, RedisSentinels, RedisServer},
+    until,
+};
 
 /// The epoch that tests begin with.
 pub const EPOCH: Option<Epoch> = Some(Epoch(1));

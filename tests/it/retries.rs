@@ -15,10 +15,7 @@ use std::{
 
 use location_client::v1::{self, location_service_client::LocationServiceClient};
 use serde_json::Value;
-use servers::{
-    postgres::Postgres,
-    redis::{RedisServer, free_port},
-};
+use servers::{fixed_port, postgres::Postgres, redis::RedisServer};
 use tonic::{
     Code, Request, Status,
     transport::{Channel, Endpoint},
@@ -236,7 +233,7 @@ impl Deployment {
             database: postgres.database().await,
             postgres,
             redis,
-            address: SocketAddr::from(([127, 0, 0, 1], free_port())),
+            address: SocketAddr::from(([127, 0, 0, 1], fixed_port())),
             home: Home::new(),
             service: None,
         };
@@ -258,12 +255,8 @@ impl Deployment {
     async fn kill(&mut self, victim: Victim) {
         match victim {
             Victim::Postgres => {
-                // The main process begins again without its children, some of which may have ended
-                // because of others.
-                let main = self.postgres.pid();
-                let children = format!("/proc/{main}/task/{main}/children");
-                let children = std::fs::read_to_string(children).expect("the server runs");
-                servers::signal("KILL", children.split_whitespace());
+                // PostgreSQL restarts its processes after they are killed. Some may already have exited.
+                servers::signal("KILL", self.postgres.children());
             }
             Victim::Redis => self.redis.restart(),
             Victim::Service => {

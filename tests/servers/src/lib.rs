@@ -6,7 +6,15 @@
     reason = "every function panics when a server fails, which fails the test"
 )]
 
-use std::{env, ffi::OsStr, path::PathBuf, process::Command};
+use std::{
+    env,
+    ffi::OsStr,
+    net::TcpListener,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
 
 use rustix::process::{self, Pid, Signal};
 
@@ -48,9 +56,37 @@ pub fn service_binary() -> Result<PathBuf, String> {
     ))
 }
 
+/// The time limit for anything that must happen.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Waits for something that must happen, and panics after the time limit.
+pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !happened() {
+        assert!(Instant::now() < deadline, "not in time: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A port that was free a moment ago.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("bound").port()
+}
+
+/// A free port below the ephemeral ports, so that no connection takes it while its server is down.
+pub fn fixed_port() -> u16 {
+    loop {
+        let port = rand::random_range(12_000..30_000);
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
 /// Sends a signal, such as `TERM`, `KILL`, `STOP` or `CONT`, to each process. Returns `false` if all
 /// of them have ended.
-pub fn signal<'a>(name: &str, pids: impl IntoIterator<Item = &'a str>) -> bool {
+pub fn signal(name: &str, pids: impl IntoIterator<Item = impl AsRef<str>>) -> bool {
     let signal = match name {
         "CONT" => Signal::CONT,
         "HUP" => Signal::HUP,
@@ -62,7 +98,7 @@ pub fn signal<'a>(name: &str, pids: impl IntoIterator<Item = &'a str>) -> bool {
     };
     let sent = pids
         .into_iter()
-        .map(|id| process::kill_process(pid(id), signal).is_ok());
+        .map(|id| process::kill_process(pid(id.as_ref()), signal).is_ok());
     sent.fold(false, |any, sent| any | sent)
 }
 

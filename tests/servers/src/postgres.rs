@@ -1,8 +1,7 @@
 //! A private PostgreSQL server.
 
 use std::{
-    env, fs,
-    net::TcpListener,
+    env, fs, iter,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{
@@ -14,6 +13,8 @@ use std::{
 use sqlx::{
     AssertSqlSafe, ConnectOptions as _, Connection as _, PgConnection, postgres::PgConnectOptions,
 };
+
+use crate::free_port;
 
 /// Debian's programs.
 const BINARIES: &str = "/usr/lib/postgresql/15/bin";
@@ -157,13 +158,9 @@ impl Postgres {
             .stderr(Stdio::null())
             .spawn()
             .expect("sh can be run");
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .expect("a port is free")
-            .port();
         Self {
             dir,
-            port,
+            port: free_port(),
             guardian,
             databases: AtomicU32::new(0),
         }
@@ -200,11 +197,16 @@ impl Postgres {
 
     /// Sends a signal, such as `STOP` or `CONT`, to all of its processes.
     pub fn signal(&self, signal: &str) {
+        let (main, children) = (self.pid(), self.children());
+        kill(signal, iter::once(&main).chain(&children));
+    }
+
+    /// The process ids of the main process's children.
+    pub fn children(&self) -> Vec<String> {
         let main = self.pid();
-        let children = fs::read_to_string(format!("/proc/{main}/task/{main}/children"))
-            .expect("the server runs");
-        let pids = std::iter::once(main.as_str()).chain(children.split_whitespace());
-        kill(signal, pids);
+        let children = fs::read_to_string(format!("/proc/{main}/task/{main}/children"));
+        let children = children.expect("the server runs");
+        children.split_whitespace().map(str::to_owned).collect()
     }
 
     /// The process id of the server's main process.
@@ -318,8 +320,9 @@ pub async fn number(url: &str, sql: &str) -> i64 {
 }
 
 /// Sends a signal to processes, all of which must exist.
-pub fn kill<'a>(signal: &str, pids: impl IntoIterator<Item = &'a str>) {
+pub fn kill(signal: &str, pids: impl IntoIterator<Item = impl AsRef<str>>) {
     for pid in pids {
+        let pid = pid.as_ref();
         assert!(crate::signal(signal, [pid]), "{signal} {pid}");
     }
 }
@@ -329,8 +332,7 @@ fn client(name: &str) -> Command {
     Command::new(program(name))
 }
 
-/// The path of a program: in one of the folders that the variables name if it is there, so that tests can
-/// run on other versions, and otherwise Debian's.
+/// The path of a program: in `POSTGRES_BIN` or `POSTGRES_CLIENT_BIN` if it is there, otherwise Debian's.
 fn program(name: &str) -> String {
     ["POSTGRES_BIN", "POSTGRES_CLIENT_BIN"]
         .into_iter()

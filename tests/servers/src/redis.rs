@@ -4,7 +4,6 @@ use std::{
     env,
     fmt::Write as _,
     fs,
-    net::TcpListener,
     path::PathBuf,
     process::Command,
     thread,
@@ -13,10 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::supervised::Supervised;
-
-/// The time limit for anything that must happen.
-const PATIENCE: Duration = Duration::from_secs(30);
+use crate::{free_port, supervised::Supervised, until};
 
 /// Counts the members of the service's indexes, and those without an entry. Time stands still within
 /// a script, so nothing expires between the two.
@@ -57,8 +53,9 @@ pub struct RedisServer {
     pub tls_port: u16,
     program: &'static str,
     args: Vec<String>,
-    dir: TempDir,
+    /// Dropped before its folder.
     running: Option<Supervised>,
+    dir: TempDir,
 }
 
 impl RedisServer {
@@ -128,19 +125,18 @@ impl RedisServer {
     }
 
     fn spawn(&mut self) {
-        // Another version or Valkey, if the variable names it. The server is also the Sentinel.
+        // `REDIS_SERVER` selects another version or Valkey. `redis-sentinel` is the same program with
+        // `--sentinel`.
         let server = env::var("REDIS_SERVER");
         let server = server.as_deref().unwrap_or("redis-server");
         let sentinel = (self.program == "redis-sentinel").then_some("--sentinel");
-        let args: Vec<_> = [server, "redis.conf"]
+        let args = [server, "redis.conf"]
             .into_iter()
             .chain(sentinel)
-            .chain(self.args.iter().map(String::as_str))
-            .map(str::to_owned)
-            .collect();
+            .chain(self.args.iter().map(String::as_str));
         let command = &mut Command::new("env");
         command.current_dir(self.dir.path());
-        self.running = Some(Supervised::start(command, &args, ""));
+        self.running = Some(Supervised::start(command, args, ""));
     }
 
     fn responds(&self) -> bool {
@@ -247,9 +243,7 @@ impl RedisServer {
 
     /// Kills the server.
     pub fn kill(&mut self) {
-        if let Some(running) = self.running.take() {
-            running.kill();
-        }
+        self.running = None;
     }
 
     /// Kills the server and restarts it on the same port, with its persisted data.
@@ -271,12 +265,6 @@ impl RedisServer {
 
     fn signal(&self, name: &str) {
         assert!(crate::signal(name, [self.pid()]), "{name}");
-    }
-}
-
-impl Drop for RedisServer {
-    fn drop(&mut self) {
-        self.kill();
     }
 }
 
@@ -395,19 +383,4 @@ impl RedisSentinels {
             ports[0], ports[1], ports[2]
         )
     }
-}
-
-/// Waits for something that must happen, and panics after the time limit.
-pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !happened() {
-        assert!(Instant::now() < deadline, "not in time: {what}");
-        thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// A port that was free a moment ago.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound").port()
 }

@@ -1,8 +1,9 @@
 //! A process that ends with the one that started it, even if that is killed.
 
 use std::{
+    ffi::OsStr,
     io::{BufRead as _, BufReader},
-    process::{Child, ChildStdin, Command, Stdio},
+    process::{Child, Command, Stdio},
 };
 
 /// Runs a command in the background, prints its process id, and kills it when standard input closes. Then
@@ -10,19 +11,21 @@ use std::{
 const SUPERVISE: &str =
     r#""$@" >>log 2>&1 </dev/null & echo $!; read -r _; kill -9 $!; wait; eval "$LAST""#;
 
-/// A running process.
+/// A running process. Dropping it kills it.
 #[derive(Debug)]
 pub struct Supervised {
     pid: String,
     shell: Child,
-    /// Dropped to kill the process.
-    input: ChildStdin,
 }
 
 impl Supervised {
     /// Starts a program with arguments. The command is a prefix of it, with the environment and the
     /// folder, to whose file `log` the output goes.
-    pub fn start(command: &mut Command, args: &[String], last: &str) -> Self {
+    pub fn start(
+        command: &mut Command,
+        args: impl IntoIterator<Item = impl AsRef<OsStr>>,
+        last: &str,
+    ) -> Self {
         let mut shell = command
             .args(["sh", "-c", SUPERVISE, "supervise"])
             .args(args)
@@ -32,24 +35,24 @@ impl Supervised {
             .stderr(Stdio::null())
             .spawn()
             .expect("a shell");
-        let input = shell.stdin.take().expect("piped");
         let mut pid = String::new();
         BufReader::new(shell.stdout.take().expect("piped"))
             .read_line(&mut pid)
             .expect("the process id");
         let pid = pid.trim().to_owned();
-        Self { pid, shell, input }
+        Self { pid, shell }
     }
 
     /// The process id.
     pub fn pid(&self) -> &str {
         &self.pid
     }
+}
 
-    /// Kills it.
-    pub fn kill(mut self) {
-        drop(self.input);
-        // The result doesn't matter once it has ended.
+impl Drop for Supervised {
+    fn drop(&mut self) {
+        // The shell kills the process when its input is closed.
+        drop(self.shell.stdin.take());
         let _ = self.shell.wait();
     }
 }

@@ -14,7 +14,7 @@ use std::{
 };
 
 use serde_json::Value;
-use servers::{postgres::execute, redis::free_port, supervised::Supervised};
+use servers::{free_port, postgres::execute, supervised::Supervised};
 use tempfile::TempDir;
 use tokio::task::block_in_place;
 
@@ -42,25 +42,15 @@ pub struct Patroni {
     /// The port that leads to the primary.
     port: u16,
     /// etcd and the proxy.
-    _others: Vec<Process>,
+    _others: [Supervised; 2],
     _dir: TempDir,
 }
 
 /// A server and its Patroni.
 struct Node {
-    process: Option<Process>,
+    process: Option<Supervised>,
     dir: std::path::PathBuf,
     api: u16,
-}
-
-struct Process(Option<Supervised>);
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if let Some(process) = self.0.take() {
-            process.kill();
-        }
-    }
 }
 
 /// Whether all programs are installed.
@@ -124,7 +114,7 @@ impl Patroni {
         let patroni = Self {
             nodes,
             port,
-            _others: vec![etcd_process, proxy],
+            _others: [etcd_process, proxy],
             _dir: dir,
         };
         block_in_place(|| {
@@ -209,15 +199,12 @@ impl Patroni {
         let primary = self.primary()?;
         let node = &mut self.nodes[primary];
         // First Patroni, which would start the server again.
-        let process = node.process.take().and_then(|mut process| process.0.take());
         let pids = node.processes();
-        if let Some(process) = &process {
+        if let Some(process) = &node.process {
             servers::signal("KILL", [process.pid()]);
         }
-        servers::signal("KILL", pids.iter().map(String::as_str));
-        if let Some(process) = process {
-            process.kill();
-        }
+        servers::signal("KILL", pids);
+        node.process = None;
         Some(primary)
     }
 
@@ -244,14 +231,14 @@ impl Node {
 }
 
 /// Starts a program as a user, in a folder.
-fn start(dir: &Path, user: &str, args: &[String], last: &str) -> Process {
+fn start(dir: &Path, user: &str, args: &[String], last: &str) -> Supervised {
     let mut command = Command::new("setpriv");
     command
         .args(["--reuid", user, "--regid", user, "--init-groups", "--"])
         .env("POSTGRES", POSTGRES)
         .env("HOME", dir)
         .current_dir(dir);
-    Process(Some(Supervised::start(&mut command, args, last)))
+    Supervised::start(&mut command, args, last)
 }
 
 fn settings(number: usize, dir: &Path, (etcd, api, port): (u16, u16, u16)) -> String {

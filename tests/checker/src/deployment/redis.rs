@@ -1,6 +1,6 @@
 //! Redis: a server, a master with a replica and Sentinels, or a Cluster.
 
-use servers::redis::{RedisServer, free_port, until};
+use servers::{free_port, redis::RedisServer, until};
 
 use super::{Cache, SERVICE};
 use crate::network::{Destination, Network, Route, Source};

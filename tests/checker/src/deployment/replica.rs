@@ -2,12 +2,11 @@
 
 use std::{
     fs,
-    net::TcpListener,
     path::PathBuf,
     time::{Duration, Instant},
 };
 
-use servers::supervised::Supervised;
+use servers::{fixed_port, supervised::Supervised};
 
 /// Maximum time for a replica to start.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -78,9 +77,7 @@ impl Replica {
     /// Kills it.
     pub fn kill(&mut self) {
         self.ended_by_itself = self.has_failed();
-        if let Some(process) = self.process.take() {
-            process.kill();
-        }
+        self.process = None;
     }
 
     /// The process id of the running replica.
@@ -101,21 +98,5 @@ impl Replica {
     /// Its log since the first start.
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
-    }
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
-/// A free port below the ephemeral ports, so that no connection takes it while the replica is down.
-fn fixed_port() -> u16 {
-    loop {
-        let port = rand::random_range(12_000..30_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            return port;
-        }
     }
 }
