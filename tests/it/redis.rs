@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeSet,
     fmt::Write as _,
+    fs,
     process::Command,
     sync::{
         Arc,
@@ -25,6 +26,7 @@ use uuid::Uuid;
 
 use crate::{harness::eventually, redis_proxy::RedisProxy};
 use servers::{
+    certificates::Authority,
     redis::{RedisCluster, RedisSentinels, RedisServer},
     until,
 };
@@ -1266,6 +1268,8 @@ async fn a_client_certificate_is_presented() {
     };
     let error = refused(&server.url(), anonymous.clone()).await;
     assert!(error.contains("give a rediss://"), "{error}");
+    let other = Authority::new("other").issue("localhost");
+    fs::write(server.file("other.key"), other.key).expect("a file");
     let with_key = |key: &str| TlsFiles {
         client: Some(ClientCertificate {
             certificate: server.file("tls.crt"),
@@ -1274,7 +1278,7 @@ async fn a_client_certificate_is_presented() {
         ..anonymous.clone()
     };
     for (key, problem) in [
-        ("ca.key", "ca.key can't be used"),
+        ("other.key", "other.key can't be used"),
         ("tls.crt", "it has no private key in PEM"),
         ("missing", "No such file"),
     ] {

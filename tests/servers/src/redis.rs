@@ -12,7 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{free_port, supervised::Supervised, until};
+use crate::{certificates::Authority, free_port, supervised::Supervised, until};
 
 /// Counts the members of the service's indexes, and those without an entry. Time stands still within
 /// a script, so nothing expires between the two.
@@ -37,13 +37,6 @@ for i = ARGV[1], ARGV[2] do
   redis.call('SADD', KEYS[1] .. 'keys', 'schema:ListLocations:' .. i)
   redis.call('SET', KEYS[1] .. 'schema:ListLocations:' .. i, 'x', 'EX', 300)
 end";
-
-/// Creates a certificate authority, and a certificate for `localhost` that it signs.
-const MAKE_CERTIFICATES: &str = "
-openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.crt -days 2 -subj /CN=test-ca &&
-openssl req -newkey rsa:2048 -nodes -keyout tls.key -out tls.csr -subj /CN=localhost &&
-printf subjectAltName=DNS:localhost >san &&
-openssl x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile san -out tls.crt";
 
 /// A private Redis server, without persistence unless its arguments enable it.
 pub struct RedisServer {
@@ -73,13 +66,9 @@ impl RedisServer {
     /// certificate of the authority that signed its own.
     pub fn start_tls() -> (Self, PathBuf) {
         let dir = TempDir::new().expect("a temporary folder");
-        let made = Command::new("sh")
-            .args(["-c", MAKE_CERTIFICATES])
-            .current_dir(dir.path())
-            .output()
-            .expect("a shell");
-        assert!(made.status.success(), "{made:?}");
-        let authority = dir.path().join("ca.crt");
+        let authority = Authority::new("redis");
+        authority.issue("localhost").write(dir.path(), "tls");
+        let authority = authority.write(dir.path(), "ca.crt");
         let tls_port = free_port();
         let config = format!(
             "tls-port {tls_port}\ntls-cert-file tls.crt\ntls-key-file tls.key\n\
