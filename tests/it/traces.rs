@@ -1,18 +1,30 @@
 //! Traces: what a collector gets.
 
-use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, time::Duration};
 
 use bytes::Bytes;
-use h2::server::handshake;
+use http_body_util::{BodyExt as _, Empty};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
 use location_service::proto::location::v1;
-use prost::Message;
+use opentelemetry_proto::tonic::{
+    collector::trace::v1::{
+        ExportTraceServiceRequest, ExportTraceServiceResponse,
+        trace_service_server::{TraceService, TraceServiceServer},
+    },
+    common::v1::{AnyValue, KeyValue, any_value::Value},
+    trace::v1::{Span, span::SpanKind},
+};
+use prost::Message as _;
 use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{TcpListener, TcpStream},
+    net::TcpListener,
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     time::timeout,
 };
-use tonic::Request;
+use tonic::{
+    Request, Response, Status,
+    transport::{Server, server::TcpIncoming},
+};
 
 use crate::{
     harness::{PATIENCE, SECRET, create, eventually, of_run, storage},
@@ -20,211 +32,113 @@ use crate::{
 };
 use servers::{postgres::Postgres, redis::RedisServer};
 
-const TRACE: &str = "0af7651916cd43dd8448eb211c80319c";
-const PARENT: &str = "b7ad6b7169203331";
+const TRACE: u128 = 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c;
+const PARENT: u64 = 0xb7ad_6b71_6920_3331;
 
-// The messages of OTLP, as far as the tests look at them.
-
-#[derive(Clone, PartialEq, Message)]
-struct Export {
-    #[prost(message, repeated, tag = "1")]
-    resources: Vec<ResourceSpans>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ResourceSpans {
-    #[prost(message, optional, tag = "1")]
-    resource: Option<Resource>,
-    #[prost(message, repeated, tag = "2")]
-    scopes: Vec<ScopeSpans>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Resource {
-    #[prost(message, repeated, tag = "1")]
-    attributes: Vec<KeyValue>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ScopeSpans {
-    #[prost(message, repeated, tag = "2")]
-    spans: Vec<Span>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Span {
-    #[prost(bytes = "vec", tag = "1")]
-    trace_id: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    id: Vec<u8>,
-    #[prost(bytes = "vec", tag = "4")]
-    parent: Vec<u8>,
-    #[prost(string, tag = "5")]
-    name: String,
-    #[prost(int32, tag = "6")]
-    kind: i32,
-    #[prost(fixed64, tag = "7")]
-    start: u64,
-    #[prost(fixed64, tag = "8")]
-    end: u64,
-    #[prost(message, repeated, tag = "9")]
-    attributes: Vec<KeyValue>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct KeyValue {
-    #[prost(string, tag = "1")]
-    key: String,
-    #[prost(message, optional, tag = "2")]
-    value: Option<AnyValue>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct AnyValue {
-    #[prost(string, optional, tag = "1")]
-    text: Option<String>,
-    #[prost(int64, optional, tag = "3")]
-    number: Option<i64>,
-}
-
-const SERVER: i32 = 2;
-const CLIENT: i32 = 3;
-
-fn texts(attributes: &[KeyValue]) -> BTreeMap<&str, String> {
-    let text = |value: &AnyValue| {
-        let number = value.number.map(|number| number.to_string());
-        value.text.clone().or(number).unwrap_or_default()
+/// The texts and numbers of attributes, by their keys.
+fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
+    let text = |value: &AnyValue| match &value.value {
+        Some(Value::StringValue(text)) => text.clone(),
+        Some(Value::IntValue(number)) => number.to_string(),
+        _ => String::new(),
     };
     attributes
         .iter()
         .map(|pair| {
-            (
-                &*pair.key,
-                pair.value.as_ref().map(text).unwrap_or_default(),
-            )
+            let value = pair.value.as_ref().map(text);
+            (pair.key.clone(), value.unwrap_or_default())
         })
         .collect()
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }
 
 /// A collector, whose exports can be received.
 struct Collector {
     url: String,
-    exports: UnboundedReceiver<Export>,
-    spans: Vec<Span>,
+    exports: UnboundedReceiver<ExportTraceServiceRequest>,
+}
+
+/// Passes exports on.
+#[derive(Clone)]
+struct Exports(UnboundedSender<ExportTraceServiceRequest>);
+
+#[tonic::async_trait]
+impl TraceService for Exports {
+    async fn export(
+        &self,
+        request: Request<ExportTraceServiceRequest>,
+    ) -> Result<Response<ExportTraceServiceResponse>, Status> {
+        let _ = self.0.send(request.into_inner());
+        Ok(Response::new(ExportTraceServiceResponse::default()))
+    }
+}
+
+impl Exports {
+    /// Serves a request of OTLP/HTTP.
+    async fn receive(
+        self,
+        request: http::Request<Incoming>,
+    ) -> Result<http::Response<Empty<Bytes>>, Infallible> {
+        assert_eq!(request.method(), http::Method::POST);
+        assert_eq!(request.uri(), "/v1/traces");
+        assert_eq!(request.version(), http::Version::HTTP_11);
+        assert_eq!(request.headers()["content-type"], "application/x-protobuf");
+        let body = request.into_body().collect().await.expect("a body");
+        let export = ExportTraceServiceRequest::decode(body.to_bytes()).expect("OTLP");
+        let _ = self.0.send(export);
+        Ok(http::Response::default())
+    }
 }
 
 impl Collector {
-    async fn start<F>(
-        serve: impl Fn(TcpStream, UnboundedSender<Export>) -> F + Send + 'static,
-    ) -> Self
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
+    async fn bind() -> (Self, TcpListener, Exports) {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let (sender, exports) = unbounded_channel();
+        (Self { url, exports }, listener, Exports(sender))
+    }
+
+    /// A collector of OTLP/HTTP.
+    async fn http() -> Self {
+        let (collector, listener, exports) = Self::bind().await;
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                tokio::spawn(serve(stream, sender.clone()));
+                let exports = exports.clone();
+                let service = service_fn(move |request| exports.clone().receive(request));
+                let connection =
+                    http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+                tokio::spawn(connection);
             }
         });
-        Self {
-            url,
-            exports,
-            spans: Vec::new(),
-        }
+        collector
+    }
+
+    /// A collector of OTLP/gRPC.
+    async fn grpc() -> Self {
+        let (collector, listener, exports) = Self::bind().await;
+        let server = Server::builder().add_service(TraceServiceServer::new(exports));
+        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        collector
     }
 
     /// Waits until it has this many spans in all, and returns them with the attributes of their resource.
     async fn spans(&mut self, count: usize) -> (Vec<Span>, BTreeMap<String, String>) {
-        let mut resource = BTreeMap::new();
-        while self.spans.len() < count {
+        let (mut all, mut resource) = (Vec::new(), BTreeMap::new());
+        while all.len() < count {
             let export = timeout(PATIENCE, self.exports.recv()).await;
-            let export = export.unwrap_or_else(|_| panic!("{:#?}", self.spans));
-            for spans in export.expect("the collector runs").resources {
-                let attributes = spans.resource.expect("a resource").attributes;
-                let texts = texts(&attributes).into_iter();
-                resource.extend(texts.map(|(key, value)| (key.to_owned(), value)));
-                let scopes = spans.scopes.into_iter();
-                self.spans.extend(scopes.flat_map(|scope| scope.spans));
+            let export = export.unwrap_or_else(|_| panic!("{all:#?}"));
+            for spans in export.expect("the collector runs").resource_spans {
+                resource.extend(texts(&spans.resource.expect("a resource").attributes));
+                let scopes = spans.scope_spans.into_iter();
+                all.extend(scopes.flat_map(|scope| scope.spans));
             }
         }
-        (self.spans.clone(), resource)
-    }
-}
-
-/// OTLP/HTTP: one request.
-async fn http(mut stream: TcpStream, exports: UnboundedSender<Export>) {
-    let mut request = Vec::new();
-    let (head, length, body) = loop {
-        assert!(stream.read_buf(&mut request).await.expect("a request") > 0);
-        if let Some(end) = request.windows(4).position(|four| four == b"\r\n\r\n") {
-            let head = String::from_utf8(request[..end].to_vec()).expect("ASCII");
-            let head = head.to_lowercase();
-            let length = head.split("content-length: ").nth(1).expect("a length");
-            let length = length.lines().next().expect("a number");
-            break (
-                head.clone(),
-                length.parse::<usize>().expect("a number"),
-                end + 4,
-            );
-        }
-    };
-    assert!(head.starts_with("post /v1/traces http/1.1"), "{head}");
-    assert!(
-        head.contains("content-type: application/x-protobuf"),
-        "{head}"
-    );
-    while request.len() < body + length {
-        assert!(stream.read_buf(&mut request).await.expect("a body") > 0);
-    }
-    let _ = exports.send(Export::decode(&request[body..]).expect("OTLP"));
-    let response = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
-    stream.write_all(response).await.expect("sent");
-}
-
-/// OTLP/gRPC.
-async fn grpc(stream: TcpStream, exports: UnboundedSender<Export>) {
-    let mut connection = handshake(stream).await.expect("HTTP/2");
-    while let Some(Ok((request, mut respond))) = connection.accept().await {
-        let exports = exports.clone();
-        tokio::spawn(async move {
-            let path = request.uri().path();
-            let service = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
-            assert_eq!(path, service);
-            let mut body = request.into_body();
-            let mut message = Vec::new();
-            while let Some(chunk) = body.data().await {
-                message.extend_from_slice(&chunk.expect("a body"));
-            }
-            let _ = exports.send(Export::decode(&message[5..]).expect("OTLP"));
-            let head = http::Response::builder().header("content-type", "application/grpc");
-            let head = head.body(()).expect("a response");
-            let mut stream = respond.send_response(head, false).expect("sent");
-            stream
-                .send_data(Bytes::from_static(&[0; 5]), false)
-                .expect("sent");
-            let ok = [(
-                "grpc-status".parse().expect("a name"),
-                "0".parse().expect("ASCII"),
-            )];
-            stream
-                .send_trailers(ok.into_iter().collect())
-                .expect("sent");
-        });
+        (all, resource)
     }
 }
 
 fn within<T>(message: T, flags: &str) -> Request<T> {
     let mut request = Request::new(message);
-    let parent = format!("00-{TRACE}-{PARENT}-{flags}");
+    let parent = format!("00-{TRACE:032x}-{PARENT:016x}-{flags}");
     let parent = parent.parse().expect("ASCII");
     request.metadata_mut().insert("traceparent", parent);
     request
@@ -232,7 +146,7 @@ fn within<T>(message: T, flags: &str) -> Request<T> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sampled_call_is_a_trace_with_its_cache_and_its_database() {
-    let mut collector = Collector::start(http).await;
+    let mut collector = Collector::http().await;
     let (database, redis) = (Postgres::shared().database().await, RedisServer::start());
     let home = Home::new();
     std::fs::write(home.dir.path().join("secret"), SECRET).expect("a file");
@@ -285,13 +199,18 @@ async fn a_sampled_call_is_a_trace_with_its_cache_and_its_database() {
     assert_eq!(spans.len(), count, "{spans:#?}");
     assert_eq!(resource["service.name"], "location-service");
     assert_eq!(resource["deployment.environment"], "test");
-    assert!(spans.iter().all(|span| hex(&span.trace_id) == TRACE));
-    assert!(spans.iter().all(|span| span.start <= span.end));
-    let mut servers: Vec<_> = spans.iter().filter(|span| span.kind == SERVER).collect();
-    servers.sort_by_key(|span| span.start);
+    for span in &spans {
+        assert_eq!(span.trace_id, TRACE.to_be_bytes());
+        assert!(span.start_time_unix_nano <= span.end_time_unix_nano);
+    }
+    let mut servers: Vec<_> = spans
+        .iter()
+        .filter(|span| span.kind() == SpanKind::Server)
+        .collect();
+    servers.sort_by_key(|span| span.start_time_unix_nano);
     assert_eq!(servers.len(), calls.len());
     for (server, (method, expected)) in servers.iter().zip(calls) {
-        assert_eq!(hex(&server.parent), PARENT);
+        assert_eq!(server.parent_span_id, PARENT.to_be_bytes());
         assert_eq!(server.name, format!("location.v1.LocationService/{method}"));
         let attributes = texts(&server.attributes);
         assert_eq!(attributes["rpc.system"], "grpc");
@@ -301,9 +220,9 @@ async fn a_sampled_call_is_a_trace_with_its_cache_and_its_database() {
         assert!(attributes.contains_key("request.id"));
         let mut children: Vec<_> = spans
             .iter()
-            .filter(|span| span.parent == server.id)
+            .filter(|span| span.parent_span_id == server.span_id)
             .collect();
-        assert!(children.iter().all(|span| span.kind == CLIENT));
+        assert!(children.iter().all(|span| span.kind() == SpanKind::Client));
         children.sort_by(|a, b| a.name.cmp(&b.name));
         let names: Vec<_> = children.iter().map(|span| &*span.name).collect();
         let mut expected = expected.to_vec();
@@ -312,7 +231,7 @@ async fn a_sampled_call_is_a_trace_with_its_cache_and_its_database() {
     }
     eventually("the log names the trace", || {
         let log = home.log();
-        async move { log.matches(&format!("trace.id={TRACE}")).count() == 4 }
+        async move { log.matches(&format!("trace.id={TRACE:032x}")).count() == 4 }
     })
     .await;
     process.terminate();
@@ -321,7 +240,7 @@ async fn a_sampled_call_is_a_trace_with_its_cache_and_its_database() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn spans_are_sent_over_grpc_at_the_latest_when_the_service_stops() {
-    let mut collector = Collector::start(grpc).await;
+    let mut collector = Collector::grpc().await;
     let home = Home::new();
     let mut command = home.command();
     command
@@ -340,12 +259,12 @@ async fn spans_are_sent_over_grpc_at_the_latest_when_the_service_stops() {
     let named = |name: &str| spans.iter().find(|span| span.name == name).expect("a span");
     let server = named("location.v1.LocationService/GetLocation");
     assert_eq!(texts(&server.attributes)["rpc.grpc.status_code"], "5");
-    assert!(server.parent.is_empty());
-    assert_eq!(named("sqlite get").parent, server.id);
+    assert!(server.parent_span_id.is_empty());
+    assert_eq!(named("sqlite get").parent_span_id, server.span_id);
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_invalid_variable_is_named_and_stops_nothing() {
+async fn an_invalid_variable_is_logged_and_the_service_still_serves() {
     const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
     for (variables, warning) in [
         (
