@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use location_service::proto::location::v1;
 use prost::Message as _;
-use tonic::{Code, Request};
+use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::{
     gates::{GatedStore, Gates},
-    harness::{CacheClient, Client, Pair, TestApp, cache_status, create, of_run, storage},
+    harness::{CacheClient, Client, Pair, TestApp, cache_status, create, of_run, storage, with},
 };
 
 on_every_pair! { pair:
@@ -516,9 +516,7 @@ async fn each_read_is_counted_once(pair: Pair) {
     let counted = stats(&mut cache).await;
     assert_eq!(reads(&counted), (tiers((1, 1), (0, 1)), 0), "a hit");
 
-    let mut reread = Request::new(of_run("run"));
-    let no_cache = "no-cache".parse().expect("ASCII");
-    reread.metadata_mut().insert("cache-control", no_cache);
+    let reread = with(of_run("run"), "cache-control", "no-cache");
     client.list_locations(reread).await.expect("listed");
     let counted = stats(&mut cache).await;
     assert_eq!(reads(&counted), (tiers((1, 1), (0, 1)), 1), "no-cache");

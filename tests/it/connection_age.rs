@@ -10,18 +10,14 @@ use std::{
     time::Duration,
 };
 
-use location_service::proto::location::v1::location_service_client::LocationServiceClient;
-use tempfile::TempDir;
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     task::JoinSet,
 };
-use tonic::{Status, transport::Endpoint};
+use tonic::Status;
 
-use crate::harness::{
-    Bearer, Pair, TestApp, config_on, create, eventually, of_run, storage, token,
-};
+use crate::harness::{Pair, TestApp, admin, connect, create, eventually, of_run, storage};
 
 /// A balancer of TCP connections: each new one goes to the next replica.
 struct Balancer {
@@ -77,17 +73,14 @@ fn was_not_sent(status: &Status) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_with_one_channel_reaches_the_second_replica_and_no_call_fails() {
-    let dir = Arc::new(TempDir::new().expect("a temporary folder"));
-    let mut config = config_on(Pair::Redis, &dir).await;
-    config.server.max_connection_age = Some(Duration::from_secs(1));
-    let first = TestApp::spawn_config(config, dir, |store, cache| (store, cache)).await;
+    let first = TestApp::spawn_changed(Pair::Redis, |config| {
+        config.server.max_connection_age = Some(Duration::from_secs(1));
+    })
+    .await;
     let second = first.replica().await;
     let balancer = Balancer::to(&[&first, &second]).await;
 
-    let endpoint = Endpoint::new(format!("http://{}", balancer.address)).expect("a URL");
-    let channel = endpoint.connect().await.expect("it accepts");
-    let bearer = Bearer(format!("Bearer {}", token("root", true)));
-    let client = LocationServiceClient::with_interceptor(channel, bearer);
+    let client = admin(connect(&format!("http://{}", balancer.address)).await);
     let stop = Arc::<AtomicBool>::default();
     let mut callers = JoinSet::new();
     for caller in 0..4 {
@@ -96,7 +89,7 @@ async fn a_client_with_one_channel_reaches_the_second_replica_and_no_call_fails(
             let run = format!("run {caller}");
             let mut calls = 0;
             while !stop.load(Ordering::SeqCst) {
-                // A list after each write, so that both databases and caches take part.
+                // A list after each write, so that calls reach the database and the cache.
                 let is_write = calls % 2 == 0;
                 let result = if is_write {
                     let location = create(storage("a", &run));
@@ -116,7 +109,11 @@ async fn a_client_with_one_channel_reaches_the_second_replica_and_no_call_fails(
         });
     }
     let accepted = || balancer.accepted.load(Ordering::SeqCst);
-    eventually("there and back", || async { accepted() >= 3 }).await;
+    eventually(
+        "both replicas have been reached, and the first one again",
+        || async { accepted() >= 3 },
+    )
+    .await;
     stop.store(true, Ordering::SeqCst);
     let mut calls = 0;
     while let Some(caller) = callers.join_next().await {

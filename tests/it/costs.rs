@@ -22,11 +22,11 @@ use location_service::{
 };
 use tempfile::TempDir;
 use tokio::sync::Barrier;
-use tonic::{Request, Response, Status};
+use tonic::{Response, Status};
 
 use crate::{
     gates::{GatedStore, Gates},
-    harness::{Client, TestApp, cache_status, create, of_run, shared_config, storage},
+    harness::{Client, TestApp, cache_status, create, of_run, shared_config, storage, with},
     redis::{EPOCH, connect_with},
 };
 use servers::{postgres::Postgres, redis::RedisServer};
@@ -173,9 +173,7 @@ async fn a_no_cache_read_is_two_round_trips_and_one_statement() {
     for _ in 0..2 {
         let before = Counted::stats(&counted.app).await.round_trip_count;
         let statements = counted.statements().len();
-        let mut request = Request::new(of_run("run"));
-        let no_cache = "no-cache".parse().expect("ASCII");
-        request.metadata_mut().insert("cache-control", no_cache);
+        let request = with(of_run("run"), "cache-control", "no-cache");
         let list = client.list_locations(request).await.expect("listed");
         assert_eq!(cache_status(&list), "location-service; fwd=request; stored",);
         let after = Counted::stats(&counted.app).await.round_trip_count;

@@ -28,7 +28,7 @@ use servers::{
 
 use crate::gates::{GatedStore, Gates};
 use crate::harness::{
-    Client, Pair, TestApp, cache_status, create, eventually, names, of_run, storage,
+    Client, Pair, TestApp, cache_status, create, eventually, names, of_run, storage, with,
 };
 
 /// The advisory lock that a commit holds until it is visible.
@@ -551,12 +551,7 @@ async fn a_changed_column_type_costs_a_retry() {
     let a = client.create_location(create(storage("a", "run"))).await;
     let mut a = a.expect("created").into_inner();
     // Every connection prepares the statements.
-    let no_cache = || {
-        let mut request = tonic::Request::new(of_run("run"));
-        let value = "no-cache".parse().unwrap();
-        request.metadata_mut().insert("cache-control", value);
-        request
-    };
+    let no_cache = || with(of_run("run"), "cache-control", "no-cache");
     for number in 0..16 {
         if number == 8 {
             execute(

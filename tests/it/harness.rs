@@ -52,6 +52,9 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 /// The secret of the tests' tokens.
 pub const SECRET: &[u8] = b"a secret of the tests, of 32 bytes or more";
 
+/// Counts the tables of a PostgreSQL database.
+pub const COUNT_TABLES: &str = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+
 /// A running service.
 pub struct TestApp {
     pub config: ServeConfig,
@@ -101,6 +104,14 @@ impl TestApp {
     pub async fn spawn_at(database: String, redis_url: String) -> Self {
         let dir = Arc::new(TempDir::new().expect("a temporary folder"));
         let config = shared_config(database, redis_url, "test:".to_owned(), &dir);
+        Self::spawn_config(config, dir, |store, cache| (store, cache)).await
+    }
+
+    /// The service on this pair of engines, with a changed configuration.
+    pub async fn spawn_changed(pair: Pair, change: impl FnOnce(&mut ServeConfig)) -> Self {
+        let dir = Arc::new(TempDir::new().expect("a temporary folder"));
+        let mut config = config_on(pair, &dir).await;
+        change(&mut config);
         Self::spawn_config(config, dir, |store, cache| (store, cache)).await
     }
 
@@ -184,8 +195,7 @@ impl TestApp {
 
     /// A client with an admin's token on a new connection.
     pub async fn admin_on_new_connection(&self) -> Client {
-        let channel = connect(&self.url).await;
-        LocationServiceClient::with_interceptor(channel, bearer("root", true))
+        admin(connect(&self.url).await)
     }
 
     /// A client with the token of a caller who isn't an admin.
@@ -214,11 +224,17 @@ impl TestApp {
     }
 }
 
-async fn connect(url: &str) -> Channel {
+/// A new connection.
+pub async fn connect(url: &str) -> Channel {
     let endpoint = Endpoint::new(url.to_owned()).expect("a URL");
     Box::pin(endpoint.connect())
         .await
         .expect("the service accepts")
+}
+
+/// A client with an admin's token.
+pub fn admin(channel: Channel) -> Client {
+    LocationServiceClient::with_interceptor(channel, bearer("root", true))
 }
 
 /// Sends an `authorization` with every call.
@@ -349,6 +365,20 @@ pub fn of_run(run: &str) -> v1::ListLocationsRequest {
         production_run_id: Some(run.to_owned()),
         ..v1::ListLocationsRequest::default()
     }
+}
+
+/// A request for a location that doesn't exist.
+pub fn get_missing() -> v1::GetLocationRequest {
+    let id = "018f0000-0000-7000-8000-000000000000".to_owned();
+    v1::GetLocationRequest { id }
+}
+
+/// A request with metadata.
+pub fn with<T>(message: T, key: &'static str, value: &str) -> Request<T> {
+    let mut request = Request::new(message);
+    let value = value.parse().expect("it is ASCII");
+    request.metadata_mut().insert(key, value);
+    request
 }
 
 /// The names of the locations in a list, in its order.

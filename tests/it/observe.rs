@@ -10,7 +10,10 @@ use std::{
 };
 
 use http::Method;
-use location_service::proto::location::v1;
+use location_service::{
+    config::{DatabaseUrl, ServeConfig},
+    proto::location::v1,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 use tokio::{
@@ -24,12 +27,20 @@ use tonic_types::StatusExt as _;
 
 use crate::{
     gates::{GatedStore, Gates},
-    harness::{PATIENCE, Pair, TestApp, config, config_on, create, eventually, of_run, storage},
+    harness::{
+        PATIENCE, Pair, TestApp, config, connect, create, eventually, get_missing, of_run, storage,
+        with,
+    },
     process::{Home, Process},
     robustness::{self, GRPC, frame, send},
 };
 
-const NOWHERE: &str = "127.0.0.1:0";
+const FREE_PORT: &str = "127.0.0.1:0";
+
+/// Serves metrics and probes, on a port of their own.
+pub fn serve_metrics(config: &mut ServeConfig) {
+    config.server.metrics_listen = Some(FREE_PORT.parse().expect("an address"));
+}
 
 /// Sends a request in HTTP/1.1, and returns the status and the body.
 pub async fn http(address: SocketAddr, request: &str) -> (u16, String) {
@@ -143,10 +154,7 @@ fn counts(expected: &[(&str, u64)]) -> BTreeMap<String, u64> {
 }
 
 fn without_cache<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    let no_cache = "no-cache".parse().expect("ASCII");
-    request.metadata_mut().insert("cache-control", no_cache);
-    request
+    with(message, "cache-control", "no-cache")
 }
 
 #[allow(clippy::too_many_lines, reason = "one load, call by call")]
@@ -155,7 +163,7 @@ async fn each_call_is_counted_once_however_it_ends() {
     let gates = Arc::new(Gates::default());
     let dir = TempDir::new().expect("a temporary folder");
     let mut config = config(&dir);
-    config.server.metrics_listen = Some(NOWHERE.parse().expect("an address"));
+    serve_metrics(&mut config);
     let app = TestApp::spawn_config(config, dir.into(), |store, cache| {
         let gates = Arc::clone(&gates);
         (
@@ -176,8 +184,7 @@ async fn each_call_is_counted_once_however_it_ends() {
     for _ in 0..6 {
         client.list_locations(of_run("run")).await.expect("listed");
     }
-    let id = "018f0000-0000-7000-8000-000000000000".to_owned();
-    let missing = client.get_location(v1::GetLocationRequest { id }).await;
+    let missing = client.get_location(get_missing()).await;
     assert_eq!(missing.unwrap_err().code(), Code::NotFound);
     let negative = v1::ListLocationsRequest {
         page_size: -1,
@@ -303,10 +310,7 @@ async fn each_call_is_counted_once_however_it_ends() {
 async fn every_series_exists_from_the_start() {
     // 10 methods of LocationService, 3 of CacheService, health, reflection, and one for all others.
     const METHODS: usize = 10 + 3 + 2 + 2 + 1;
-    let dir = TempDir::new().expect("a temporary folder");
-    let mut config = config_on(Pair::Redis, &dir).await;
-    config.server.metrics_listen = Some(NOWHERE.parse().expect("an address"));
-    let app = TestApp::spawn_config(config, dir.into(), |store, cache| (store, cache)).await;
+    let app = TestApp::spawn_changed(Pair::Redis, serve_metrics).await;
     let samples = scrape(app.metrics.expect("a port")).await;
     for (name, series) in [
         ("location_service_build_info", 1),
@@ -361,13 +365,12 @@ async fn every_series_exists_from_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn probes_tell_the_process_from_the_database() {
-    let dir = TempDir::new().expect("a temporary folder");
-    let mut config = config(&dir);
-    config.server.metrics_listen = Some(NOWHERE.parse().expect("an address"));
-    let file = dir.path().join("locations.db");
-    let elsewhere = dir.path().join("elsewhere.db");
-    let app = TestApp::spawn_config(config, dir.into(), |store, cache| (store, cache)).await;
+async fn livez_succeeds_and_readyz_fails_without_the_database() {
+    let app = TestApp::spawn_changed(Pair::Embedded, serve_metrics).await;
+    let DatabaseUrl::Sqlite(file) = &app.config.database.url else {
+        panic!("the database is SQLite");
+    };
+    let elsewhere = file.with_file_name("elsewhere.db");
     let port = app.metrics.expect("a port");
     let becomes = |status| {
         eventually("/readyz follows the database", move || async move {
@@ -375,10 +378,10 @@ async fn probes_tell_the_process_from_the_database() {
         })
     };
     becomes(200).await;
-    fs::rename(&file, &elsewhere).expect("renamed");
+    fs::rename(file, &elsewhere).expect("renamed");
     becomes(503).await;
     assert_eq!(http(port, "GET /livez").await, (200, "ok\n".to_owned()));
-    fs::rename(&elsewhere, &file).expect("renamed back");
+    fs::rename(&elsewhere, file).expect("renamed back");
     becomes(200).await;
 
     // Clients that send nothing don't keep others away.
@@ -405,10 +408,7 @@ async fn probes_tell_the_process_from_the_database() {
 
 /// A request with this id.
 fn with_id<T>(message: T, id: &str) -> Request<T> {
-    let mut request = Request::new(message);
-    let id = id.parse().expect("ASCII");
-    request.metadata_mut().insert("x-request-id", id);
-    request
+    with(message, "x-request-id", id)
 }
 
 /// The id in the metadata, and the one in `ErrorInfo`.
@@ -433,7 +433,7 @@ async fn each_call_is_a_line_of_the_access_log() {
     let flags = ["--access-log", "all", "--log-format", "json"];
     let process = start(
         &home,
-        &[&flags[..], &["--metrics-listen", NOWHERE]].concat(),
+        &[&flags[..], &["--metrics-listen", FREE_PORT]].concat(),
     )
     .await;
     let mut client = process.admin().await;
@@ -449,13 +449,11 @@ async fn each_call_is_a_line_of_the_access_log() {
         .to_str()
         .expect("ASCII");
     assert!(uuid::Uuid::parse_str(made).is_ok(), "{made}");
-    let id = "018f0000-0000-7000-8000-000000000000".to_owned();
-    let get = || v1::GetLocationRequest { id: id.clone() };
-    let missing = client.get_location(with_id(get(), "get-1")).await;
+    let missing = client.get_location(with_id(get_missing(), "get-1")).await;
     let (header, info) = ids(&missing.unwrap_err());
     assert_eq!((&*header, &*info), ("get-1", "get-1"));
     let too_long = "x".repeat(129);
-    let missing = client.get_location(with_id(get(), &too_long)).await;
+    let missing = client.get_location(with_id(get_missing(), &too_long)).await;
     let (header, info) = ids(&missing.unwrap_err());
     assert!(header == info && header != too_long, "{header}");
 
@@ -508,12 +506,9 @@ async fn failures_and_refusals_are_logged_by_default_and_name_their_call() {
     let mut client = process.admin().await;
     let listed = client.list_locations(with_id(of_run("run"), "success"));
     listed.await.expect("listed");
-    let id = "018f0000-0000-7000-8000-000000000000".to_owned();
-    let missing = with_id(v1::GetLocationRequest { id }, "missing");
+    let missing = with_id(get_missing(), "missing");
     client.get_location(missing).await.unwrap_err();
-    let channel = tonic::transport::Endpoint::new(process.url.clone())
-        .expect("a URL")
-        .connect_lazy();
+    let channel = connect(&process.url).await;
     let mut anonymous = v1::location_service_client::LocationServiceClient::new(channel);
     let refused = anonymous.list_locations(with_id(of_run("run"), "anonymous"));
     refused.await.unwrap_err();

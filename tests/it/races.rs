@@ -8,11 +8,13 @@ use std::{
 
 use location_service::proto::location::v1;
 use tokio::{task::JoinHandle, time::sleep};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Response, Status};
 
 use crate::{
     gates::{GatedStore, Gates, Uncontrolled, Without},
-    harness::{Client, Pair, TestApp, cache_status, create, eventually, names, of_run, storage},
+    harness::{
+        Client, Pair, TestApp, cache_status, create, eventually, names, of_run, storage, with,
+    },
 };
 
 on_every_pair! { pair:
@@ -353,12 +355,11 @@ async fn who_lists_after_a_write_was_acknowledged_joins_no_read_from_before_it(p
 
 /// The list as the database has it, with another page size so that the list's entry stays as it is.
 async fn list_from_database(client: &Client, run: &str) -> Vec<String> {
-    let mut request = Request::new(v1::ListLocationsRequest {
+    let list = v1::ListLocationsRequest {
         page_size: 1_000,
         ..of_run(run)
-    });
-    let no_cache = "no-cache".parse().expect("ASCII");
-    request.metadata_mut().insert("cache-control", no_cache);
+    };
+    let request = with(list, "cache-control", "no-cache");
     let list = client
         .clone()
         .list_locations(request)

@@ -5,12 +5,9 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-use location_service::{
-    app::App,
-    store::{
-        Migrate, OpenError,
-        postgres::{self, Options},
-    },
+use location_service::store::{
+    Migrate, OpenError,
+    postgres::{self, Options},
 };
 use servers::{
     pgbouncer::PgBouncer,
@@ -20,7 +17,7 @@ use servers::{
 use tempfile::TempDir;
 
 use crate::harness::{
-    TestApp, cache_status, create, eventually, names, of_run, shared_config, storage,
+    COUNT_TABLES, TestApp, cache_status, create, eventually, names, of_run, shared_config, storage,
 };
 
 const AUTO: Options = Options {
@@ -94,8 +91,7 @@ async fn a_pooler_in_session_mode_is_used_if_the_role_has_the_settings() {
     let transaction = format!("pool_mode = transaction\n{DROPPING}");
     let sharing = refusal(&pooler(&transaction)).await;
     assert!(sharing.contains("use its session mode"), "{sharing}");
-    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
-    assert_eq!(number(&url, tables).await, 0);
+    assert_eq!(number(&url, COUNT_TABLES).await, 0);
 
     let pooler = pooler(&session);
     let redis = RedisServer::start();
@@ -134,8 +130,7 @@ async fn a_role_with_few_rights_serves_and_another_schema_is_used() {
     let refused = postgres::open(&of(&app), AUTO).await;
     assert!(refused.is_err(), "it may not migrate");
     postgres::migrate(&of(&owner)).await.unwrap();
-    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
-    assert_eq!(number(&url, tables).await, 0);
+    assert_eq!(number(&url, COUNT_TABLES).await, 0);
     execute(&url, &grants(&app, "places")).await;
 
     let dir = std::sync::Arc::new(TempDir::new().unwrap());
@@ -143,7 +138,6 @@ async fn a_role_with_few_rights_serves_and_another_schema_is_used() {
     for migrate in [Migrate::Never, Migrate::Auto] {
         let mut config = shared_config(of(&app), redis.url(), "test:".to_owned(), &dir);
         config.database.migrate = migrate;
-        drop(App::open(&config).await.expect("it opens"));
         let app = TestApp::spawn_config(config, dir.clone(), |store, cache| (store, cache)).await;
         works(&app, "few-rights").await;
         app.stop().await;

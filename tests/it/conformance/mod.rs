@@ -6,7 +6,7 @@ use location_service::proto::location::v1::{self, location_service_client::Locat
 use tonic::{Code, Request, Response, Status, transport::Channel};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Client, TestApp, cache_status, create, storage, token};
+use crate::harness::{Client, TestApp, cache_status, create, storage, token, with};
 
 mod bulk;
 mod cache;
@@ -57,14 +57,6 @@ fn reason(status: &Status) -> String {
 /// A client without a token.
 fn anonymous(app: &TestApp) -> LocationServiceClient<Channel> {
     LocationServiceClient::new(app.channel.clone())
-}
-
-/// A request with metadata.
-fn with<T>(message: T, key: &'static str, value: &str) -> Request<T> {
-    let mut request = Request::new(message);
-    let value = value.parse().expect("it is ASCII");
-    request.metadata_mut().insert(key, value);
-    request
 }
 
 /// A request with an admin's token, for a client that sends none by itself.
