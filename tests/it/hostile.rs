@@ -26,21 +26,16 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use tonic::{
-    Code, Status,
-    client::Grpc,
-    codec::CompressionEncoding,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Status, client::Grpc, codec::CompressionEncoding, transport::Channel};
 use tonic_health::pb::{
     HealthCheckRequest, health_check_response::ServingStatus, health_client::HealthClient,
 };
 use tonic_types::StatusExt as _;
 
 use crate::{
-    harness::{self, PATIENCE, Pair, TestApp, storage, token},
+    harness::{self, PATIENCE, Pair, TestApp, storage, token, with},
     process::{Home, Process, isolated},
-    robustness::{GRPC, Raw, address, connect, frame, path, send, send_in_parts},
+    robustness::{GRPC, PREFACE, Raw, address, begin, connect, frame, path, send, send_in_parts},
 };
 
 /// The memory that one request may take.
@@ -56,11 +51,6 @@ fn memory(process: &Process, field: &str) -> u64 {
         .expect("a size in KiB")
 }
 
-async fn channel(process: &Process) -> Channel {
-    let endpoint = Endpoint::new(process.url.clone()).expect("a URL");
-    endpoint.connect().await.expect("the service accepts")
-}
-
 /// Calls a method with bytes as the message, compressed if there is an encoding.
 async fn call(
     channel: &Channel,
@@ -73,11 +63,8 @@ async fn call(
         client = client.send_compressed(encoding);
     }
     client.ready().await.expect("the service accepts");
-    let mut request = tonic::Request::new(message);
     let bearer = format!("Bearer {}", token("root", true));
-    request
-        .metadata_mut()
-        .insert("authorization", bearer.parse().expect("ASCII"));
+    let request = with(message, "authorization", &bearer);
     let path = path(method).parse().expect("a path");
     client.unary(request, path, Raw).await.map(drop)
 }
@@ -94,7 +81,7 @@ async fn a_request_of_a_million_items_is_refused_before_it_is_decoded() {
     const MANY: usize = 1_800_000;
     let home = Home::new();
     let process = home.start().await;
-    let channel = channel(&process).await;
+    let channel = harness::connect(&process.url).await;
     let empty = |number, count| field(number, &[]).repeat(count);
     let labels = field(1, &empty(11, MANY));
     for (method, message, path, limit) in [
@@ -152,7 +139,7 @@ async fn a_request_of_a_million_items_is_refused_before_it_is_decoded() {
 async fn a_request_with_violations_everywhere_takes_little_memory() {
     let home = Home::new();
     let process = home.start().await;
-    let channel = channel(&process).await;
+    let channel = harness::connect(&process.url).await;
     // Two empty labels, an empty line and an unknown state, in each of a thousand locations.
     let entry = |key: &[u8]| field(11, &field(1, key));
     let labels: Vec<u8> = (0..90_u8)
@@ -217,27 +204,8 @@ impl Unfinished {
     }
 }
 
-/// Begins a call whose message isn't sent yet.
-async fn begin(
-    app: &TestApp,
-    client: &mut SendRequest<Bytes>,
-    path: &str,
-    bearer: Option<&str>,
-) -> (ResponseFuture, SendStream<Bytes>) {
-    *client = client.clone().ready().await.expect("a stream");
-    let mut request = http::Request::post(format!("{}{path}", app.url));
-    request = request.header(GRPC.0, GRPC.1);
-    if let Some(bearer) = bearer {
-        request = request.header("authorization", bearer);
-    }
-    let request = request.body(()).expect("a request");
-    client.send_request(request, false).expect("sent")
-}
-
 async fn check_health(app: &TestApp) -> ServingStatus {
-    let endpoint = Endpoint::new(app.url.clone()).expect("a URL");
-    let channel = endpoint.connect().await.expect("the service accepts");
-    let health = HealthClient::new(channel)
+    let health = HealthClient::new(harness::connect(&app.url).await)
         .check(HealthCheckRequest::default())
         .await;
     health.expect("a status").into_inner().status()
@@ -281,7 +249,7 @@ async fn unfinished_messages_delay_no_other_call() {
 async fn a_health_check_responds_at_once_beside_thousands_of_unfinished_ones() {
     let app = TestApp::spawn().await;
     let health = "/grpc.health.v1.Health/Check";
-    // More than the service keeps.
+    // More unfinished calls than the service allows.
     let _unfinished = Unfinished::open(&app, health, None, 9).await;
     let mut shortest = Duration::MAX;
     for _ in 0..20 {
@@ -313,7 +281,7 @@ async fn a_caller_has_a_share_of_the_memory_of_unfinished_messages() {
     let mut client = connect(&app).await;
     let mut responses = Vec::new();
     let mut streams = Vec::new();
-    // Of 32 MiB, 10 take 30.
+    // Ten messages take 30 of the caller's 32 MiB.
     for _ in 0..12 {
         let (response, mut stream) = begin(&app, &mut client, &create, Some(&bearer)).await;
         stream.send_data(part.clone(), false).expect("sent");
@@ -379,8 +347,7 @@ async fn health_watches_have_a_limit_of_their_own() {
     let mut refused = None;
     for number in 0..1_100 {
         if number % 200 == 0 {
-            let endpoint = Endpoint::new(app.url.clone()).expect("a URL");
-            let channel = endpoint.connect().await.expect("the service accepts");
+            let channel = harness::connect(&app.url).await;
             watches.push((HealthClient::new(channel), Vec::new()));
         }
         let (client, streams) = watches.last_mut().expect("a client");
@@ -403,8 +370,6 @@ async fn health_watches_have_a_limit_of_their_own() {
     drop(watches);
     app.stop().await;
 }
-
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn silent_connections_keep_no_client_out() {
@@ -474,13 +439,8 @@ async fn a_client_that_takes_no_response_is_disconnected() {
     let bearer = format!("Bearer {}", token("root", true));
     let mut responses = Vec::new();
     for _ in 0..100 {
-        client = client.ready().await.expect("a stream");
-        let request = http::Request::post(format!("{}{}", app.url, path("ListLocations")))
-            .header(GRPC.0, GRPC.1)
-            .header("authorization", &bearer)
-            .body(())
-            .expect("a request");
-        let (response, mut stream) = client.send_request(request, false).expect("sent");
+        let list = path("ListLocations");
+        let (response, mut stream) = begin(&app, &mut client, &list, Some(&bearer)).await;
         stream
             .send_data(frame(0, 0, &[]).into(), true)
             .expect("sent");
@@ -527,12 +487,11 @@ async fn the_write_ahead_log_is_bounded_while_reads_overlap() {
             let mut client = app.admin();
             tokio::spawn(async move {
                 loop {
-                    let mut request = tonic::Request::new(v1::ListLocationsRequest {
+                    let list = v1::ListLocationsRequest {
                         query: "nothing".to_owned(),
                         ..v1::ListLocationsRequest::default()
-                    });
-                    let no_cache = "no-cache".parse().expect("ASCII");
-                    request.metadata_mut().insert("cache-control", no_cache);
+                    };
+                    let request = with(list, "cache-control", "no-cache");
                     client.list_locations(request).await.expect("listed");
                 }
             })

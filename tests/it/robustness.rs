@@ -1,9 +1,12 @@
 //! Malformed and hostile input gets clear errors, and other callers are served all the while.
 
-use std::{future::poll_fn, net::SocketAddr};
+use std::net::SocketAddr;
 
 use bytes::{Buf, BufMut, Bytes};
-use h2::client::SendRequest;
+use h2::{
+    SendStream,
+    client::{ResponseFuture, SendRequest},
+};
 use http::{HeaderMap, HeaderValue, Method};
 use location_service::{api::MAX_REQUEST_BYTES, proto::location::v1};
 use prost::Message;
@@ -21,7 +24,7 @@ use tonic::{
 
 use tonic_types::StatusExt as _;
 
-use crate::harness::{PATIENCE, TestApp, create, of_run, storage, token};
+use crate::harness::{PATIENCE, TestApp, create, of_run, storage, token, with};
 
 const METHODS: [&str; 10] = [
     "ListLocations",
@@ -39,6 +42,9 @@ const METHODS: [&str; 10] = [
 pub fn path(method: &str) -> String {
     format!("/location.v1.LocationService/{method}")
 }
+
+/// The beginning of a connection of HTTP/2: the client's preface, and empty SETTINGS.
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
 /// A random generator with a fixed seed.
 struct Random(blake3::OutputReader);
@@ -121,14 +127,28 @@ impl Decoder for Raw {
 async fn call(app: &TestApp, method: &str, message: Vec<u8>) -> Result<Bytes, Status> {
     let mut client = Grpc::new(app.channel.clone());
     client.ready().await.expect("it accepts");
-    let mut request = tonic::Request::new(message);
     let bearer = format!("Bearer {}", token("root", true));
-    request
-        .metadata_mut()
-        .insert("authorization", bearer.parse().expect("ASCII"));
+    let request = with(message, "authorization", &bearer);
     let path = path(method).parse().expect("a path");
     let response = timeout(PATIENCE, client.unary(request, path, Raw)).await;
     Ok(response.expect("a response in time")?.into_inner())
+}
+
+/// Begins a call whose message isn't sent yet.
+pub async fn begin(
+    app: &TestApp,
+    client: &mut SendRequest<Bytes>,
+    path: &str,
+    bearer: Option<&str>,
+) -> (ResponseFuture, SendStream<Bytes>) {
+    *client = client.clone().ready().await.expect("a stream");
+    let mut request = http::Request::post(format!("{}{path}", app.url));
+    request = request.header(GRPC.0, GRPC.1);
+    if let Some(bearer) = bearer {
+        request = request.header("authorization", bearer);
+    }
+    let request = request.body(()).expect("a request");
+    client.send_request(request, false).expect("sent")
 }
 
 /// Panics unless the service creates and lists locations.
@@ -364,8 +384,7 @@ pub fn address(app: &TestApp) -> SocketAddr {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_instead_of_http_2_closes_only_that_connection() {
-    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+    let without_settings = &PREFACE[..24];
     let app = TestApp::spawn().await;
     let mut random = Random::new("frames");
     let mut connections = JoinSet::new();
@@ -373,25 +392,19 @@ async fn garbage_instead_of_http_2_closes_only_that_connection() {
         let garbage = match number % 8 {
             0 => random.bytes(4_000),
             1 => b"GET / HTTP/1.1\r\nhost: x\r\n\r\n".to_vec(),
-            2 => [PREFACE, &random.bytes(4_000)].concat(),
-            3 => [PREFACE, SETTINGS, &random.bytes(4_000)].concat(),
+            2 => [without_settings, &random.bytes(4_000)].concat(),
+            3 => [PREFACE, &random.bytes(4_000)].concat(),
             // A frame of a random type with a plausible length.
             4 => {
                 let body = random.bytes(255);
                 let length = u8::try_from(body.len()).expect("short");
                 let kind = u8::try_from(random.below(12)).expect("small");
                 let stream = u8::try_from(random.below(4)).expect("small");
-                [
-                    PREFACE,
-                    SETTINGS,
-                    &[0, 0, length, kind, 5, 0, 0, 0, stream],
-                    &body,
-                ]
-                .concat()
+                [PREFACE, &[0, 0, length, kind, 5, 0, 0, 0, stream], &body].concat()
             }
             // A frame of 16 MiB, and not a byte of it.
-            5 => [PREFACE, SETTINGS, &[0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 0, 1]].concat(),
-            6 => PREFACE[..random.below(PREFACE.len())].to_vec(),
+            5 => [PREFACE, &[0xFF, 0xFF, 0xFF, 0, 0, 0, 0, 0, 1]].concat(),
+            6 => without_settings[..random.below(without_settings.len())].to_vec(),
             _ => Vec::new(),
         };
         let address = address(&app);
@@ -697,9 +710,8 @@ async fn oversized_messages_are_refused() {
         (20 << 10, app.admin()),
         (1 << 20, app.admin_on_new_connection().await),
     ] {
-        let mut request = tonic::Request::new(v1::ListLocationsRequest::default());
-        let value = "x".repeat(bytes).parse().expect("ASCII");
-        request.metadata_mut().insert("x-large", value);
+        let list = v1::ListLocationsRequest::default();
+        let request = with(list, "x-large", &"x".repeat(bytes));
         let result = timeout(PATIENCE, client.list_locations(request)).await;
         result.expect("a response in time").expect_err("too large");
         assert_serves(&app).await;
@@ -719,15 +731,8 @@ async fn streams_that_are_reset_or_left_open_block_no_other_call() {
         let Some((client, streams)) = open.last_mut() else {
             continue;
         };
-        poll_fn(|context| client.poll_ready(context))
-            .await
-            .expect("ready");
-        let request = http::Request::post(format!("{}{}", app.url, path("CreateLocation")))
-            .header(GRPC.0, GRPC.1)
-            .header("authorization", &bearer)
-            .body(())
-            .expect("a request");
-        let (response, mut stream) = client.send_request(request, false).expect("sent");
+        let create = path("CreateLocation");
+        let (response, mut stream) = begin(&app, client, &create, Some(&bearer)).await;
         stream
             .send_data(frame(0, 100, &[1]).into(), false)
             .expect("sent");
