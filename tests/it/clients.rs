@@ -7,14 +7,10 @@ use uuid::Uuid;
 
 use crate::{
     harness::token,
-    process::{Home, isolated, output_of, tool},
+    process::{Home, in_repository, isolated, output, output_of, tool},
 };
 
 const HIT: &str = "location-service; hit; detail=local";
-
-fn in_repository(path: &str) -> std::path::PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
-}
 
 /// Runs the script of a session. Its last argument is `last`, or the path of the database.
 async fn session(mut interpreter: Command, script: &str, last: Option<&Path>) {
@@ -47,15 +43,16 @@ async fn node_with_grpc_js() {
     .await;
 }
 
-/// The rules of the table in tests/README.md, by clients that have nothing but the proto.
+/// The rules of the table in tests/README.md, by clients that are generated from the proto and use no
+/// other code of the project.
 #[tokio::test(flavor = "multi_thread")]
-async fn python_and_grpcurl_find_the_rules_kept() {
+async fn the_rules_hold_with_python_and_grpcurl() {
     let python = isolated(tool("python/bin/python"));
     session(python, "tests/clients/rules.py", None).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn node_finds_the_rules_kept() {
+async fn the_rules_hold_with_node() {
     let modules = tool("node/node_modules");
     session(isolated("node"), "tests/clients/rules.mjs", Some(&modules)).await;
 }
@@ -111,8 +108,7 @@ impl Grpcurl {
             .args(options)
             .arg(&self.address)
             .args(arguments);
-        let output = tokio::task::spawn_blocking(move || command.output());
-        let output = output.await.expect("no panic").expect("grpcurl runs");
+        let output = output(command).await;
         Printed {
             success: output.status.success(),
             stdout: String::from_utf8(output.stdout).expect("UTF-8"),

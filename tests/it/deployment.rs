@@ -1,26 +1,18 @@
 //! The files of `deploy/` name metrics, flags and variables that exist.
 
-use std::{collections::BTreeSet, fs, path::Path, process::Command, sync::Arc};
+use std::{collections::BTreeSet, fs};
 
 use tempfile::TempDir;
 
 use crate::{
-    harness::{TestApp, config},
-    observe::http,
-    process::{isolated, output_of},
+    harness::{Pair, TestApp},
+    observe::{http, serve_metrics},
+    process::{in_repository, output_of, service},
 };
 
 fn file(name: &str) -> String {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("deploy")
-        .join(name);
+    let path = in_repository("deploy").join(name);
     fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
-}
-
-fn service(args: &[&str]) -> Command {
-    let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
-    command.args(args);
-    command
 }
 
 /// The names of metrics in a text.
@@ -44,10 +36,7 @@ fn family(name: &str) -> &str {
 
 #[tokio::test]
 async fn dashboards_and_alerts_name_the_metrics_of_the_service() {
-    let dir = Arc::new(TempDir::new().expect("a folder"));
-    let mut config = config(&dir);
-    config.server.metrics_listen = Some("127.0.0.1:0".parse().expect("an address"));
-    let app = TestApp::spawn_config(config, dir, |store, cache| (store, cache)).await;
+    let app = TestApp::spawn_changed(Pair::Embedded, serve_metrics).await;
     let (_, scraped) = http(app.metrics.expect("a port"), "GET /metrics").await;
     app.stop().await;
     let series = metrics(&scraped);
@@ -64,7 +53,7 @@ async fn dashboards_and_alerts_name_the_metrics_of_the_service() {
         .map(family)
         .filter(|name| !shown.contains(name))
         .filter(|name| {
-            // The rest of the process is shown, and starts are seen by their ends.
+            // The dashboard shows other metrics of the process, and counts calls when they end.
             ![
                 "grpc_server_started_total",
                 "process_threads",
@@ -93,7 +82,7 @@ fn every_alert_is_in_the_readme() {
 
 #[tokio::test]
 async fn manifests_and_settings_name_the_flags_of_the_service() {
-    let help = output_of(service(&["serve", "--help"])).await;
+    let help = output_of(service(["serve", "--help"])).await;
     let flags: BTreeSet<_> = help
         .split_whitespace()
         .filter_map(|word| word.strip_prefix("--"))
@@ -121,7 +110,7 @@ async fn manifests_and_settings_name_the_flags_of_the_service() {
 async fn every_command_has_a_man_page() {
     let dir = TempDir::new().expect("a folder");
     let path = dir.path().to_str().expect("UTF-8");
-    output_of(service(&["man", path])).await;
+    output_of(service(["man", path])).await;
     for page in [
         "location-service",
         "location-service-serve",
@@ -131,7 +120,7 @@ async fn every_command_has_a_man_page() {
         assert!(text.contains(".SH OPTIONS"), "{page}");
     }
     for shell in ["bash", "zsh", "fish"] {
-        let script = output_of(service(&["completions", shell])).await;
+        let script = output_of(service(["completions", shell])).await;
         assert!(script.contains("healthcheck"), "{shell}");
     }
 }

@@ -23,12 +23,12 @@ use uuid::Uuid;
 use crate::{
     gates::{GatedStore, Gates, Uncontrolled, Without},
     harness::{Client, TestApp, cache_status, create, eventually, names, of_run, storage},
-    process::{Home, Process, isolated},
+    process::{Home, Process},
     proxy::Proxy,
     watch::Watch,
 };
 use servers::{
-    postgres::{Postgres, execute, kill, number},
+    postgres::{Postgres, execute, number},
     redis::RedisServer,
 };
 
@@ -601,13 +601,8 @@ impl Victim {
         let stays = TestApp::spawn_at(database.clone(), redis.url()).await;
         let (proxy, url) = Proxy::to(&database).await;
         let home = Home::new();
-        let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
-        command
-            .args(["serve", "--listen", "127.0.0.1:0"])
-            .args(["--database-url", &url, "--redis-url", &redis.url()])
-            .args(["--redis-key-prefix", "test:"])
-            .arg("--jwt-secret-file")
-            .arg(home.dir.path().join("secret"));
+        let mut command = home.command_on(&url, &redis.url());
+        command.args(["--redis-key-prefix", "test:"]);
         let process = home.run(command).await.expect("it starts");
         let client = process.admin().await;
         let reader = stays.admin();
@@ -623,11 +618,6 @@ impl Victim {
             reader,
             _home: home,
         }
-    }
-
-    /// Sends a signal to the process.
-    fn signal(&self, signal: &str) {
-        kill(signal, [self.process.id().to_string().as_str()]);
     }
 
     /// How many writes are in flight on the run, as the cache knows.
@@ -647,7 +637,7 @@ async fn a_replica_killed_between_close_and_commit_leaves_nothing_stale() {
     victim.proxy.holds.commit.arm();
     let writing = start_create(&victim.client, "new");
     victim.proxy.holds.commit.held().await;
-    victim.signal("KILL");
+    victim.process.signal("KILL");
     writing.await.expect("no panic").expect_err("it died");
     // The tags stay closed: the commit may still become visible.
     assert_eq!(victim.lists().await, (owned(&["old"]), CLOSED.into()));
@@ -675,7 +665,7 @@ async fn a_replica_killed_whose_commit_never_arrives_leaves_nothing_stale() {
     victim.proxy.holds.commit.arm();
     let writing = start_create(&victim.client, "never");
     victim.proxy.holds.commit.held().await;
-    victim.signal("KILL");
+    victim.process.signal("KILL");
     writing.await.expect("no panic").expect_err("it died");
     drop(victim.proxy);
     assert_eq!(
@@ -706,7 +696,7 @@ async fn killed_before_reopen(lost: bool) {
     }
     victim.proxy.holds.commit.release();
     victim.proxy.holds.reply.held().await;
-    victim.signal("KILL");
+    victim.process.signal("KILL");
     writing.await.expect("no panic").expect_err("it died");
     if !lost {
         assert_eq!(
@@ -740,7 +730,7 @@ async fn a_replica_suspended_past_its_deadline_leaves_nothing_stale() {
     victim.proxy.holds.commit.arm();
     let writing = start_create(&victim.client, "late");
     victim.proxy.holds.commit.held().await;
-    victim.signal("STOP");
+    victim.process.signal("STOP");
     let closed = Instant::now();
     assert_eq!(victim.lists().await, (owned(&["old"]), CLOSED.into()));
     tokio::time::timeout(DEADLINE, async {
@@ -754,7 +744,7 @@ async fn a_replica_suspended_past_its_deadline_leaves_nothing_stale() {
     assert_eq!(held(&victim.reader, "run").await, ["old"]);
     // Only now does the commit arrive, and is refused.
     victim.proxy.holds.commit.release();
-    victim.signal("CONT");
+    victim.process.signal("CONT");
     let outcome = writing.await.expect("no panic");
     outcome.expect_err("it took too long");
     eventually("the commit is refused", || async {

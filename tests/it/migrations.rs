@@ -11,16 +11,12 @@ use servers::postgres::{Postgres, execute, number, texts};
 use sqlx::{AssertSqlSafe, ConnectOptions as _, Connection as _, sqlite::SqliteConnectOptions};
 use tempfile::TempDir;
 
-use crate::process::{Home, isolated};
+use crate::process::{Home, output, service};
 
 async fn migrate(database: &str, flags: &[&str]) -> Output {
-    let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
-    command.args(["migrate", "--database-url", database]);
+    let mut command = service(["migrate", "--database-url", database]);
     command.args(flags);
-    tokio::task::spawn_blocking(move || command.output())
-        .await
-        .expect("no panic")
-        .expect("the binary runs")
+    output(command).await
 }
 
 /// Runs `migrate --status`, and returns its exit code and output.
@@ -100,7 +96,7 @@ async fn the_status_and_the_sql_of_sqlite_change_nothing() {
     }
     assert_eq!(schemas[0], schemas[1]);
 
-    // While a service uses the file.
+    // The status also works while a service uses the file, and after it was killed.
     let home = Home::new();
     let service = home.start().await;
     let database = format!("sqlite:{}", home.database.display());
@@ -164,15 +160,18 @@ async fn the_status_and_the_sql_of_postgres_change_nothing() {
     assert_eq!(number(&url, created).await, 0);
 }
 
-/// The newer releases whose schema this release meets: the number of their newest migration, its
-/// description, and the number that a release needs to run on it.
-fn newer(release: i64) -> [(i64, String, Option<i64>); 5] {
+/// The number of the newest migration of a newer release.
+const NEWER: i64 = 9_001;
+
+/// Schemas of newer releases: the description of migration [`NEWER`], and the number that a release
+/// needs to run on it.
+fn newer(release: i64) -> [(String, Option<i64>); 5] {
     [
-        (9_001, format!("more.compatible with {release}"), None),
-        (9_001, "more.compatible with 1".to_owned(), None),
-        (9_001, "less.compatible with 9000".to_owned(), Some(9_000)),
-        (9_001, "other".to_owned(), Some(9_001)),
-        (9_001, "bad.compatible with x".to_owned(), Some(9_001)),
+        (format!("more.compatible with {release}"), None),
+        ("more.compatible with 1".to_owned(), None),
+        ("less.compatible with 9000".to_owned(), Some(9_000)),
+        ("other".to_owned(), Some(NEWER)),
+        ("bad.compatible with x".to_owned(), Some(NEWER)),
     ]
 }
 
@@ -196,8 +195,8 @@ async fn a_newer_schema_of_sqlite_is_used_if_it_is_compatible() {
     let database = format!("sqlite:{}", path.display());
     sqlite::migrate(&path).await.unwrap();
     let release = release(&status(&database).await.1);
-    for (version, description, needs) in newer(release) {
-        run_sqlite(&path, &applied(version, &description)).await;
+    for (description, needs) in newer(release) {
+        run_sqlite(&path, &applied(NEWER, &description)).await;
         for migrate in [Migrate::Auto, Migrate::Never] {
             match (sqlite::open(&path, migrate).await, needs) {
                 (Ok(store), None) => store.close().await,
@@ -215,8 +214,8 @@ async fn a_newer_schema_of_postgres_is_used_if_it_is_compatible() {
     let url = Postgres::shared().database().await;
     postgres::migrate(&url).await.unwrap();
     let release = release(&status(&url).await.1);
-    for (version, description, needs) in newer(release) {
-        execute(&url, &applied(version, &description)).await;
+    for (description, needs) in newer(release) {
+        execute(&url, &applied(NEWER, &description)).await;
         for migrate in [Migrate::Auto, Migrate::Never] {
             let options = Options {
                 max_connections: 1,
@@ -232,7 +231,7 @@ async fn a_newer_schema_of_postgres_is_used_if_it_is_compatible() {
         assert_eq!(code, i32::from(needs.is_some()), "{text}");
     }
     // All newer migrations must be compatible.
-    let contracts = applied(9_001, "less.compatible with 9000")
+    let contracts = applied(NEWER, "less.compatible with 9000")
         + "; INSERT INTO _sqlx_migrations VALUES (9002, 'more.compatible with 1', now(), TRUE, '', 0)";
     execute(&url, &contracts).await;
     let migrated = postgres::migrate(&url).await;

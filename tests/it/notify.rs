@@ -8,7 +8,6 @@ use std::{
     },
 };
 
-use servers::signal;
 use tonic::Code;
 
 use crate::{
@@ -52,8 +51,7 @@ async fn the_service_manager_is_notified() {
         let (process, socket) = tokio::task::spawn_blocking(move || {
             assert_eq!(next(&socket), "READY=1");
             while any(&socket) != "WATCHDOG=1" {}
-            let id = process.id().to_string();
-            signal("HUP", [id.as_str()]);
+            process.signal("HUP");
             let reloading = next(&socket);
             let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=");
             assert!(
@@ -83,7 +81,7 @@ async fn sighup_rereads_the_keys() {
         "another secret of the tests, of 32 bytes",
     )
     .expect("a file");
-    signal("HUP", [process.id().to_string().as_str()]);
+    process.signal("HUP");
     eventually("the key was reread", || async {
         home.log()
             .contains("the key file has changed and was reread")

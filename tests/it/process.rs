@@ -1,25 +1,27 @@
 //! Runs the binary as a process, and ends it by shutdown, signal or crash.
 
 use std::{
+    ffi::OsStr,
     fs,
     io::{BufRead as _, BufReader},
+    net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, ExitStatus, Output, Stdio},
     time::Duration,
 };
 
-use location_service::proto::location::v1::location_service_client::LocationServiceClient;
 pub use servers::isolated;
 use tempfile::TempDir;
-use tonic::transport::Endpoint;
 
-use crate::harness::{Bearer, Client, PATIENCE, SECRET, eventually, token};
+use crate::harness::{Client, PATIENCE, SECRET, admin, connect, eventually};
 
 /// The files of a service, which several processes can use in turn.
 pub struct Home {
     /// Contains the secret, the log, and the database if it is SQLite.
     pub dir: TempDir,
     pub database: PathBuf,
+    /// The address that the service listens on: a free port of loopback, unless the test changes it.
+    pub listen: SocketAddr,
 }
 
 /// A running service. Dropping it kills it.
@@ -40,7 +42,11 @@ impl Home {
         let dir = TempDir::new().expect("a temporary folder");
         fs::write(dir.path().join("secret"), SECRET).expect("a file");
         let database = dir.path().join("locations.db");
-        Self { dir, database }
+        Self {
+            dir,
+            database,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+        }
     }
 
     /// Starts the service, and panics if it refuses.
@@ -52,13 +58,22 @@ impl Home {
         self.run(self.command()).await
     }
 
-    /// The command that serves from this folder, on a free port.
+    /// The command that serves from this folder.
     pub fn command(&self) -> Command {
-        let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
+        self.serve(&format!("sqlite:{}", self.database.display()))
+    }
+
+    /// The command that serves on PostgreSQL and Redis.
+    pub fn command_on(&self, database: &str, redis: &str) -> Command {
+        let mut command = self.serve(database);
+        command.args(["--redis-url", redis]);
         command
-            .arg("serve")
-            .args(["--listen", "127.0.0.1:0"])
-            .arg(format!("--database-url=sqlite:{}", self.database.display()))
+    }
+
+    fn serve(&self, database: &str) -> Command {
+        let mut command = service(["serve", "--database-url", database]);
+        command
+            .arg(format!("--listen={}", self.listen))
             .arg("--jwt-secret-file")
             .arg(self.dir.path().join("secret"));
         command
@@ -115,13 +130,7 @@ impl Process {
 
     /// A client with an admin's token.
     pub async fn admin(&self) -> Client {
-        let channel = Endpoint::new(self.url.clone())
-            .expect("a URL")
-            .connect()
-            .await
-            .expect("it accepts");
-        let bearer = Bearer(format!("Bearer {}", token("root", true)));
-        LocationServiceClient::with_interceptor(channel, bearer)
+        admin(connect(&self.url).await)
     }
 
     /// Kills it, like a crash (SIGKILL).
@@ -132,11 +141,12 @@ impl Process {
 
     /// Requests a graceful shutdown (SIGTERM).
     pub fn terminate(&self) {
-        let kill = Command::new("sh")
-            .args(["-c", "kill -TERM \"$1\"", "sh"])
-            .arg(self.id().to_string())
-            .status();
-        assert!(kill.expect("a shell").success());
+        self.signal("TERM");
+    }
+
+    /// Sends a signal, such as `HUP` or `STOP`.
+    pub fn signal(&self, name: &str) {
+        assert!(servers::signal(name, [self.id().to_string()]), "{name}");
     }
 
     /// Waits until it has exited.
@@ -160,16 +170,29 @@ impl Drop for Process {
     }
 }
 
-/// Runs a command and returns its stdout. Panics if it fails.
-pub async fn output_of(mut command: Command) -> String {
+/// A command of the binary.
+pub fn service(args: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
+    command.args(args);
+    command
+}
+
+/// Runs a command, and returns its output.
+pub async fn output(mut command: Command) -> Output {
     const LIMIT: Duration = Duration::from_mins(2);
     let shown = format!("{command:?}");
     let run = tokio::task::spawn_blocking(move || command.stdin(Stdio::null()).output());
-    let output = tokio::time::timeout(LIMIT, run)
+    tokio::time::timeout(LIMIT, run)
         .await
         .unwrap_or_else(|_| panic!("it ends in time: {shown}"))
         .expect("no panic")
-        .unwrap_or_else(|error| panic!("{error}: {shown}"));
+        .unwrap_or_else(|error| panic!("{error}: {shown}"))
+}
+
+/// Runs a command and returns its stdout. Panics if it fails.
+pub async fn output_of(command: Command) -> String {
+    let shown = format!("{command:?}");
+    let output = output(command).await;
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),
@@ -180,11 +203,14 @@ pub async fn output_of(mut command: Command) -> String {
     stdout
 }
 
+/// A path in the repository.
+pub fn in_repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
 /// The path of a program or folder that `tests/run` installs.
 pub fn tool(path: &str) -> PathBuf {
-    let tool = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("target/tools")
-        .join(path);
+    let tool = in_repository("target/tools").join(path);
     assert!(
         tool.exists(),
         "{} is missing: run tests/run once, which installs it",

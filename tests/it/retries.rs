@@ -4,7 +4,7 @@
 use std::{
     io::{BufRead as _, BufReader, Read as _, Write as _},
     net::SocketAddr,
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, Command, Stdio},
     sync::{
         Arc,
@@ -13,18 +13,15 @@ use std::{
     time::Duration,
 };
 
-use location_client::v1::{self, location_service_client::LocationServiceClient};
+use location_service::proto::location::v1;
 use serde_json::Value;
 use servers::{fixed_port, postgres::Postgres, redis::RedisServer};
-use tonic::{
-    Code, Request, Status,
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Request, Status};
 use uuid::Uuid;
 
 use crate::{
-    harness::{Bearer, PATIENCE, token},
-    process::{Home, Process, isolated, tool},
+    harness::{PATIENCE, admin, connect, create, names, of_run, storage, token},
+    process::{Home, Process, in_repository, isolated, tool},
 };
 
 /// The policy of [`client/service-config.json`](../../client/service-config.json), which `tonic`
@@ -98,11 +95,7 @@ impl RetryPolicy {
 async fn with_tonic(address: String, stopped: Arc<AtomicBool>) {
     const RUN: &str = "retries-tonic";
     let policy = RetryPolicy::read();
-    let channel: Channel = Endpoint::new(format!("http://{address}"))
-        .expect("a URL")
-        .connect_lazy();
-    let bearer = Bearer(format!("Bearer {}", token("root", true)));
-    let client = LocationServiceClient::with_interceptor(channel, bearer);
+    let client = admin(connect(&format!("http://{address}")).await);
     let mut acknowledged = Vec::new();
     for number in 1.. {
         if stopped.load(Ordering::Relaxed) {
@@ -110,14 +103,8 @@ async fn with_tonic(address: String, stopped: Arc<AtomicBool>) {
         }
         let name = format!("dock {number}");
         let request = v1::CreateLocationRequest {
-            location: Some(v1::Location {
-                r#type: v1::LocationType::Storage.into(),
-                display_name: name.clone(),
-                production_run_id: RUN.to_owned(),
-                ..v1::Location::default()
-            }),
             request_id: Uuid::new_v4().to_string(),
-            ..v1::CreateLocationRequest::default()
+            ..create(storage(&name, RUN))
         };
         let created = policy.call(&request, |request| {
             let mut client = client.clone();
@@ -129,24 +116,21 @@ async fn with_tonic(address: String, stopped: Arc<AtomicBool>) {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let list = v1::ListLocationsRequest {
-        production_run_id: Some(RUN.to_owned()),
         page_size: 1_000,
-        ..v1::ListLocationsRequest::default()
+        ..of_run(RUN)
     };
     let listed = client.clone().list_locations(list).await.expect("listed");
-    let mut names: Vec<_> = listed
-        .into_inner()
-        .locations
-        .into_iter()
-        .map(|location| location.display_name)
-        .collect();
+    let mut names = names(&listed);
     names.sort_unstable();
     assert!(names.len() < 1_000, "more than a page");
     let count = names.len();
     names.dedup();
     assert_eq!(names.len(), count, "created twice");
     for name in &acknowledged {
-        assert!(names.binary_search(name).is_ok(), "{name} is missing");
+        assert!(
+            names.binary_search(&name.as_str()).is_ok(),
+            "{name} is missing"
+        );
     }
     assert!(acknowledged.len() > 20, "{}", acknowledged.len());
     println!("tonic: {count} created");
@@ -171,7 +155,7 @@ impl Script {
 
     fn next_phase(&mut self) {
         let input = self.0.stdin.as_mut().expect("piped");
-        // If it has ended, its output says why.
+        // If the script has ended, `end` prints its error.
         let _ = input.write_all(b"\n");
     }
 
@@ -214,7 +198,6 @@ struct Deployment {
     postgres: Postgres,
     redis: RedisServer,
     database: String,
-    address: SocketAddr,
     home: Home,
     service: Option<Process>,
 }
@@ -229,12 +212,13 @@ enum Victim {
 impl Deployment {
     async fn start() -> Self {
         let (postgres, redis) = (Postgres::start(), RedisServer::start());
+        let mut home = Home::new();
+        home.listen = SocketAddr::from(([127, 0, 0, 1], fixed_port()));
         let mut deployment = Self {
             database: postgres.database().await,
             postgres,
             redis,
-            address: SocketAddr::from(([127, 0, 0, 1], fixed_port())),
-            home: Home::new(),
+            home,
             service: None,
         };
         deployment.serve().await;
@@ -242,13 +226,7 @@ impl Deployment {
     }
 
     async fn serve(&mut self) {
-        let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
-        command
-            .args(["serve", "--jwt-secret-file"])
-            .arg(self.home.dir.path().join("secret"))
-            .arg(format!("--listen={}", self.address))
-            .arg(format!("--database-url={}", self.database))
-            .arg(format!("--redis-url={}", self.redis.url()));
+        let command = self.home.command_on(&self.database, &self.redis.url());
         self.service = Some(self.home.run(command).await.expect("it starts"));
     }
 
@@ -271,7 +249,7 @@ impl Deployment {
 async fn retries_are_safe_while_servers_are_killed() {
     use Victim::{Postgres, Redis, Service};
     let mut deployment = Deployment::start().await;
-    let address = deployment.address.to_string();
+    let address = deployment.home.listen.to_string();
     let modules = tool("node/node_modules");
     let config = |name| in_repository("client").join(name);
     let mut scripts = [
@@ -290,14 +268,14 @@ async fn retries_are_safe_while_servers_are_killed() {
     ];
     let stopped = Arc::new(AtomicBool::new(false));
     let tonic = tokio::spawn(with_tonic(address, Arc::clone(&stopped)));
-    // A client can't tell whether a connection that broke had passed on a creation, so from the kills
-    // of the service on, each creation has a request id.
+    // After a connection breaks, a client doesn't know whether the service received the creation. So
+    // while the service is killed, every creation has a request id.
     for victims in [
         &[Postgres, Redis, Postgres, Postgres][..],
         &[Service, Postgres, Service],
     ] {
         for victim in victims {
-            // The writes of some time, whose moments differ.
+            // Long enough for several writes, so that kills come at different points of a write.
             tokio::time::sleep(Duration::from_millis(900)).await;
             deployment.kill(*victim).await;
         }
@@ -324,8 +302,4 @@ async fn retries_are_safe_while_servers_are_killed() {
         .expect("no panic");
     print!("{}", printed.concat());
     tonic.await.expect("no panic");
-}
-
-fn in_repository(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }

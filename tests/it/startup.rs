@@ -8,23 +8,21 @@ use servers::{
 };
 
 use crate::{
-    harness::{cache_status, create, eventually, of_run, storage},
-    process::{Home, Refusal, isolated},
+    harness::{COUNT_TABLES, cache_status, create, eventually, of_run, storage},
+    process::{Home, Refusal, service},
 };
 
 /// A URL that only the Redis client finds invalid.
 const BAD_REDIS_URL: &str = "redis://127.0.0.1:port";
 
 fn serve(database: &str) -> Command {
-    let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
-    command.args([
+    service([
         "serve",
         "--listen",
         "127.0.0.1:0",
         "--database-url",
         database,
-    ]);
-    command
+    ])
 }
 
 async fn refusal(home: &Home, command: Command) -> Refusal {
@@ -74,7 +72,6 @@ fn files_of(database: &Path) -> usize {
 
 #[tokio::test]
 async fn invalid_settings_leave_no_table_in_postgres() {
-    const TABLES: &str = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
     let home = Home::new();
     let jwks = empty_jwks(&home);
     let redis = RedisServer::start().url();
@@ -88,7 +85,7 @@ async fn invalid_settings_leave_no_table_in_postgres() {
         command.args(settings);
         let refusal = refusal(&home, command).await;
         assert_eq!(
-            number(&database, TABLES).await,
+            number(&database, COUNT_TABLES).await,
             0,
             "{settings:?}: {}",
             refusal.stderr
@@ -97,7 +94,7 @@ async fn invalid_settings_leave_no_table_in_postgres() {
     let mut command = serve(&database);
     command.args(["--redis-url", &redis]);
     home.run(command).await.expect("it starts");
-    assert_ne!(number(&database, TABLES).await, 0);
+    assert_ne!(number(&database, COUNT_TABLES).await, 0);
 }
 
 /// Replicas that name keys differently would not invalidate each other's entries.

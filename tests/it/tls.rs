@@ -34,9 +34,10 @@ use tonic::{
 
 use crate::{
     harness::{
-        Bearer, Client, PATIENCE, cache_status, create, eventually, names, of_run, storage, token,
+        self, Client, PATIENCE, cache_status, create, eventually, names, of_run, storage, token,
     },
-    process::{Home, Process, Refusal},
+    process::{Home, Process, Refusal, output, service},
+    robustness::PREFACE,
 };
 
 const DAY: Duration = Duration::from_hours(24);
@@ -98,18 +99,16 @@ struct ClientSettings<'a> {
 impl ClientSettings<'_> {
     fn config(&self) -> ClientConfig {
         let mut roots = RootCertStore::empty();
-        let authority = CertificateDer::from_pem_slice(self.authority.pem().as_bytes());
-        roots.add(authority.expect("PEM")).expect("an authority");
+        roots
+            .add(certificate(&self.authority.pem()))
+            .expect("an authority");
         let config = ClientConfig::builder_with_protocol_versions(&[self.version])
             .with_root_certificates(roots);
         let mut config = match self.identity {
             None => config.with_no_client_auth(),
             Some(identity) => {
-                let chain = CertificateDer::from_pem_slice(identity.certificate.as_bytes());
-                let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes());
-                config
-                    .with_client_auth_cert(vec![chain.expect("PEM")], key.expect("PEM"))
-                    .expect("a pair")
+                let (chain, key) = pair(identity);
+                config.with_client_auth_cert(chain, key).expect("a pair")
             }
         };
         config.alpn_protocols = self
@@ -157,22 +156,26 @@ impl ClientSettings<'_> {
     }
 
     async fn admin(&self, process: &Process) -> Client {
-        let channel = self.channel(process, Arc::default()).await;
-        let bearer = Bearer(format!("Bearer {}", token("root", true)));
-        LocationServiceClient::with_interceptor(channel, bearer)
+        harness::admin(self.channel(process, Arc::default()).await)
     }
 
     /// The certificate that the service presents.
-    async fn presented(&self, process: &Process) -> Vec<u8> {
+    async fn presented(&self, process: &Process) -> CertificateDer<'static> {
         let session = self.connect(process).await.expect("a session");
         let (_, session) = session.get_ref();
-        session.peer_certificates().expect("a certificate")[0].to_vec()
+        let chain = session.peer_certificates().expect("a certificate");
+        chain[0].clone().into_owned()
     }
 }
 
-fn der(identity: &Identity) -> Vec<u8> {
-    let certificate = CertificateDer::from_pem_slice(identity.certificate.as_bytes());
-    certificate.expect("PEM").to_vec()
+fn certificate(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).expect("PEM")
+}
+
+/// The chain and the key.
+fn pair(identity: &Identity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes());
+    (vec![certificate(&identity.certificate)], key.expect("PEM"))
 }
 
 fn authority_of(process: &Process) -> &str {
@@ -321,8 +324,7 @@ async fn the_responses_of_concurrent_calls_share_records() {
         .client()
         .channel(&process, Arc::clone(&records))
         .await;
-    let bearer = Bearer(format!("Bearer {}", token("root", true)));
-    let mut client = LocationServiceClient::with_interceptor(channel, bearer);
+    let mut client = harness::admin(channel);
     let location = create(storage("a", "run"));
     client.create_location(location).await.expect("created");
     list(&mut client).await;
@@ -360,7 +362,7 @@ async fn clients_need_a_certificate_of_the_configured_authority() {
                 version,
                 ..fixture.client()
             };
-            // With TLS 1.3 a client that has finished its handshake learns from the first read.
+            // With TLS 1.3 the refusal arrives only at the first read, after the client's handshake.
             let refused = async {
                 let mut session = settings.connect(&process).await?;
                 session.read_u8().await
@@ -397,8 +399,7 @@ async fn clients_need_a_certificate_of_the_configured_authority() {
         let process = &process;
         async move {
             let mut session = settings.connect(process).await.expect("a session");
-            let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-            session.write_all(preface).await.is_ok() && session.read_u8().await.is_ok()
+            session.write_all(PREFACE).await.is_ok() && session.read_u8().await.is_ok()
         }
     })
     .await;
@@ -417,7 +418,10 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
     let mut open = fixture.client().admin(&process).await;
     let location = create(storage("a", "run"));
     open.create_location(location).await.expect("created");
-    assert_eq!(fixture.client().presented(&process).await, der(&first));
+    assert_eq!(
+        fixture.client().presented(&process).await,
+        certificate(&first.certificate)
+    );
 
     // The key belongs to another certificate.
     let next = fixture.authority.issue("localhost");
@@ -427,11 +431,14 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
         fixture.home.log().contains(problem)
     })
     .await;
-    assert_eq!(fixture.client().presented(&process).await, der(&first));
+    assert_eq!(
+        fixture.client().presented(&process).await,
+        certificate(&first.certificate)
+    );
 
     fs::write(&fixture.files.key, &next.key).expect("a file");
     eventually("the new pair is in use", || async {
-        fixture.client().presented(&process).await == der(&next)
+        fixture.client().presented(&process).await == certificate(&next.certificate)
     })
     .await;
     list(&mut open).await;
@@ -525,8 +532,7 @@ async fn a_client_with_the_other_protocol_is_refused_at_once_and_quietly() {
     for bytes in [&b"\0\x01garbage"[..], b"\x16\x03\x01\0\x04abcd", b"hello\n"] {
         exchange(bytes).await;
     }
-    // The client's preface and its empty SETTINGS.
-    let http2 = exchange(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await;
+    let http2 = exchange(PREFACE).await;
     let http2 = String::from_utf8_lossy(&http2);
     assert!(http2.contains(hint), "{http2}");
     assert_quiet(&fixture.home);
@@ -566,35 +572,26 @@ async fn a_handshake_that_does_not_end_is_given_up() {
 
 #[tokio::test]
 async fn a_service_without_tls_warns_unless_it_listens_on_loopback() {
-    let home = Home::new();
-    let command = home.command();
-    let args: Vec<_> = command
-        .get_args()
-        .map(|arg| {
-            arg.to_str()
-                .expect("text")
-                .replace("127.0.0.1:0", "0.0.0.0:0")
-        })
-        .collect();
-    let mut command = crate::process::isolated(command.get_program());
-    command.args(args);
-    let process = home.run(command).await.expect("it starts");
+    let mut home = Home::new();
+    let loopback = home.listen;
+    home.listen = "0.0.0.0:0".parse().expect("an address");
+    let process = home.start().await;
     assert!(home.log().contains("unencrypted"), "{}", home.log());
     drop(process);
+    home.listen = loopback;
     let _process = home.start().await;
     assert_quiet(&home);
 }
 
 /// Runs a command of the binary, and returns whether it succeeded and what it printed to stderr.
 async fn run(url: &str, command: &str, flags: &[&str]) -> (bool, String) {
-    let mut binary = crate::process::isolated(env!("CARGO_BIN_EXE_location-service"));
+    let mut binary = service([command, "--server", url]);
     binary
-        .args([command, "--server", url])
         .args(flags)
         .env("LOCATION_SERVICE_TOKEN", token("root", true));
-    let run = tokio::task::spawn_blocking(move || binary.output());
-    let output = timeout(PATIENCE, run).await.expect("it ends in time");
-    let output = output.expect("no panic").expect("the binary runs");
+    let output = timeout(PATIENCE, output(binary))
+        .await
+        .expect("it ends in time");
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     (output.status.success(), stderr)
 }
@@ -689,11 +686,10 @@ async fn the_commands_that_call_a_service_speak_tls() {
 async fn expired_server(authority: &Authority) -> String {
     let now = SystemTime::now();
     let identity = authority.issue_between("localhost", now - 2 * DAY, now - DAY);
-    let chain = CertificateDer::from_pem_slice(identity.certificate.as_bytes()).expect("PEM");
-    let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).expect("PEM");
+    let (chain, key) = pair(&identity);
     let config = rustls::ServerConfig::builder()
         .with_no_client_auth()
-        .with_single_cert(vec![chain], key)
+        .with_single_cert(chain, key)
         .expect("a pair");
     let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")

@@ -6,7 +6,6 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use location_service::proto::location::v1;
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -27,8 +26,8 @@ use tonic::{
 };
 
 use crate::{
-    harness::{PATIENCE, SECRET, create, eventually, of_run, storage},
-    process::{Home, isolated},
+    harness::{PATIENCE, create, eventually, get_missing, of_run, storage, with},
+    process::Home,
 };
 use servers::{postgres::Postgres, redis::RedisServer};
 
@@ -137,11 +136,8 @@ impl Collector {
 }
 
 fn within<T>(message: T, flags: &str) -> Request<T> {
-    let mut request = Request::new(message);
     let parent = format!("00-{TRACE:032x}-{PARENT:016x}-{flags}");
-    let parent = parent.parse().expect("ASCII");
-    request.metadata_mut().insert("traceparent", parent);
-    request
+    with(message, "traceparent", &parent)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -149,13 +145,9 @@ async fn a_sampled_call_is_a_trace_with_its_cache_and_its_database() {
     let mut collector = Collector::http().await;
     let (database, redis) = (Postgres::shared().database().await, RedisServer::start());
     let home = Home::new();
-    std::fs::write(home.dir.path().join("secret"), SECRET).expect("a file");
-    let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
+    let mut command = home.command_on(&database, &redis.url());
     command
-        .args(["serve", "--listen", "127.0.0.1:0", "--access-log", "all"])
-        .args(["--database-url", &database, "--redis-url", &redis.url()])
-        .arg("--jwt-secret-file")
-        .arg(home.dir.path().join("secret"))
+        .args(["--access-log", "all"])
         .env("OTEL_EXPORTER_OTLP_ENDPOINT", &collector.url)
         .env("OTEL_TRACES_SAMPLER", "parentbased_always_off")
         .env("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment=test")
@@ -249,9 +241,8 @@ async fn spans_are_sent_over_grpc_at_the_latest_when_the_service_stops() {
         .env("OTEL_SERVICE_NAME", "named")
         .env("OTEL_BSP_SCHEDULE_DELAY", "600000");
     let process = home.run(command).await.expect("it starts");
-    let id = "018f0000-0000-7000-8000-000000000000".to_owned();
-    let get = v1::GetLocationRequest { id };
-    process.admin().await.get_location(get).await.unwrap_err();
+    let missing = process.admin().await.get_location(get_missing()).await;
+    missing.unwrap_err();
     process.terminate();
     assert!(process.wait().await.success());
     let (spans, resource) = collector.spans(2).await;
