@@ -207,7 +207,7 @@ fn each_module_uses_only_what_its_layer_may() {
     assert!(errors.is_empty(), "{}", errors.join("\n"));
 }
 
-/// Callers in Rust don't build a server, and no database or cache.
+/// The client crate depends on no server, database or cache.
 #[test]
 fn the_client_crate_needs_tonic_only_as_a_client() {
     let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/client/Cargo.toml");

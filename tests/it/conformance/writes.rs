@@ -414,7 +414,7 @@ async fn times_and_etags_change_with_every_update(app: &TestApp) {
     }
 }
 
-/// Also the sign of zero, which SQLite drops by itself, and which the wire format keeps.
+/// Including the sign of zero, which the wire format keeps but SQLite drops.
 async fn coordinates_are_kept_exactly(app: &TestApp) {
     let degrees = [
         0.0,
