@@ -66,9 +66,9 @@ pub async fn http(address: SocketAddr, request: &str) -> (u16, String) {
 }
 
 /// The value of each series, by its name and labels.
-type Samples = BTreeMap<String, f64>;
+pub type Samples = BTreeMap<String, f64>;
 
-async fn scrape(address: SocketAddr) -> Samples {
+pub async fn scrape(address: SocketAddr) -> Samples {
     let (status, text) = http(address, "GET /metrics").await;
     assert_eq!(status, 200);
     parse(&text)

@@ -84,6 +84,20 @@ impl Home {
         fs::read_to_string(self.dir.path().join("log")).expect("it logs UTF-8")
     }
 
+    /// The port of metrics, once the log has it.
+    pub async fn metrics(&self) -> SocketAddr {
+        let mut address = None;
+        eventually("the port of metrics is logged", || {
+            let log = self.log();
+            let found = log.split_once("metrics.address=");
+            address = found.and_then(|(_, rest)| rest.split_whitespace().next()?.parse().ok());
+            let found = address.is_some();
+            async move { found }
+        })
+        .await;
+        address.expect("it was found")
+    }
+
     /// Runs a command that starts the service, and waits until it listens.
     pub async fn run(&self, mut command: Command) -> Result<Process, Refusal> {
         let path = self.dir.path().join("log");

@@ -2,6 +2,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddr,
     pin::Pin,
     process::Command,
     sync::{
@@ -9,15 +10,16 @@ use std::{
         atomic::{AtomicUsize, Ordering},
     },
     task::{Context, Poll},
-    time::{Duration, SystemTime},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use futures_util::future::join_all;
 use hyper_util::rt::TokioIo;
 use location_service::proto::location::v1::{self, location_service_client::LocationServiceClient};
 use rustls::{
-    ClientConfig, RootCertStore, SupportedProtocolVersion,
+    ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion,
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject as _},
+    server::WebPkiClientVerifier,
     version::{TLS12, TLS13},
 };
 use servers::certificates::{Authority, Identity, IdentityFiles};
@@ -26,7 +28,7 @@ use tokio::{
     net::TcpStream,
     time::timeout,
 };
-use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client::TlsStream};
 use tonic::{
     Code,
     transport::{Channel, Endpoint},
@@ -36,6 +38,7 @@ use crate::{
     harness::{
         self, Client, PATIENCE, cache_status, create, eventually, names, of_run, storage, token,
     },
+    observe::scrape,
     process::{Home, Process, Refusal, output, service},
     robustness::PREFACE,
 };
@@ -98,12 +101,8 @@ struct ClientSettings<'a> {
 
 impl ClientSettings<'_> {
     fn config(&self) -> ClientConfig {
-        let mut roots = RootCertStore::empty();
-        roots
-            .add(certificate(&self.authority.pem()))
-            .expect("an authority");
         let config = ClientConfig::builder_with_protocol_versions(&[self.version])
-            .with_root_certificates(roots);
+            .with_root_certificates(roots(self.authority));
         let mut config = match self.identity {
             None => config.with_no_client_auth(),
             Some(identity) => {
@@ -448,6 +447,61 @@ async fn a_renewed_certificate_is_used_without_a_restart() {
     }
 }
 
+/// A time in whole seconds, as certificates have them.
+fn from_now(distance: Duration) -> SystemTime {
+    let time = UNIX_EPOCH.elapsed().expect("after 1970") + distance;
+    UNIX_EPOCH + Duration::from_secs(time.as_secs())
+}
+
+/// Waits until the metric has this time.
+async fn expiry_is(time: SystemTime, metrics: SocketAddr) {
+    let expected = time.duration_since(UNIX_EPOCH).expect("after 1970");
+    eventually("the metric has the expiry", || async {
+        let samples = scrape(metrics).await;
+        let expiry = samples["location_service_tls_certificate_expiry_seconds"];
+        (expiry - expected.as_secs_f64()).abs() < 0.5
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_expiry_of_the_certificate_in_use_is_a_metric_and_in_the_log() {
+    // Enough to start on a busy machine.
+    let soon = from_now(Duration::from_secs(8));
+    let fixture = Fixture::new();
+    let folder = fixture.home.dir.path();
+    let issue = |expiry| {
+        let yesterday = SystemTime::now() - DAY;
+        let identity = fixture
+            .authority
+            .issue_between("localhost", yesterday, expiry);
+        identity.write(folder, "server");
+    };
+    issue(soon);
+    let mut command = fixture.command();
+    command.args(["--metrics-listen", "127.0.0.1:0"]);
+    let _process = fixture.home.run(command).await.expect("it starts");
+    let metrics = fixture.home.metrics().await;
+    expiry_is(soon, metrics).await;
+    let logged = |line: &'static str| {
+        let home = &fixture.home;
+        eventually(line, move || async move { home.log().contains(line) })
+    };
+    logged("the TLS certificate expires in ").await;
+    assert!(!fixture.home.log().contains("has expired"));
+    logged("the TLS certificate has expired, so clients refuse it: renew it").await;
+    assert!(SystemTime::now() > soon);
+    expiry_is(soon, metrics).await;
+
+    let later = from_now(30 * DAY);
+    issue(later);
+    expiry_is(later, metrics).await;
+    let log = fixture.home.log();
+    for line in ["certificate expires in", "certificate has expired"] {
+        assert_eq!(log.matches(line).count(), 1, "{line}: {log}");
+    }
+}
+
 #[tokio::test]
 async fn files_that_cannot_be_used_are_refused_at_start() {
     let fixture = Fixture::new();
@@ -686,12 +740,7 @@ async fn the_commands_that_call_a_service_speak_tls() {
 async fn expired_server(authority: &Authority) -> String {
     let now = SystemTime::now();
     let identity = authority.issue_between("localhost", now - 2 * DAY, now - DAY);
-    let (chain, key) = pair(&identity);
-    let config = rustls::ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .expect("a pair");
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let acceptor = acceptor(&identity, None);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
         .await
         .expect("a free port");
@@ -703,4 +752,27 @@ async fn expired_server(authority: &Authority) -> String {
         }
     });
     format!("https://localhost:{port}")
+}
+
+/// The TLS of a server that isn't the service. With an authority it requires certificates of clients.
+pub fn acceptor(identity: &Identity, clients: Option<&Authority>) -> TlsAcceptor {
+    let builder = ServerConfig::builder();
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(authority) => {
+            let verifier = WebPkiClientVerifier::builder(Arc::new(roots(authority))).build();
+            builder.with_client_cert_verifier(verifier.expect("an authority"))
+        }
+    };
+    let (chain, key) = pair(identity);
+    let config = builder.with_single_cert(chain, key).expect("a pair");
+    TlsAcceptor::from(Arc::new(config))
+}
+
+fn roots(authority: &Authority) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots
+        .add(certificate(&authority.pem()))
+        .expect("an authority");
+    roots
 }
