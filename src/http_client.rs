@@ -1,5 +1,5 @@
-//! Single HTTP/1.1 requests, each over a connection of its own: some every few seconds or minutes need no
-//! pool. Redirects aren't followed.
+//! Connections to other servers, with TLS or without, and single HTTP/1.1 requests, each over a connection of
+//! its own: some every few seconds or minutes need no pool. Redirects aren't followed.
 //!
 //! `hyper` and `tokio-rustls` are dependencies of the gRPC server and of the Redis client already, so
 //! this adds no crate.
@@ -12,12 +12,9 @@ use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{body::Incoming, client::conn::http1::handshake};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::{InvalidDnsNameError, ServerName};
-use tokio::{
-    io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
-};
-use tokio_rustls::TlsConnector;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::{either::Either, task::AbortOnDropHandle};
 
 /// A request failed.
 #[derive(Debug, thiserror::Error)]
@@ -61,32 +58,33 @@ impl Received {
     }
 }
 
-/// Sends a request with the whole URL, over TLS if there is a connector. Has no time limit.
-pub async fn send(
-    request: Request<Full<Bytes>>,
-    tls: Option<&TlsConnector>,
-) -> Result<Received, HttpError> {
-    let host = request.uri().host().unwrap_or_default();
+/// A connection, with TLS or without.
+pub type Stream = Either<TlsStream<TcpStream>, TcpStream>;
+
+/// Connects to the host of a URL, over TLS if there is a connector. Has no time limit.
+pub async fn connect(url: &Uri, tls: Option<&TlsConnector>) -> Result<Stream, HttpError> {
+    let host = url.host().unwrap_or_default();
     // The brackets around an IPv6 address belong to the URL.
-    let host = host.trim_matches(['[', ']']).to_owned();
+    let host = host.trim_matches(['[', ']']);
     let default_port = if tls.is_some() { 443 } else { 80 };
-    let port = request.uri().port_u16().unwrap_or(default_port);
-    let stream = TcpStream::connect((&*host, port))
+    let port = url.port_u16().unwrap_or(default_port);
+    let stream = TcpStream::connect((host, port))
         .await
         .map_err(HttpError::Connect)?;
-    match tls {
-        Some(tls) => {
-            let session = tls.connect(ServerName::try_from(host)?, stream).await;
-            exchange(request, session.map_err(HttpError::Tls)?).await
-        }
-        None => exchange(request, stream).await,
-    }
+    let Some(tls) = tls else {
+        return Ok(Either::Right(stream));
+    };
+    let name = ServerName::try_from(host.to_owned())?;
+    let session = tls.connect(name, stream).await;
+    session.map(Either::Left).map_err(HttpError::Tls)
 }
 
-async fn exchange<S>(mut request: Request<Full<Bytes>>, stream: S) -> Result<Received, HttpError>
-where
-    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-{
+/// Sends a request with the whole URL, over TLS if there is a connector. Has no time limit.
+pub async fn send(
+    mut request: Request<Full<Bytes>>,
+    tls: Option<&TlsConnector>,
+) -> Result<Received, HttpError> {
+    let stream = connect(request.uri(), tls).await?;
     let (mut sender, connection) = handshake(TokioIo::new(stream)).await?;
     let connection = AbortOnDropHandle::new(tokio::spawn(connection));
     if let Some(authority) = request.uri().authority()

@@ -94,7 +94,7 @@ impl Call {
 
     /// A part of the same call that runs elsewhere.
     fn part(&self) -> Self {
-        Self::with(self.id.clone(), self.started, self.trace)
+        Self::with(self.id.clone(), self.started, self.trace.clone())
     }
 }
 
@@ -183,11 +183,11 @@ pub fn request_id() -> Option<String> {
 
 /// Begins a span of the current call, for a request to another server. Nothing unless the call is sampled.
 pub fn span(name: impl FnOnce() -> String) -> Span {
-    let trace = CURRENT.try_with(|call| call.trace).ok().flatten();
-    match trace.filter(|trace| trace.sampled) {
-        Some(trace) => Span::within(&trace, name()),
-        None => Span::default(),
-    }
+    let span = CURRENT.try_with(|call| match &call.trace {
+        Some(trace) if trace.sampled => Span::within(trace, name()),
+        _ => Span::default(),
+    });
+    span.unwrap_or_default()
 }
 
 /// Names the current call's caller.

@@ -147,10 +147,10 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "telemetry",
-        modules: &["http_client"],
+        modules: &["http_client", "tls"],
         crates: &[
-            "http", "http_body_util", "opentelemetry", "opentelemetry_http", "opentelemetry_otlp",
-            "opentelemetry_sdk", "serde_json", "tracing_subscriber",
+            "http", "http_body_util", "hyper_util", "opentelemetry", "opentelemetry_http", "opentelemetry_otlp",
+            "opentelemetry_sdk", "rustls", "serde_json", "tokio_rustls", "tonic", "tower", "tracing_subscriber",
         ],
     },
     Module {

@@ -1,11 +1,18 @@
 //! Traces: what a collector gets.
 
-use std::{collections::BTreeMap, convert::Infallible, time::Duration};
+use std::{collections::BTreeMap, convert::Infallible, process::Command, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty};
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    body::Incoming,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo},
+    service::TowerToHyperService,
+};
 use opentelemetry_proto::tonic::{
     collector::trace::v1::{
         ExportTraceServiceRequest, ExportTraceServiceResponse,
@@ -16,23 +23,25 @@ use opentelemetry_proto::tonic::{
 };
 use prost::Message as _;
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpListener,
     sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel},
     time::timeout,
 };
-use tonic::{
-    Request, Response, Status,
-    transport::{Server, server::TcpIncoming},
-};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::either::Either;
+use tonic::{Request, Response, Status};
 
 use crate::{
     harness::{PATIENCE, create, eventually, get_missing, of_run, storage, with},
     process::Home,
+    tls::acceptor,
 };
-use servers::{postgres::Postgres, redis::RedisServer};
+use servers::{certificates::Authority, postgres::Postgres, redis::RedisServer};
 
 const TRACE: u128 = 0x0af7_6519_16cd_43dd_8448_eb21_1c80_319c;
 const PARENT: u64 = 0xb7ad_6b71_6920_3331;
+const STATE: &str = "vendor=1,tenant@system=2";
 
 /// The texts and numbers of attributes, by their keys.
 fn texts(attributes: &[KeyValue]) -> BTreeMap<String, String> {
@@ -72,6 +81,26 @@ impl TraceService for Exports {
 }
 
 impl Exports {
+    async fn serve<S>(self, protocol: Protocol, stream: TokioIo<S>)
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        // Both end when the client closes the connection.
+        match protocol {
+            Protocol::Http => {
+                let service = service_fn(|request| self.clone().receive(request));
+                let connection = http1::Builder::new().serve_connection(stream, service);
+                let _ = connection.await;
+            }
+            Protocol::Grpc => {
+                let service = TowerToHyperService::new(TraceServiceServer::new(self));
+                let connection =
+                    http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service);
+                let _ = connection.await;
+            }
+        }
+    }
+
     /// Serves a request of OTLP/HTTP.
     async fn receive(
         self,
@@ -88,35 +117,35 @@ impl Exports {
     }
 }
 
+#[derive(Clone, Copy)]
+enum Protocol {
+    Http,
+    Grpc,
+}
+
 impl Collector {
-    async fn bind() -> (Self, TcpListener, Exports) {
+    async fn start(protocol: Protocol, tls: Option<TlsAcceptor>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("bound"));
         let (sender, exports) = unbounded_channel();
-        (Self { url, exports }, listener, Exports(sender))
-    }
-
-    /// A collector of OTLP/HTTP.
-    async fn http() -> Self {
-        let (collector, listener, exports) = Self::bind().await;
+        let sender = Exports(sender);
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let exports = exports.clone();
-                let service = service_fn(move |request| exports.clone().receive(request));
-                let connection =
-                    http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-                tokio::spawn(connection);
+                let (tls, sender) = (tls.clone(), sender.clone());
+                tokio::spawn(async move {
+                    let stream = match tls {
+                        None => Either::Left(stream),
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(session) => Either::Right(session),
+                            // The client doesn't trust the certificate.
+                            Err(_) => return,
+                        },
+                    };
+                    sender.serve(protocol, TokioIo::new(stream)).await;
+                });
             }
         });
-        collector
-    }
-
-    /// A collector of OTLP/gRPC.
-    async fn grpc() -> Self {
-        let (collector, listener, exports) = Self::bind().await;
-        let server = Server::builder().add_service(TraceServiceServer::new(exports));
-        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        collector
+        Self { url, exports }
     }
 
     /// Waits until it has this many spans in all, and returns them with the attributes of their resource.
@@ -137,12 +166,15 @@ impl Collector {
 
 fn within<T>(message: T, flags: &str) -> Request<T> {
     let parent = format!("00-{TRACE:032x}-{PARENT:016x}-{flags}");
-    with(message, "traceparent", &parent)
+    let mut request = with(message, "traceparent", &parent);
+    let state = STATE.parse().expect("ASCII");
+    request.metadata_mut().insert("tracestate", state);
+    request
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sampled_call_is_a_trace_with_its_cache_and_its_database() {
-    let mut collector = Collector::http().await;
+    let mut collector = Collector::start(Protocol::Http, None).await;
     let (database, redis) = (Postgres::shared().database().await, RedisServer::start());
     let home = Home::new();
     let mut command = home.command_on(&database, &redis.url());
@@ -193,6 +225,7 @@ async fn a_sampled_call_is_a_trace_with_its_cache_and_its_database() {
     assert_eq!(resource["deployment.environment"], "test");
     for span in &spans {
         assert_eq!(span.trace_id, TRACE.to_be_bytes());
+        assert_eq!(span.trace_state, STATE);
         assert!(span.start_time_unix_nano <= span.end_time_unix_nano);
     }
     let mut servers: Vec<_> = spans
@@ -232,7 +265,7 @@ async fn a_sampled_call_is_a_trace_with_its_cache_and_its_database() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn spans_are_sent_over_grpc_at_the_latest_when_the_service_stops() {
-    let mut collector = Collector::grpc().await;
+    let mut collector = Collector::start(Protocol::Grpc, None).await;
     let home = Home::new();
     let mut command = home.command();
     command
@@ -254,13 +287,131 @@ async fn spans_are_sent_over_grpc_at_the_latest_when_the_service_stops() {
     assert_eq!(named("sqlite get").parent_span_id, server.span_id);
 }
 
+/// A service that sends spans to a collector with TLS, whose certificate is for `localhost`.
+struct Secured {
+    home: Home,
+    collector: Collector,
+    ours: Authority,
+    clients: Authority,
+}
+
+impl Secured {
+    async fn start(protocol: Protocol) -> Self {
+        let (ours, clients) = (Authority::new("ours"), Authority::new("clients"));
+        let acceptor = acceptor(&ours.issue("localhost"), Some(&clients));
+        let mut collector = Collector::start(protocol, Some(acceptor)).await;
+        collector.url = collector
+            .url
+            .replace("http://127.0.0.1", "https://localhost");
+        Self {
+            home: Home::new(),
+            collector,
+            ours,
+            clients,
+        }
+    }
+
+    /// The files of the variables.
+    fn command(&self) -> Command {
+        let folder = self.home.dir.path();
+        let identity = self.clients.issue("service").write(folder, "service");
+        let mut command = self.home.command();
+        command
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", &self.collector.url)
+            .env("OTEL_BSP_SCHEDULE_DELAY", "50")
+            .env(
+                "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE",
+                identity.certificate,
+            )
+            .env("OTEL_EXPORTER_OTLP_CLIENT_KEY", identity.key);
+        command
+    }
+
+    /// Makes a call, and waits for its spans.
+    async fn is_traced(&mut self, command: Command) {
+        let process = self.home.run(command).await.expect("it starts");
+        let list = within(of_run("run"), "01");
+        process
+            .admin()
+            .await
+            .list_locations(list)
+            .await
+            .expect("listed");
+        let (spans, _) = self.collector.spans(2).await;
+        for span in spans {
+            assert_eq!(span.trace_id, TRACE.to_be_bytes());
+        }
+        assert!(!self.home.log().contains("WARN"), "{}", self.home.log());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_are_sent_over_tls() {
+    let mut secured = Secured::start(Protocol::Http).await;
+    let authority = secured.ours.write(secured.home.dir.path(), "ca.crt");
+    let mut command = secured.command();
+    command.env("OTEL_EXPORTER_OTLP_CERTIFICATE", &authority);
+    secured.is_traced(command).await;
+
+    // The authorities of the system.
+    let mut secured = Secured::start(Protocol::Http).await;
+    let mut command = secured.command();
+    command.env(
+        "SSL_CERT_FILE",
+        secured.ours.write(secured.home.dir.path(), "system.crt"),
+    );
+    secured.is_traced(command).await;
+
+    let mut secured = Secured::start(Protocol::Grpc).await;
+    let authority = secured.ours.write(secured.home.dir.path(), "ca.crt");
+    let mut command = secured.command();
+    command
+        .env("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", &authority)
+        .env("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc");
+    secured.is_traced(command).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn spans_are_not_sent_to_a_collector_that_is_not_trusted() {
+    for (name, protocol) in [("http/protobuf", Protocol::Http), ("grpc", Protocol::Grpc)] {
+        let mut secured = Secured::start(protocol).await;
+        let other = Authority::new("other").write(secured.home.dir.path(), "other.crt");
+        let mut command = secured.command();
+        command
+            .env("OTEL_EXPORTER_OTLP_CERTIFICATE", other)
+            .env("OTEL_EXPORTER_OTLP_PROTOCOL", name);
+        let process = secured.home.run(command).await.expect("it starts");
+        let list = within(of_run("run"), "01");
+        process
+            .admin()
+            .await
+            .list_locations(list)
+            .await
+            .expect("listed");
+        eventually("the failure is logged", || async {
+            secured.home.log().contains("traces can't be sent")
+        })
+        .await;
+        assert!(secured.collector.exports.try_recv().is_err());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_invalid_variable_is_logged_and_the_service_still_serves() {
     const ENDPOINT: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1");
+    const HTTPS: (&str, &str) = ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://127.0.0.1:1");
     for (variables, warning) in [
         (
             &[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://[bad")][..],
             "OTEL_EXPORTER_OTLP_ENDPOINT",
+        ),
+        (
+            &[HTTPS, ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/missing")],
+            "OTEL_EXPORTER_OTLP_CERTIFICATE: /missing can't be used",
+        ),
+        (
+            &[HTTPS, ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/missing")],
+            "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY belong together",
         ),
         (
             &[ENDPOINT, ("OTEL_EXPORTER_OTLP_PROTOCOL", "carrier pigeon")],

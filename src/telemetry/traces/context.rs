@@ -1,12 +1,20 @@
 //! W3C Trace Context: <https://www.w3.org/TR/trace-context/>.
 
 use http::{HeaderMap, HeaderName};
-use opentelemetry::trace::{SpanId, TraceId};
+use opentelemetry::trace::{SpanId, TraceId, TraceState};
 
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
+
+/// Maximum length of a `tracestate`: the least that must be passed on.
+const MAX_STATE_BYTES: usize = 512;
+
+/// Maximum number of its members.
+const MAX_STATE_MEMBERS: usize = 32;
+
 /// A place in a trace.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext {
     /// The trace.
     pub trace_id: TraceId,
@@ -14,6 +22,8 @@ pub struct TraceContext {
     pub span_id: SpanId,
     /// Whether the spans are sent.
     pub sampled: bool,
+    /// What other tracing systems have noted of the trace.
+    pub state: TraceState,
 }
 
 impl TraceContext {
@@ -45,8 +55,24 @@ impl TraceContext {
             trace_id,
             span_id,
             sampled: flags & 1 == 1,
+            state: TraceState::NONE,
         })
     }
+}
+
+/// The `tracestate` in the headers of a request. Nothing if it is invalid, longer than
+/// [`MAX_STATE_BYTES`], or has more than 32 members.
+pub(super) fn state(headers: &HeaderMap) -> TraceState {
+    let values: Option<Vec<_>> = headers
+        .get_all(TRACESTATE)
+        .iter()
+        .map(|value| value.to_str().ok())
+        .collect();
+    let text = values.unwrap_or_default().join(",");
+    if text.len() > MAX_STATE_BYTES || text.split(',').count() > MAX_STATE_MEMBERS {
+        return TraceState::NONE;
+    }
+    text.parse().unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -74,6 +100,39 @@ mod tests {
             format!("00-+{}-01", &IDS[1..]),
         ] {
             assert_eq!(sampled(&bad), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_a_valid_tracestate_within_its_bounds_is_taken() {
+        let state_of = |values: &[&str]| {
+            let mut headers = HeaderMap::new();
+            for value in values {
+                headers.append(TRACESTATE, value.parse().expect("a header's value"));
+            }
+            state(&headers).header()
+        };
+        assert_eq!(state_of(&[]), "");
+        assert_eq!(state_of(&["a=1, b@c=2 "]), "a=1,b@c=2");
+        assert_eq!(state_of(&["a=1", "b=2,c=3"]), "a=1,b=2,c=3");
+        let members = |count: usize| {
+            let members: Vec<_> = (0..count).map(|number| format!("k{number}=1")).collect();
+            members.join(",")
+        };
+        assert_eq!(state_of(&[&members(32)]), members(32));
+        let value = |length: usize| "x".repeat(length);
+        let longest = format!("a={},b={}", value(254), value(253));
+        assert_eq!(longest.len(), MAX_STATE_BYTES);
+        assert_eq!(state_of(&[&longest]), longest);
+        for refused in [
+            "a",
+            "A=1",
+            "a=1,b",
+            &members(33),
+            &format!("{longest}x"),
+            &format!("a={}", value(257)),
+        ] {
+            assert_eq!(state_of(&[refused]), "", "{refused}");
         }
     }
 }

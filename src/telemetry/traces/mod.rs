@@ -14,7 +14,7 @@ use opentelemetry::{
     Context, KeyValue, Value,
     trace::{
         Span as _, SpanBuilder, SpanContext, SpanKind, Status, TraceContextExt as _, TraceFlags,
-        TraceState, Tracer as _, TracerProvider as _,
+        Tracer as _, TracerProvider as _,
     },
 };
 use opentelemetry_sdk::{
@@ -76,10 +76,13 @@ impl Span {
     /// Begins the span of a call, if the headers of its request or the sampler choose it. Returns the call's place in
     /// the trace as well.
     pub(super) fn of_call(headers: &HeaderMap) -> (Option<TraceContext>, Self) {
-        let parent = TraceContext::of(headers);
+        let mut parent = TraceContext::of(headers);
         let Some(tracer) = TRACER.get() else {
             return (parent, Self(None));
         };
+        if let Some(parent) = &mut parent {
+            parent.state = context::state(headers);
+        }
         let within = parent.as_ref().map_or_else(Context::new, remote);
         let builder = SpanBuilder::from_name("call").with_kind(SpanKind::Server);
         let span = tracer.build_with_context(builder, &within);
@@ -90,6 +93,7 @@ impl Span {
             trace_id: span.span_context().trace_id(),
             span_id: span.span_context().span_id(),
             sampled: true,
+            state: span.span_context().trace_state().clone(),
         };
         (Some(context), Self(Some(Box::new(span))))
     }
@@ -132,9 +136,11 @@ impl Span {
 
 fn remote(parent: &TraceContext) -> Context {
     let flags = TraceFlags::default().with_sampled(parent.sampled);
-    let TraceContext {
-        trace_id, span_id, ..
-    } = *parent;
-    let state = TraceState::default();
-    Context::new().with_remote_span_context(SpanContext::new(trace_id, span_id, flags, true, state))
+    Context::new().with_remote_span_context(SpanContext::new(
+        parent.trace_id,
+        parent.span_id,
+        flags,
+        true,
+        parent.state.clone(),
+    ))
 }

@@ -1,6 +1,11 @@
 //! The standard variables, as far as the libraries don't report what they ignore.
 
-use std::{env, str::FromStr, time::Duration};
+use std::{env, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
+
+use http::Uri;
+use rustls::ClientConfig;
+
+use crate::tls::{ClientCertificate, TlsFiles};
 
 /// The protocols in which spans are sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +70,40 @@ pub fn protocol() -> Result<Protocol, String> {
             "OTEL_EXPORTER_OTLP_PROTOCOL must be http/protobuf or grpc, is {other:?}"
         )),
     }
+}
+
+/// The endpoint and the TLS of connections to it, if it is an `https` URL.
+pub fn https() -> Result<Option<(Uri, Arc<ClientConfig>)>, String> {
+    let url: Option<Uri> = exporter_value("ENDPOINT").and_then(|url| url.parse().ok());
+    let Some(url) = url.filter(|url| url.scheme_str() == Some("https")) else {
+        return Ok(None);
+    };
+    let path = |name| exporter_value(name).map(PathBuf::from);
+    let client = match (path("CLIENT_CERTIFICATE"), path("CLIENT_KEY")) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
+        _ => {
+            return Err(
+                "OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE and OTEL_EXPORTER_OTLP_CLIENT_KEY belong \
+                 together: set both"
+                    .to_owned(),
+            );
+        }
+    };
+    let authorities = path("CERTIFICATE");
+    let files = TlsFiles {
+        authorities,
+        client,
+    };
+    let config = files.client_config().map_err(|error| {
+        let name = match &files.client {
+            Some(client) if client.key == error.path => "CLIENT_KEY",
+            Some(client) if client.certificate == error.path => "CLIENT_CERTIFICATE",
+            _ => "CERTIFICATE",
+        };
+        format!("OTEL_EXPORTER_OTLP_{name}: {error}")
+    })?;
+    Ok(Some((url, Arc::new(config))))
 }
 
 /// The time limit of an export.
