@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 
+pub use crate::server::MetricsPort;
 use crate::{
     auth::{Authenticator, KeyError},
     cache::{self, Cache, CacheError, MemoryCache, RedisCache, RedisConfig, RedisConfigError},
@@ -210,10 +211,10 @@ impl App {
         }))
     }
 
-    /// Serves metrics and probes on another port.
+    /// Shows metrics and the health on this port while the service runs.
     #[must_use]
-    pub fn with_metrics(mut self, listener: TcpListener) -> Self {
-        self.0.metrics = Some(listener);
+    pub fn with_metrics(mut self, port: MetricsPort) -> Self {
+        self.0.metrics = Some(port);
         self
     }
 

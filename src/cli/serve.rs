@@ -3,7 +3,7 @@
 use std::{error::Error as StdError, fmt::Write as _, io, net::SocketAddr};
 
 use location_service::{
-    app::App,
+    app::{App, MetricsPort},
     config::{LogConfig, ServeConfig},
     telemetry::{self, Traces},
 };
@@ -28,7 +28,12 @@ pub async fn serve(config: ServeConfig, sources: Sources) -> Result<(), Error> {
     }
     let (listener, address) = bind(config.server.listen).await?;
     let metrics = match config.server.metrics_listen {
-        Some(address) => Some(bind(address).await?),
+        Some(address) => {
+            let (listener, address) = bind(address).await?;
+            tracing::info!(metrics.address = %address, "serving metrics");
+            // Open while the database is opened: a probe of the process must not depend on it.
+            Some((MetricsPort::open(listener), address))
+        }
         None => None,
     };
     let mut app = tokio::select! {
@@ -48,9 +53,8 @@ pub async fn serve(config: ServeConfig, sources: Sources) -> Result<(), Error> {
     };
     tracing::info!(server.address = %address, "listening");
     let mut lines = format!("listening on {scheme}://{address}\n");
-    if let Some((listener, address)) = metrics {
-        app = app.with_metrics(listener);
-        tracing::info!(metrics.address = %address, "serving metrics");
+    if let Some((port, address)) = metrics {
+        app = app.with_metrics(port);
         let _ = writeln!(lines, "metrics on http://{address}/metrics");
     }
     if let Err(error) = print(lines.as_bytes()) {

@@ -29,13 +29,14 @@ use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tower::{ServiceBuilder, util::MapRequestLayer};
 
+pub use self::metrics::MetricsPort;
 use self::{
     admission::{Admission, MAX_NAME_BYTES},
     connections::Connections,
     encodings::prefer_encoding,
     health::Health,
     listener::{Listener, MaxAge},
-    metrics::{Metrics, MetricsPort},
+    metrics::Metrics,
     observe::{Calls, Observe},
     purge::purge_loop,
 };
@@ -82,7 +83,7 @@ pub struct Server {
     /// The calls that are logged.
     pub access_log: AccessLog,
     /// The port of metrics and probes.
-    pub metrics: Option<TcpListener>,
+    pub metrics: Option<MetricsPort>,
 }
 
 /// Sets a service's message limit, and the encodings that it reports. `FastPath` compresses and
@@ -108,15 +109,15 @@ impl Server {
         let connections = Connections::new(self.max_connections);
         let _sweep = spawn(Arc::clone(&connections).sweep_loop());
         let calls = Arc::new(Calls::new());
-        let metrics = self.metrics.map(|listener| {
+        if let Some(port) = &self.metrics {
             let metrics = Metrics {
                 calls: Arc::clone(&calls),
                 connections: Arc::clone(&connections),
                 service: self.service.clone(),
                 tls: self.tls.clone(),
             };
-            MetricsPort::open(listener, metrics, health.subscribe())
-        });
+            port.show(metrics, health.subscribe());
+        }
         let is_logged = self.access_log != AccessLog::Off;
         let admission = Admission::new(Arc::clone(&self.authenticator), is_logged);
         let api = LocationApi::new(self.service.clone());
@@ -173,8 +174,8 @@ impl Server {
         if timeout(CLOSE_TIMEOUT, self.store.close()).await.is_err() {
             tracing::warn!("the database connections didn't close within {CLOSE_TIMEOUT:?}");
         }
-        if let Some(metrics) = metrics {
-            metrics.close().await;
+        if let Some(port) = self.metrics {
+            port.close().await;
         }
     }
 }

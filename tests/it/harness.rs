@@ -11,7 +11,7 @@ use std::{
 };
 
 use location_service::{
-    app::App,
+    app::{App, MetricsPort},
     auth::NewToken,
     cache::Cache,
     config::{
@@ -147,7 +147,7 @@ impl TestApp {
         if let Some(address) = config.server.metrics_listen {
             let listener = TcpListener::bind(address).await.expect("a free port");
             metrics = Some(listener.local_addr().expect("bound"));
-            app = app.with_metrics(listener);
+            app = app.with_metrics(MetricsPort::open(listener));
         }
         let listener = TcpListener::bind(config.server.listen)
             .await

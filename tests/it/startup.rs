@@ -1,6 +1,6 @@
 //! Settings are checked before anything is opened: an invalid one leaves no trace.
 
-use std::{fs, path::Path, process::Command};
+use std::{fs, net::TcpListener, path::Path, process::Command};
 
 use servers::{
     postgres::{Postgres, number},
@@ -9,6 +9,7 @@ use servers::{
 
 use crate::{
     harness::{COUNT_TABLES, cache_status, create, eventually, of_run, storage},
+    observe::http,
     process::{Home, Refusal, service},
 };
 
@@ -136,4 +137,38 @@ async fn a_replica_whose_settings_differ_from_those_of_others_is_refused() {
         .create_location(create(storage("a", "run")))
         .await
         .expect("created");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn probes_are_answered_while_the_database_is_opened() {
+    let home = Home::new();
+    // Accepts connections, and never responds.
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = silent.local_addr().expect("bound");
+    let mut command = serve(&format!("postgres://postgres@{address}/locations"));
+    let redis = RedisServer::start();
+    command
+        .args(["--redis-url", &redis.url()])
+        .args(["--metrics-listen", "127.0.0.1:0"]);
+    let start = home.run(command);
+    let probes = async {
+        let metrics = home.metrics().await;
+        for (page, status, text) in [
+            ("livez", 200, "ok"),
+            ("readyz", 503, "the service is starting"),
+            ("metrics", 503, "the service is starting"),
+            ("other", 404, "/livez"),
+        ] {
+            let (found, body) = http(metrics, &format!("GET /{page}")).await;
+            assert_eq!(found, status, "{page}: {body}");
+            assert!(body.contains(text), "{page}: {body}");
+        }
+    };
+    tokio::select! {
+        // The log exists once it was polled.
+        biased;
+        outcome = start => panic!("{:?}", outcome.map(drop)),
+        () = probes => {}
+    }
+    assert!(!home.log().contains("listening"), "{}", home.log());
 }

@@ -3,7 +3,12 @@
 //! It needs no token, and no client can keep others from it: each connection has one request and a short
 //! time, and the oldest one is closed for a new one.
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use http::{
     HeaderValue, Method, Request, Response, StatusCode,
@@ -47,22 +52,29 @@ const METRICS: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4
 pub struct MetricsPort {
     stop: CancellationToken,
     task: AbortOnDropHandle<()>,
+    pages: Arc<OnceLock<Pages>>,
 }
 
 impl MetricsPort {
-    /// Opens the port. `serving` is the health of the server.
-    pub fn open(listener: TcpListener, metrics: Metrics, serving: watch::Receiver<bool>) -> Self {
+    /// Opens the port, before there is a server: until then only `/livez` succeeds.
+    pub fn open(listener: TcpListener) -> Self {
         let stop = CancellationToken::new();
-        let pages = Arc::new(Pages { metrics, serving });
-        let task = tokio::spawn(accept(listener, pages, stop.clone()));
+        let pages = Arc::default();
+        let task = tokio::spawn(accept(listener, Arc::clone(&pages), stop.clone()));
         Self {
             stop,
             task: AbortOnDropHandle::new(task),
+            pages,
         }
     }
 
+    /// Shows a server, once. `serving` is its health.
+    pub(in crate::server) fn show(&self, metrics: Metrics, serving: watch::Receiver<bool>) {
+        let _ = self.pages.set(Pages { metrics, serving });
+    }
+
     /// Closes the port after the requests in progress.
-    pub async fn close(self) {
+    pub(in crate::server) async fn close(self) {
         self.stop.cancel();
         let _ = timeout(CLOSE_TIMEOUT, self.task).await;
     }
@@ -73,7 +85,7 @@ struct Pages {
     serving: watch::Receiver<bool>,
 }
 
-async fn accept(listener: TcpListener, pages: Arc<Pages>, stop: CancellationToken) {
+async fn accept(listener: TcpListener, pages: Arc<OnceLock<Pages>>, stop: CancellationToken) {
     let mut open = VecDeque::new();
     loop {
         let accepted = tokio::select! {
@@ -101,9 +113,9 @@ async fn accept(listener: TcpListener, pages: Arc<Pages>, stop: CancellationToke
     }
 }
 
-async fn serve(stream: TcpStream, pages: Arc<Pages>) {
+async fn serve(stream: TcpStream, pages: Arc<OnceLock<Pages>>) {
     let respond = service_fn(move |request: Request<_>| {
-        let response = pages.respond(request.method(), request.uri().path());
+        let response = respond(pages.get(), request.method(), request.uri().path());
         async move { Ok::<_, Infallible>(response) }
     });
     let connection = http1::Builder::new()
@@ -116,27 +128,31 @@ async fn serve(stream: TcpStream, pages: Arc<Pages>) {
     let _ = timeout(LIFETIME, connection).await;
 }
 
-impl Pages {
-    fn respond(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
-        if !matches!(path, "/metrics" | "/livez" | "/readyz") {
-            let text = "The pages are /metrics, /livez and /readyz.\n";
-            return page(StatusCode::NOT_FOUND, TEXT, text);
-        }
-        if method != Method::GET && method != Method::HEAD {
-            let mut refusal = page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Use GET.\n");
-            let methods = HeaderValue::from_static("GET, HEAD");
-            refusal.headers_mut().insert(ALLOW, methods);
-            return refusal;
-        }
-        match path {
-            "/metrics" => page(StatusCode::OK, METRICS, self.metrics.encode()),
-            "/readyz" if !*self.serving.borrow() => page(
-                StatusCode::SERVICE_UNAVAILABLE,
-                TEXT,
-                "not ready: the database can't be read, or the service is stopping\n",
-            ),
-            _ => page(StatusCode::OK, TEXT, "ok\n"),
-        }
+fn respond(pages: Option<&Pages>, method: &Method, path: &str) -> Response<Full<Bytes>> {
+    if !matches!(path, "/metrics" | "/livez" | "/readyz") {
+        let text = "The pages are /metrics, /livez and /readyz.\n";
+        return page(StatusCode::NOT_FOUND, TEXT, text);
+    }
+    if method != Method::GET && method != Method::HEAD {
+        let mut refusal = page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Use GET.\n");
+        let methods = HeaderValue::from_static("GET, HEAD");
+        refusal.headers_mut().insert(ALLOW, methods);
+        return refusal;
+    }
+    match (path, pages) {
+        ("/livez", _) => page(StatusCode::OK, TEXT, "ok\n"),
+        (_, None) => page(
+            StatusCode::SERVICE_UNAVAILABLE,
+            TEXT,
+            "not ready: the service is starting\n",
+        ),
+        ("/metrics", Some(pages)) => page(StatusCode::OK, METRICS, pages.metrics.encode()),
+        (_, Some(pages)) if !*pages.serving.borrow() => page(
+            StatusCode::SERVICE_UNAVAILABLE,
+            TEXT,
+            "not ready: the database can't be read, or the service is stopping\n",
+        ),
+        _ => page(StatusCode::OK, TEXT, "ok\n"),
     }
 }
 
