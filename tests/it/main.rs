@@ -53,6 +53,7 @@ mod observe;
 mod postgres;
 mod process;
 mod proxy;
+mod published_keys;
 mod races;
 mod redis;
 mod redis_proxy;

@@ -467,7 +467,7 @@ async fn expiry_is(time: SystemTime, metrics: SocketAddr) {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_expiry_of_the_certificate_in_use_is_a_metric_and_in_the_log() {
     // Enough to start on a busy machine.
-    let soon = from_now(Duration::from_secs(8));
+    let soon = from_now(Duration::from_secs(12));
     let fixture = Fixture::new();
     let folder = fixture.home.dir.path();
     let issue = |expiry| {
