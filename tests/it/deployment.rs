@@ -6,7 +6,7 @@ use tempfile::TempDir;
 
 use crate::{
     harness::{Pair, TestApp},
-    observe::{http, serve_metrics},
+    observe::{self, serve_metrics},
     process::{in_repository, output_of, service},
 };
 
@@ -37,7 +37,7 @@ fn family(name: &str) -> &str {
 #[tokio::test]
 async fn dashboards_and_alerts_name_the_metrics_of_the_service() {
     let app = TestApp::spawn_changed(Pair::Embedded, serve_metrics).await;
-    let (_, scraped) = http(app.metrics.expect("a port"), "GET /metrics").await;
+    let scraped = observe::metrics(app.metrics.expect("a port")).await;
     app.stop().await;
     let series = metrics(&scraped);
     let dashboard = file("grafana/dashboard.json");

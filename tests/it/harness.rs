@@ -239,7 +239,7 @@ pub fn admin(channel: Channel) -> Client {
 
 /// Sends an `authorization` with every call.
 #[derive(Clone)]
-pub struct Bearer(String);
+pub struct Bearer(pub String);
 
 impl Interceptor for Bearer {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {

@@ -68,17 +68,21 @@ pub async fn http(address: SocketAddr, request: &str) -> (u16, String) {
 /// The value of each series, by its name and labels.
 pub type Samples = BTreeMap<String, f64>;
 
-/// The metrics, once the service serves: its address is known a moment before.
-pub async fn scrape(address: SocketAddr) -> Samples {
+/// The page of metrics, once the service serves: its address is known a moment before.
+pub async fn metrics(address: SocketAddr) -> String {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let (status, text) = http(address, "GET /metrics").await;
         if status == 200 {
-            return parse(&text);
+            return text;
         }
         assert!(status == 503 && Instant::now() < deadline, "{text}");
         sleep(std::time::Duration::from_millis(5)).await;
     }
+}
+
+pub async fn scrape(address: SocketAddr) -> Samples {
+    parse(&metrics(address).await)
 }
 
 /// Parses Prometheus's text format, and checks what `promtool check metrics` does.
