@@ -61,14 +61,21 @@ impl Balancer {
     }
 }
 
-/// Whether the client didn't send a request because its connection ended. Clients of gRPC send such a
-/// request again by themselves (transparent retries), except tonic.
-fn was_not_sent(status: &Status) -> bool {
-    status
+/// Whether the service didn't process a request because its connection ended: it wasn't sent, or was
+/// above the last one that the service accepted. Clients of gRPC send such a request again by
+/// themselves (transparent retries), except tonic.
+fn was_not_processed(status: &Status) -> bool {
+    let cause = status.source().and_then(StdError::source);
+    let Some(error) = cause.and_then(|error| error.downcast_ref::<hyper::Error>()) else {
+        return false;
+    };
+    let refused = error
         .source()
-        .and_then(StdError::source)
-        .and_then(|error| error.downcast_ref::<hyper::Error>())
-        .is_some_and(hyper::Error::is_canceled)
+        .and_then(|error| error.downcast_ref::<h2::Error>())
+        .is_some_and(|error| {
+            error.is_go_away() && error.is_remote() && error.reason() == Some(h2::Reason::NO_ERROR)
+        });
+    error.is_canceled() || refused
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,7 +105,7 @@ async fn a_client_with_one_channel_reaches_the_second_replica_and_no_call_fails(
                     client.list_locations(of_run(&run)).await.map(drop)
                 };
                 match result {
-                    Err(status) if was_not_sent(&status) => {}
+                    Err(status) if was_not_processed(&status) => {}
                     result => {
                         result.expect("no call fails");
                         calls += 1;
