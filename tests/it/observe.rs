@@ -70,15 +70,13 @@ pub type Samples = BTreeMap<String, f64>;
 
 /// The page of metrics, once the service serves: its address is known a moment before.
 pub async fn metrics(address: SocketAddr) -> String {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let (status, text) = http(address, "GET /metrics").await;
-        if status == 200 {
-            return text;
-        }
-        assert!(status == 503 && Instant::now() < deadline, "{text}");
-        sleep(std::time::Duration::from_millis(5)).await;
-    }
+    eventually("the service serves", || async {
+        http(address, "GET /metrics").await.0 != 503
+    })
+    .await;
+    let (status, text) = http(address, "GET /metrics").await;
+    assert_eq!(status, 200, "{text}");
+    text
 }
 
 pub async fn scrape(address: SocketAddr) -> Samples {

@@ -26,7 +26,7 @@ use tonic::{Code, transport::Channel};
 
 use crate::{
     harness::{Bearer, eventually, of_run},
-    process::{Home, Process, isolated},
+    process::{Home, Process, service},
     tls::acceptor,
 };
 
@@ -124,11 +124,10 @@ impl Issuer {
 
     /// The command that serves with the keys of these flags.
     fn command(&self, flags: &[&str]) -> Command {
-        let mut command = isolated(env!("CARGO_BIN_EXE_location-service"));
         let database = self.home.database.display();
         let authority = self.authority.write(self.home.dir.path(), "ca.crt");
+        let mut command = service(["serve", "--listen", "127.0.0.1:0"]);
         command
-            .args(["serve", "--listen", "127.0.0.1:0"])
             .arg(format!("--database-url=sqlite:{database}"))
             .args(["--jwt-audience", AUDIENCE])
             .args(flags)

@@ -34,7 +34,7 @@ use tonic::{Request, Response, Status};
 
 use crate::{
     harness::{PATIENCE, create, eventually, get_missing, of_run, storage, with},
-    process::Home,
+    process::{Home, Process},
     tls::acceptor,
 };
 use servers::{certificates::Authority, postgres::Postgres, redis::RedisServer};
@@ -327,8 +327,8 @@ impl Secured {
         command
     }
 
-    /// Makes a call, and waits for its spans.
-    async fn is_traced(&mut self, command: Command) {
+    /// Starts the service, and makes a sampled call.
+    async fn call(&self, command: Command) -> Process {
         let process = self.home.run(command).await.expect("it starts");
         let list = within(of_run("run"), "01");
         process
@@ -337,6 +337,12 @@ impl Secured {
             .list_locations(list)
             .await
             .expect("listed");
+        process
+    }
+
+    /// Makes a call, and waits for its spans.
+    async fn is_traced(&mut self, command: Command) {
+        let _process = self.call(command).await;
         let (spans, _) = self.collector.spans(2).await;
         for span in spans {
             assert_eq!(span.trace_id, TRACE.to_be_bytes());
@@ -380,14 +386,7 @@ async fn spans_are_not_sent_to_a_collector_that_is_not_trusted() {
         command
             .env("OTEL_EXPORTER_OTLP_CERTIFICATE", other)
             .env("OTEL_EXPORTER_OTLP_PROTOCOL", name);
-        let process = secured.home.run(command).await.expect("it starts");
-        let list = within(of_run("run"), "01");
-        process
-            .admin()
-            .await
-            .list_locations(list)
-            .await
-            .expect("listed");
+        let _process = secured.call(command).await;
         eventually("the failure is logged", || async {
             secured.home.log().contains("traces can't be sent")
         })

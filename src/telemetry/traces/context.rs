@@ -22,7 +22,7 @@ pub struct TraceContext {
     pub span_id: SpanId,
     /// Whether the spans are sent.
     pub sampled: bool,
-    /// What other tracing systems have noted of the trace.
+    /// The `tracestate`, which is passed on.
     pub state: TraceState,
 }
 
@@ -60,8 +60,8 @@ impl TraceContext {
     }
 }
 
-/// The `tracestate` in the headers of a request. Nothing if it is invalid, longer than
-/// [`MAX_STATE_BYTES`], or has more than 32 members.
+/// The `tracestate` in the headers of a request. Nothing if it is invalid, or longer or of more
+/// members than the limits.
 pub(super) fn state(headers: &HeaderMap) -> TraceState {
     let values: Option<Vec<_>> = headers
         .get_all(TRACESTATE)

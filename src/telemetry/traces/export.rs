@@ -51,7 +51,7 @@ pub fn exporter() -> Result<Logged<OtlpExporter>, Box<dyn StdError + Send + Sync
         Protocol::Grpc => {
             let builder = OtlpExporter::builder().with_tonic();
             match https {
-                // The libraries' own TLS would have its roots and its features in all of tonic.
+                // The exporter's own TLS would enable tonic's, in the server as well.
                 Some((url, config)) => builder.with_channel(channel(url, config)).build()?,
                 None => builder.build()?,
             }
