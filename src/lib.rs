@@ -64,4 +64,5 @@ pub mod server;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+mod threads;
 pub mod tls;

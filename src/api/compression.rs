@@ -26,6 +26,7 @@ use crate::{
     cache::Encoding,
     error::{Error, Result},
     proto::Frame,
+    threads::lower_priority,
 };
 
 /// The encoding of a message.
@@ -103,6 +104,7 @@ impl Compression {
         }
         let (compressed, thread) = (frame.clone(), self.thread().await?);
         let plain = spawn_blocking(move || {
+            lower_priority();
             let _thread = thread;
             plain_frame(&compressed, encoding)
         });
@@ -128,6 +130,7 @@ pub async fn compress(
     thread: OwnedSemaphorePermit,
 ) -> Result<Bytes> {
     let compressed = spawn_blocking(move || {
+        lower_priority();
         let _thread = thread;
         compressed_frame(&frame, encoding)
     });

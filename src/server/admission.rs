@@ -43,8 +43,9 @@ const MAX_CALLS: usize = 10_240;
 /// The memory of all API requests that don't arrive in one piece, until their calls end, in KiB.
 const MAX_REQUEST_KIB: usize = 128 << 10;
 
-/// Health requests that don't arrive in one piece. Each takes some KiB, and up to 20 with its headers.
-const MAX_UNFINISHED_CHECKS: usize = 2_048;
+/// The memory of all health requests that don't arrive in one piece, in KiB: 16,384 of them, or fewer
+/// with long headers.
+const MAX_CHECK_KIB: usize = 64 << 10;
 
 /// Maximum size of a message to health or reflection, which contains little more than a name.
 pub const MAX_NAME_BYTES: usize = 4 << 10;
@@ -183,7 +184,7 @@ impl Limits {
             checks: Limit::new("health checks", MAX_CHECKS),
             watches: Limit::new("health watches", MAX_WATCHES),
             reflections: Limit::new("reflection streams", MAX_REFLECTIONS),
-            unfinished_checks: UnfinishedChecks::new(MAX_UNFINISHED_CHECKS),
+            unfinished_checks: UnfinishedChecks::new(MAX_CHECK_KIB),
         }
     }
 
@@ -224,7 +225,10 @@ impl Limits {
                 response
             }
             Kind::HealthCheck | Kind::HealthWatch => {
-                let frame = self.unfinished_checks.receive(body, MAX_NAME_BYTES).await?;
+                let frame = self
+                    .unfinished_checks
+                    .receive(&head.headers, body, MAX_NAME_BYTES)
+                    .await?;
                 call::set_request_bytes(frame.len());
                 if kind == Kind::HealthWatch {
                     let permit = self.watches.take(1);

@@ -19,6 +19,7 @@ use tokio_rustls::server::TlsStream;
 use super::connections::Connections;
 use super::{
     connections::Activity,
+    streams::NewStreams,
     write_buffer::{Socket, Writer},
 };
 
@@ -28,6 +29,7 @@ pub struct Connection {
     reader: Option<OwnedReadHalf>,
     writer: Arc<Writer>,
     activity: Arc<Activity>,
+    new_streams: NewStreams,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -39,6 +41,7 @@ impl Connection {
             reader: Some(reader),
             writer: Arc::new(Writer::new(Socket::Plain(writer))),
             activity,
+            new_streams: NewStreams::default(),
             _permit: permit,
         }
     }
@@ -53,8 +56,14 @@ impl Connection {
             reader: None,
             writer: Arc::new(Writer::new(Socket::Tls(Box::new(session)))),
             activity,
+            new_streams: NewStreams::default(),
             _permit: permit,
         }
+    }
+
+    /// The streams that the client has begun.
+    pub fn new_streams(&self) -> NewStreams {
+        self.new_streams.clone()
     }
 
     /// Ends an operation that would wait, if the connection was closed.
@@ -86,6 +95,10 @@ impl AsyncRead for Connection {
         // wait for it.
         if let Poll::Ready(Err(error)) = self.writer.poll_due(context) {
             return Poll::Ready(Err(error));
+        }
+        if self.new_streams.fill_a_turn() {
+            // The next turn reads on.
+            return Poll::Pending;
         }
         let read = match &mut self.reader {
             Some(reader) => Pin::new(reader).poll_read(context, buffer),

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper_util::{
-    rt::{TokioExecutor, TokioIo, TokioTimer},
+    rt::{TokioIo, TokioTimer},
     server::conn::auto,
     service::TowerToHyperService,
 };
@@ -23,6 +23,7 @@ use super::{
     connection::Connection,
     connections::{Activity, Connections},
     handshake::handshake,
+    streams::{NewStreams, Streams},
 };
 use crate::tls::ServerTls;
 
@@ -80,14 +81,12 @@ impl Listener {
         B: Send + 'static,
     {
         let sockets = Arc::new(Semaphore::new(self.connections.max() + CLOSING_SOCKETS));
-        let http = http();
         // Its receivers count the connections.
         let (stopping, stopped) = watch::channel(());
         let accept = async {
             loop {
                 let (stream, activity, permit) = self.accept(&sockets).await;
                 let task = Task {
-                    http: http.clone(),
                     service: service.clone(),
                     tls: self.tls.clone(),
                     max_age: self.max_age,
@@ -133,8 +132,8 @@ impl Listener {
 }
 
 /// HTTP/2, and HTTP/1 to refuse its requests in its own terms: see `protocol`.
-fn http() -> auto::Builder<TokioExecutor> {
-    let mut http = auto::Builder::new(TokioExecutor::new());
+fn http(streams: NewStreams) -> auto::Builder<NewStreams> {
+    let mut http = auto::Builder::new(streams);
     http.http1().timer(TokioTimer::new());
     http.http2()
         .timer(TokioTimer::new())
@@ -148,7 +147,6 @@ fn http() -> auto::Builder<TokioExecutor> {
 
 /// The task of a connection.
 struct Task<S> {
-    http: auto::Builder<TokioExecutor>,
     service: S,
     tls: Option<Arc<ServerTls>>,
     max_age: Option<MaxAge>,
@@ -203,10 +201,10 @@ where
             request
         });
         let service = TowerToHyperService::new(service);
-        let mut exchange = pin!(
-            self.http
-                .serve_connection(TokioIo::new(connection), service)
-        );
+        let new_streams = connection.new_streams();
+        let http = http(new_streams.clone());
+        let mut exchange = pin!(http.serve_connection(TokioIo::new(connection), service));
+        let mut streams = Streams::new(new_streams);
         let mut end = pin!(sleep_until(
             accepted + self.max_age.map(MaxAge::pick).unwrap_or_default()
         ));
@@ -214,7 +212,7 @@ where
         loop {
             tokio::select! {
                 biased;
-                result = &mut exchange => {
+                result = streams.run(exchange.as_mut()) => {
                     if let Err(error) = result {
                         tracing::debug!(error = &*error as &dyn StdError, "a connection failed");
                     }

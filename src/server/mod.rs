@@ -15,6 +15,7 @@ mod protocol;
 mod purge;
 mod receive;
 mod reflection;
+mod streams;
 mod write_buffer;
 
 use std::{pin::pin, sync::Arc, time::Duration};

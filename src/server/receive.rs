@@ -1,14 +1,11 @@
 //! Receiving the message of a unary call, within limits of time and memory.
 //!
 //! A message that arrives in one piece, as most do, isn't counted. The others are: those of the API by
-//! their bytes and by caller, those to health, whose callers aren't known, by their number.
+//! caller, and those to health, whose callers aren't known, together.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -18,6 +15,7 @@ use http::HeaderMap;
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt as _;
 use parking_lot::Mutex;
+use rand::random_range;
 use tokio::{sync::OwnedSemaphorePermit, time::timeout};
 use tonic::{Status, body::Body};
 
@@ -27,7 +25,8 @@ use crate::{
     model::OwnerId,
 };
 
-/// The time in which a request message must arrive.
+/// The time in which a request message must arrive, at most: each has one of its own, up to a fifth
+/// shorter, so that those which began together don't end together.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The least memory that a request which has not arrived yet is counted with, in KiB, without its
@@ -70,11 +69,7 @@ impl RequestMemory {
         let mut memory = None;
         let frame = receive(body, max, |kib| match &mut memory {
             None => {
-                let size: usize = headers
-                    .iter()
-                    .map(|(name, value)| name.as_str().len() + value.len())
-                    .sum();
-                memory = Some(self.take(caller, kib + (size >> 10))?);
+                memory = Some(self.take(caller, kib + size_kib(headers))?);
                 Ok(())
             }
             Some(memory) => {
@@ -131,47 +126,70 @@ impl Drop for Memory {
     }
 }
 
-/// The requests to health that don't arrive in one piece. Above the limit the oldest is refused: that
-/// of a probe arrives within milliseconds, and so no client keeps it out.
+fn size_kib(headers: &HeaderMap) -> usize {
+    let sizes = headers.iter();
+    let sizes = sizes.map(|(name, value)| name.as_str().len() + value.len());
+    sizes.sum::<usize>() >> 10
+}
+
+/// The memory of requests to health that don't arrive in one piece. Above the limit the oldest is refused:
+/// that of a probe arrives within milliseconds, and so no client keeps it out.
 pub struct UnfinishedChecks {
-    limit: Limit,
-    waiting: Mutex<BTreeMap<u64, AbortHandle>>,
-    next_id: AtomicU64,
+    kib: Limit,
+    waiting: Mutex<Waiting>,
+}
+
+#[derive(Default)]
+struct Waiting {
+    next_id: u64,
+    /// The memory of all, in KiB.
+    kib: usize,
+    checks: BTreeMap<u64, (AbortHandle, usize)>,
+}
+
+impl Waiting {
+    fn remove(&mut self, id: u64) {
+        if let Some((_, kib)) = self.checks.remove(&id) {
+            self.kib -= kib;
+        }
+    }
 }
 
 impl UnfinishedChecks {
-    /// Up to `max` at a time.
-    pub fn new(max: usize) -> Self {
+    /// Memory of `kib` in total.
+    pub fn new(kib: usize) -> Self {
         Self {
-            limit: Limit::new("unfinished health requests", max),
+            kib: Limit::new("KiB of unfinished health requests", kib),
             waiting: Mutex::default(),
-            next_id: AtomicU64::new(0),
         }
     }
 
     /// Receives a message of up to `max` bytes.
-    pub async fn receive(&self, body: Body, max: usize) -> Result<Bytes> {
+    pub async fn receive(&self, headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes> {
         let (handle, registration) = AbortHandle::new_pair();
         let mut place = None;
-        let message = receive(body, max, |_| {
+        let message = receive(body, max, |kib| {
             if place.is_none() {
-                place = Some(self.enter(handle.clone()));
+                place = Some(self.enter(handle.clone(), kib + size_kib(headers)));
             }
             Ok(())
         });
         let message = Abortable::new(message, registration).await;
-        message.unwrap_or_else(|_| Err(self.limit.refusal()))
+        message.unwrap_or_else(|_| Err(self.kib.refusal()))
     }
 
-    fn enter(&self, handle: AbortHandle) -> Unfinished<'_> {
+    fn enter(&self, handle: AbortHandle, kib: usize) -> Unfinished<'_> {
         let mut waiting = self.waiting.lock();
-        if waiting.len() >= self.limit.max
-            && let Some((_, oldest)) = waiting.pop_first()
+        waiting.kib += kib;
+        while waiting.kib > self.kib.max
+            && let Some((_, (oldest, freed))) = waiting.checks.pop_first()
         {
+            waiting.kib -= freed;
             oldest.abort();
         }
-        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        waiting.insert(id, handle);
+        let id = waiting.next_id;
+        waiting.next_id += 1;
+        waiting.checks.insert(id, (handle, kib));
         Unfinished { checks: self, id }
     }
 }
@@ -184,7 +202,7 @@ struct Unfinished<'a> {
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        self.checks.waiting.lock().remove(&self.id);
+        self.checks.waiting.lock().remove(self.id);
     }
 }
 
@@ -219,7 +237,7 @@ async fn receive(
         }
         Ok(())
     };
-    timeout(MESSAGE_TIMEOUT, rest)
+    timeout(MESSAGE_TIMEOUT.mul_f64(random_range(0.8..1.0)), rest)
         .await
         .unwrap_or(Err(Error::MessageTimeout(MESSAGE_TIMEOUT)))?;
     Ok(buffer.finish())
@@ -394,27 +412,29 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_oldest_health_request_is_refused_for_a_new_one() {
-        let checks = UnfinishedChecks::new(2);
+        let none = HeaderMap::new();
+        let checks = UnfinishedChecks::new(2 * MIN_REQUEST_KIB);
         let mut waiting: Vec<_> = (0..3)
-            .map(|_| Box::pin(checks.receive(pending(), 300)))
+            .map(|_| Box::pin(checks.receive(&none, pending(), 300)))
             .collect();
         for request in &mut waiting {
             assert!(poll_immediate(request).await.is_none());
         }
         let refused = waiting.remove(0).await.expect_err("it is the oldest");
-        assert!(matches!(refused, Error::Overloaded { value: 2, .. }));
+        assert!(matches!(refused, Error::Overloaded { value: 8, .. }));
         let parts = frame(3, b"abc")
             .chunks(2)
             .map(Bytes::copy_from_slice)
             .collect();
         checks
-            .receive(in_parts(parts), 300)
+            .receive(&none, in_parts(parts), 300)
             .await
             .expect("it is new");
         let refused = waiting.remove(0).await.expect_err("it was the oldest");
-        assert!(matches!(refused, Error::Overloaded { value: 2, .. }));
+        assert!(matches!(refused, Error::Overloaded { value: 8, .. }));
         let late = waiting.remove(0).await.expect_err("too late");
         assert!(matches!(late, Error::MessageTimeout(_)));
-        assert!(checks.waiting.lock().is_empty());
+        let waiting = checks.waiting.lock();
+        assert!(waiting.checks.is_empty() && waiting.kib == 0);
     }
 }

@@ -23,9 +23,9 @@ use super::{
     Migrate, OpenError, SchemaStatus, Store, StoreError, StoreResult, WAIT_SECS, schema,
     sql::{Dialect, SqlStore, refold_names},
     stats::Operations,
-    wal::Wal,
+    wal::{self, Wal},
 };
-use crate::model::Epoch;
+use crate::{model::Epoch, threads::lower_priority};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
@@ -110,8 +110,7 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     let options = SqliteConnectOptions::new()
         .filename(path)
         .journal_mode(SqliteJournalMode::Wal)
-        // The log isn't longer afterwards than SQLite lets it become without readers.
-        .pragma("journal_size_limit", "4194304")
+        .pragma("journal_size_limit", wal::LONG.to_string())
         // Acknowledged writes survive a loss of power.
         .synchronous(SqliteSynchronous::Full)
         .busy_timeout(wait)
@@ -124,6 +123,7 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
             options
                 .clone()
                 .pragma("cache_size", format!("-{WRITER_CACHE_KIB}"))
+                .pragma("wal_autocheckpoint", wal::CHECKPOINT_PAGES.to_string())
                 // The pages as they were before a statement.
                 .pragma("temp_store", "MEMORY"),
         )
@@ -263,6 +263,7 @@ impl Dialect for Sqlite {
             .lock_handle()
             .await?
             .set_progress_handler(INTERRUPT_EVERY, move || {
+                lower_priority();
                 !interrupted.load(Ordering::Relaxed)
             });
         Ok(interrupt)

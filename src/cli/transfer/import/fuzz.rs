@@ -61,7 +61,7 @@ fn read(path: &Path, piece_bytes: Option<usize>) -> Vec<ReadRow> {
     let mut all = Vec::new();
     let mut last = 0;
     loop {
-        match rows.next_batch(100) {
+        match rows.next_part(100) {
             Ok(batch) if batch.rows.is_empty() && batch.rejects.is_empty() => return all,
             Ok(batch) => {
                 let mut outcomes: Vec<_> = batch

@@ -83,6 +83,7 @@ pub async fn import(args: ImportArgs) -> Result<ImportSummary, TransferError> {
         progress: Progress::start(size),
         rejects,
         counts: Counts::default(),
+        fates: Vec::new(),
         is_verbose: args.options.verbose,
         shown: 0,
         is_interrupted: false,
@@ -96,6 +97,8 @@ pub async fn import(args: ImportArgs) -> Result<ImportSummary, TransferError> {
         interrupts,
     )
     .await;
+    // Those of a part that was interrupted.
+    run.count();
     // After an early end, the reader may still be blocked in a read. Otherwise it has ended, and a
     // panic in it must not look like the end of the file.
     if !run.is_interrupted && run.failure.is_none() {
@@ -116,6 +119,8 @@ struct Run {
     progress: Progress,
     rejects: Rejects,
     counts: Counts,
+    /// The rows of the current part of the file that are done.
+    fates: Vec<(u64, Fate)>,
     is_verbose: bool,
     /// The number of differing rows that were shown.
     shown: u64,
@@ -132,13 +137,15 @@ impl Run {
         mut interrupts: Interrupts,
     ) {
         let mut batches = Some(batches);
-        // In the order of the file, which is that of the rejected rows.
         let mut sending = FuturesOrdered::new();
         while batches.is_some() || !sending.is_empty() {
             tokio::select! {
                 batch = receive(&mut batches), if batches.is_some() && sending.len() < in_flight => {
                     match batch {
-                        Some(Ok(batch)) => sending.push_back(sender.send(batch)),
+                        Some(Ok(batch)) => {
+                            let ends_part = batch.ends_part;
+                            sending.push_back(async move { (sender.send(batch).await, ends_part) });
+                        }
                         Some(Err(error)) => {
                             self.failure.get_or_insert(error);
                             batches = None;
@@ -146,8 +153,11 @@ impl Run {
                         None => batches = None,
                     }
                 }
-                Some(outcome) = sending.next() => {
-                    self.count(outcome);
+                Some((outcome, ends_part)) = sending.next() => {
+                    self.add(outcome);
+                    if ends_part {
+                        self.count();
+                    }
                     if self.failure.is_some() {
                         batches = None;
                     }
@@ -164,22 +174,26 @@ impl Run {
         }
     }
 
-    fn count(&mut self, outcome: Outcome) {
-        let mut rows = 0;
-        let mut fates = outcome.fates;
+    fn add(&mut self, outcome: Outcome) {
+        let rows = outcome.fates.len() as u64;
+        self.progress.advance(rows, outcome.bytes);
+        self.fates.extend(outcome.fates);
+        if let Some(error) = outcome.failure {
+            self.failure.get_or_insert(error);
+        }
+    }
+
+    /// Counts the rows of a part of the file, in their order, which is that of the rejected rows.
+    fn count(&mut self) {
+        let mut fates = std::mem::take(&mut self.fates);
         // Those of one line stay in their order.
         fates.sort_by_key(|(line, _)| *line);
         for (line, fate) in fates {
-            rows += 1;
             if let Err(error) = self.count_row(line, &fate) {
                 self.failure.get_or_insert(error);
             }
         }
         if let Err(error) = self.rejects.flush() {
-            self.failure.get_or_insert(error);
-        }
-        self.progress.advance(rows, outcome.bytes);
-        if let Some(error) = outcome.failure {
             self.failure.get_or_insert(error);
         }
     }

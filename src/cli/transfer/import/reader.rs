@@ -33,8 +33,12 @@ pub const MAX_ROW_BYTES: usize = 20 * 1024 * 1024;
 /// The largest location, in bytes: the service limits requests to 3.5 MiB.
 const MAX_LOCATION_BYTES: usize = 3 * 1024 * 1024;
 
-/// The size at which a batch is complete, in bytes, whatever its number of rows.
-const MAX_BATCH_BYTES: usize = 2 * 1024 * 1024;
+/// The size at which a part of the file is complete, in bytes, whatever its number of rows.
+const MAX_PART_BYTES: usize = 2 * 1024 * 1024;
+
+/// The number of batches whose rows are sorted by id together. A batch of neighbours changes a fraction
+/// of the pages of the database's indexes that as many random ids change.
+const BATCHES_SORTED: usize = 4;
 
 /// The bytes of all batches that are read and not done yet, each of which takes several times as much
 /// memory until then. A single row may have more.
@@ -50,26 +54,29 @@ pub fn read_batches(
 ) -> Rows {
     let memory = Arc::new(Semaphore::new(MAX_BYTES_IN_FLIGHT));
     loop {
-        let mut batch = rows.next_batch(batch_size);
-        let mut is_large = false;
-        match &mut batch {
-            Ok(batch) if batch.rows.is_empty() && batch.rejects.is_empty() => return rows,
-            Ok(batch) => {
-                let accepted = batch.rows.iter().map(|row| &row.raw);
-                let size: usize = accepted
-                    .chain(batch.rejects.iter().map(|reject| &reject.raw))
-                    .map(Vec::len)
-                    .sum();
-                is_large = size >= MAX_BYTES_IN_FLIGHT / 2;
-                batch.memory = acquire(runtime, &memory, size);
+        let part = match rows.next_part(BATCHES_SORTED * batch_size) {
+            Ok(part) if part.rows.is_empty() && part.rejects.is_empty() => return rows,
+            Ok(part) => part,
+            Err(error) => {
+                // Without a receiver nobody waits for it.
+                let _ = sender.blocking_send(Err(error));
+                return rows;
             }
-            Err(_) => {}
+        };
+        let accepted = part.rows.iter().map(|row| &row.raw);
+        let size: usize = accepted
+            .chain(part.rejects.iter().map(|reject| &reject.raw))
+            .map(Vec::len)
+            .sum();
+        let permit = acquire(runtime, &memory, size).map(Arc::new);
+        for mut batch in part.into_batches(batch_size) {
+            batch.memory.clone_from(&permit);
+            if sender.blocking_send(Ok(batch)).is_err() {
+                return rows;
+            }
         }
-        let is_last = batch.is_err();
-        if sender.blocking_send(batch).is_err() || is_last {
-            return rows;
-        }
-        if is_large {
+        drop(permit);
+        if size >= MAX_BYTES_IN_FLIGHT / 2 {
             // Two of its kind don't fit.
             drop(acquire(runtime, &memory, MAX_BYTES_IN_FLIGHT));
         }
@@ -192,13 +199,13 @@ impl Rows {
         }
     }
 
-    /// The next rows, up to `batch_size`. Empty at the end.
-    pub fn next_batch(&mut self, batch_size: usize) -> Result<Batch, TransferError> {
+    /// The next rows, up to `max_rows`. Empty at the end.
+    pub fn next_part(&mut self, max_rows: usize) -> Result<Batch, TransferError> {
         let mut batch = Batch::default();
         let mut size = 0;
         while self.failure.is_none()
-            && batch.rows.len() + batch.rejects.len() < batch_size
-            && size < MAX_BATCH_BYTES
+            && batch.rows.len() + batch.rejects.len() < max_rows
+            && size < MAX_PART_BYTES
         {
             match self.next_row() {
                 Ok(Some(row)) => match self.add(row, &mut batch) {

@@ -1,5 +1,7 @@
 //! Batches of rows, on their way from the file to the service.
 
+use std::sync::Arc;
+
 use location_service::proto::location::v1::Location;
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
@@ -60,13 +62,38 @@ pub struct Reject {
     pub raw: Vec<u8>,
 }
 
-/// The rows of a part of the file: those to import together, and those that are rejected already.
+/// Rows of a part of the file: those to import together, and those that are rejected already.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub rows: Vec<Row>,
     pub rejects: Vec<Reject>,
     /// The size of the part in the file.
     pub bytes: u64,
-    /// The memory that the rows take, returned when they are done.
-    pub memory: Option<OwnedSemaphorePermit>,
+    /// Whether the part has no more rows.
+    pub ends_part: bool,
+    /// The memory that the rows of the part take, returned when they are done.
+    pub memory: Option<Arc<OwnedSemaphorePermit>>,
+}
+
+impl Batch {
+    /// Divides a part into batches of up to `size` rows, in the order of their ids. The last one has
+    /// the rejects.
+    pub fn into_batches(mut self, size: usize) -> Vec<Self> {
+        let mut rows = std::mem::take(&mut self.rows);
+        rows.sort_unstable_by(|one, other| one.location.id.cmp(&other.location.id));
+        let mut batches = Vec::new();
+        while rows.len() > size {
+            let rest = rows.split_off(size);
+            batches.push(Self {
+                rows: std::mem::replace(&mut rows, rest),
+                ..Self::default()
+            });
+        }
+        batches.push(Self {
+            rows,
+            ends_part: true,
+            ..self
+        });
+        batches
+    }
 }

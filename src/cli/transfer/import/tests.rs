@@ -61,7 +61,7 @@ const STORAGE: [&str; 2] = ["--set", "type=storage"];
 /// All rows and rejects of a file.
 fn read(name: &str, content: &[u8], arguments: &[&str]) -> Batch {
     let (mut rows, _, _dir) = rows(name, content, &[&STORAGE, arguments].concat());
-    rows.next_batch(10_000).unwrap()
+    rows.next_part(10_000).unwrap()
 }
 
 #[test]
@@ -70,7 +70,7 @@ fn csv_is_read_in_batches_with_line_numbers() {
     for end in ["\n", "\r\n", "\r"] {
         let content = content.replace('\n', end);
         let (mut rows, _, _dir) = rows("a.csv", content.as_bytes(), &STORAGE);
-        let first = rows.next_batch(3).unwrap();
+        let first = rows.next_part(3).unwrap();
         let name = format!("A{end}B");
         assert_eq!(names(&first), [(2, name.as_str())]);
         assert_eq!(
@@ -80,10 +80,10 @@ fn csv_is_read_in_batches_with_line_numbers() {
                 (6, "has 1 field, the header has 2")
             ]
         );
-        let second = rows.next_batch(3).unwrap();
+        let second = rows.next_part(3).unwrap();
         assert_eq!(names(&second), [(7, "E"), (8, "F")]);
         assert_eq!(first.bytes + second.bytes, content.len() as u64);
-        assert!(rows.next_batch(3).unwrap().rows.is_empty());
+        assert!(rows.next_part(3).unwrap().rows.is_empty());
         assert_eq!(rows.blank, 1);
     }
 }
@@ -116,14 +116,39 @@ fn ndjson_is_read_with_line_numbers() {
 }
 
 #[test]
+fn a_part_of_a_file_is_divided_into_batches_of_neighbouring_ids() {
+    let content = "id,display_name\n3,C\n1,A\nx\n5,E\n2,B\n4,D\n";
+    let part = read("a.csv", content.as_bytes(), &["--id-from", "id"]);
+    let mut sorted: Vec<_> = part
+        .rows
+        .iter()
+        .map(|row| row.location.id.clone())
+        .collect();
+    sorted.sort();
+    let batches = part.into_batches(2);
+    let ids = |batch: &Batch| -> Vec<String> {
+        let rows = batch.rows.iter();
+        rows.map(|row| row.location.id.clone()).collect()
+    };
+    assert_eq!(batches.iter().flat_map(ids).collect::<Vec<_>>(), sorted);
+    let shapes = batches.iter();
+    let shapes = shapes.map(|batch| (batch.rows.len(), batch.rejects.len(), batch.ends_part));
+    assert_eq!(
+        shapes.collect::<Vec<_>>(),
+        [(2, 0, false), (2, 0, false), (1, 1, true)]
+    );
+    assert_eq!(batches[2].bytes, content.len() as u64);
+}
+
+#[test]
 fn large_rows_make_small_batches() {
     let content = format!(
         "display_name,x\n{}",
         format!("A,{}\n", "x".repeat(600_000)).repeat(6)
     );
     let (mut rows, _, _dir) = rows("a.csv", content.as_bytes(), &STORAGE);
-    assert_eq!(rows.next_batch(500).unwrap().rows.len(), 4);
-    assert_eq!(rows.next_batch(500).unwrap().rows.len(), 2);
+    assert_eq!(rows.next_part(500).unwrap().rows.len(), 4);
+    assert_eq!(rows.next_part(500).unwrap().rows.len(), 2);
 }
 
 #[test]
@@ -135,8 +160,8 @@ fn wide_columns_that_are_not_imported_are_no_obstacle() {
     assert_eq!(names(&batch), [(2, "A"), (3, "B")]);
     let content = format!("display_name,description\nA,a\nB,{wide}\nC,c\n");
     let (mut rows, _, _dir) = rows("a.csv", content.as_bytes(), &STORAGE);
-    let mut batch = rows.next_batch(10).unwrap();
-    batch.rows.extend(rows.next_batch(10).unwrap().rows);
+    let mut batch = rows.next_part(10).unwrap();
+    batch.rows.extend(rows.next_part(10).unwrap().rows);
     assert_eq!(names(&batch), [(2, "A"), (4, "C")]);
     assert_eq!(
         reasons(&batch.rejects),
@@ -316,7 +341,7 @@ fn a_repeated_id_is_rejected_with_both_lines() {
     let (mut rows, _, _dir) = rows("a.csv", content.as_bytes(), &from);
     let (mut good, mut rejects) = (0, Vec::new());
     loop {
-        let batch = rows.next_batch(300).unwrap();
+        let batch = rows.next_part(300).unwrap();
         if batch.rows.is_empty() && batch.rejects.is_empty() {
             break;
         }
@@ -357,7 +382,7 @@ fn rejects_of(rows: &Rows, args: &ImportArgs) -> Rejects {
 fn rejects_file(name: &str, content: &[u8], arguments: &[&str]) -> (Vec<u8>, PathBuf) {
     let (mut rows, args, dir) = rows(name, content, arguments);
     let mut rejects = rejects_of(&rows, &args);
-    for reject in rows.next_batch(100).unwrap().rejects {
+    for reject in rows.next_part(100).unwrap().rejects {
         rejects.write(&reject).unwrap();
     }
     rejects.flush().unwrap();
@@ -464,8 +489,8 @@ fn a_rejects_file_of_an_earlier_run_is_removed_but_never_the_input() {
 fn a_truncated_array_ends_the_import_after_the_rows_before_it() {
     let content = b"[{\"displayName\":\"A\"},{\"displayName\":";
     let (mut rows, _, _dir) = rows("a.json", content, &STORAGE);
-    assert_eq!(names(&rows.next_batch(10).unwrap()), [(1, "A")]);
-    let error = rows.next_batch(10).unwrap_err().to_string();
+    assert_eq!(names(&rows.next_part(10).unwrap()), [(1, "A")]);
+    let error = rows.next_part(10).unwrap_err().to_string();
     assert!(error.contains("the array isn't closed"), "{error}");
 }
 
