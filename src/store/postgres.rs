@@ -317,6 +317,8 @@ impl Dialect for Postgres {
     const HAS_STATISTICS: bool = true;
     const POSITION: &'static str = "strpos";
 
+    const SURVIVES_INTERRUPT: bool = false;
+
     type Interrupt = ();
 
     /// The time of the statement, which an index scan can compare with.

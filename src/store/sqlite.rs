@@ -250,6 +250,8 @@ impl Dialect for Sqlite {
     /// No commit is visible before its outcome is known, so the outcome is waited for.
     const COMMIT_TIMEOUT: Option<Duration> = None;
 
+    const SURVIVES_INTERRUPT: bool = true;
+
     type Interrupt = Interrupt;
 
     fn commit(_: Option<Epoch>) -> String {
@@ -319,6 +321,7 @@ impl Drop for Interrupt {
 #[cfg(test)]
 mod tests {
     use sqlx::{AssertSqlSafe, QueryBuilder, Row as _, SqlitePool};
+    use tokio::time::timeout;
 
     use super::*;
     use crate::{
@@ -326,13 +329,33 @@ mod tests {
             Cursor, LabelKey, ListQuery, LocationId, LocationType, Order, OrderField, Predicate,
             ReportQuery, SortValue, Text,
         },
-        store::sql::{Driver, list_statement, report_statement},
+        store::sql::{ConnectionGuard, Driver, list_statement, report_statement},
     };
 
     async fn plan(pool: &SqlitePool, statement: QueryBuilder<Sqlite>) -> Vec<String> {
         let sql = AssertSqlSafe(format!("EXPLAIN QUERY PLAN {}", statement.into_string()));
         let rows = sqlx::query(sql).fetch_all(pool).await.expect("a plan");
         rows.iter().map(|row| row.get("detail")).collect()
+    }
+
+    #[tokio::test]
+    async fn a_dropped_read_is_interrupted_and_its_connection_kept() {
+        let pool = SqlitePoolOptions::new().max_connections(1);
+        let pool = pool.connect("sqlite::memory:").await.expect("a database");
+        let mark = "CREATE TEMP TABLE of_this_connection (x)";
+        sqlx::query(mark).execute(&pool).await.expect("created");
+        let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+        for _ in 0..3 {
+            let mut reader = ConnectionGuard::acquire(&pool).await.expect("a connection");
+            let mut endless = QueryBuilder::new(endless);
+            let read = reader.rows::<(i64,)>(&mut endless);
+            let timed_out = timeout(Duration::from_millis(50), read).await;
+            timed_out.expect_err("it has no end");
+        }
+        let same = sqlx::query("SELECT x FROM of_this_connection").fetch_all(&pool);
+        let same = timeout(Duration::from_secs(20), same).await;
+        same.expect("the reads have ended")
+            .expect("the same connection");
     }
 
     #[tokio::test]

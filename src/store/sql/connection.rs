@@ -23,7 +23,8 @@ pub(in crate::store) const TIMEOUT: Option<Duration> = Some(STATEMENT_TIMEOUT);
 const MAX_PREPARED_BYTES: usize = 640;
 
 /// A connection from a pool. If it is dropped during a statement or a transaction, the statement is
-/// interrupted, and the connection is closed, which rolls the transaction back.
+/// interrupted, and the connection is closed, which rolls the transaction back; one that is ready again
+/// after an interrupted statement is kept.
 pub(in crate::store) struct ConnectionGuard<DB: Dialect> {
     // Dropped before the connection, whose drop waits for the end of its statement.
     _interrupt: DB::Interrupt,
@@ -37,7 +38,7 @@ pub(in crate::store) struct ConnectionGuard<DB: Dialect> {
 
 impl<DB: Dialect> Drop for ConnectionGuard<DB> {
     fn drop(&mut self) {
-        if self.busy || self.in_transaction {
+        if self.in_transaction || (self.busy && !DB::SURVIVES_INTERRUPT) {
             self.connection.close_on_drop();
         }
     }

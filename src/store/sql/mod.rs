@@ -57,6 +57,9 @@ pub(super) trait Dialect: Database + HasStatementCache + Bind {
     /// Time-out of a commit, after which its outcome is unknown. `None`: its outcome is waited for.
     const COMMIT_TIMEOUT: Option<Duration>;
 
+    /// Whether a connection is ready again after an interrupted statement, without waiting for a server.
+    const SURVIVES_INTERRUPT: bool;
+
     /// Interrupts the connection's query when it is dropped.
     type Interrupt: Send;
 

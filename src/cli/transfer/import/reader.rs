@@ -38,7 +38,7 @@ const MAX_PART_BYTES: usize = 2 * 1024 * 1024;
 
 /// The number of batches whose rows are sorted by id together. A batch of neighbours changes a fraction
 /// of the pages of the database's indexes that as many random ids change.
-const BATCHES_SORTED: usize = 4;
+const BATCHES_SORTED: usize = 3;
 
 /// The bytes of all batches that are read and not done yet, each of which takes several times as much
 /// memory until then. A single row may have more.
