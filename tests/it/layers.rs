@@ -81,7 +81,7 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "api",
-        modules: &["cache", "error", "fuzz", "model", "proto", "service", "telemetry"],
+        modules: &["cache", "error", "fuzz", "model", "proto", "service", "telemetry", "threads"],
         crates: &[
             "blake3", "flate2", "http", "http_body", "http_body_util", "prost", "prost_reflect",
             "prost_types", "tonic", "tonic_prost", "tonic_types", "tower", "zstd",
@@ -107,7 +107,7 @@ const MODULES: &[Module] = &[
     },
     Module {
         name: "store",
-        modules: &["error", "failpoints", "model", "telemetry"],
+        modules: &["error", "failpoints", "model", "telemetry", "threads"],
         crates: &["serde", "serde_json", "sqlx"],
     },
     Module {
@@ -134,6 +134,11 @@ const MODULES: &[Module] = &[
         name: "tls",
         modules: &["files"],
         crates: &["rustls", "rustls_native_certs"],
+    },
+    Module {
+        name: "threads",
+        modules: &[],
+        crates: &["rustix"],
     },
     Module {
         name: "files",
