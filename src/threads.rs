@@ -1,7 +1,5 @@
 //! The priority of threads.
 
-use std::cell::Cell;
-
 use rustix::process::setpriority_process;
 
 /// A third of the weight of a thread with the ordinary priority: see nice(1).
@@ -10,9 +8,6 @@ const NICE: i32 = 5;
 /// Lowers the priority of this thread, which computes for long, so that it doesn't delay those that serve
 /// cached responses.
 pub fn lower_priority() {
-    thread_local!(static IS_LOWERED: Cell<bool> = const { Cell::new(false) });
-    if !IS_LOWERED.replace(true) {
-        // Linux has priorities of threads. Without permission it stays as it is.
-        let _ = setpriority_process(None, NICE);
-    }
+    // Linux has priorities of threads. Without permission it stays as it is.
+    let _ = setpriority_process(None, NICE);
 }

@@ -14,7 +14,7 @@ use std::{
 
 use async_trait::async_trait;
 use sqlx::{
-    ConnectOptions as _, Connection as _, Sqlite, SqliteConnection,
+    ConnectOptions as _, Connection as _, Executor as _, Sqlite, SqliteConnection,
     migrate::Migrator,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
@@ -141,6 +141,7 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     let options = options.read_only(true).row_buffer_size(ROWS_AHEAD);
     let read_pool = pool()
         .max_connections(READERS)
+        .after_connect(|connection, _| Box::pin(lower_thread_priority(connection)))
         .connect_with(options.clone())
         .await
         .map_err(refused)?;
@@ -153,6 +154,20 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         file: Some(file),
         wal: Some(wal),
     }))
+}
+
+/// Lowers the priority of a connection's thread. Writes keep theirs: others wait for them.
+async fn lower_thread_priority(connection: &mut SqliteConnection) -> sqlx::Result<()> {
+    let on_thread = || {
+        lower_priority();
+        true
+    };
+    connection
+        .lock_handle()
+        .await?
+        .set_progress_handler(1, on_thread);
+    connection.execute("SELECT 1").await?;
+    Ok(())
 }
 
 /// The database file, which is open and locked.
@@ -265,7 +280,6 @@ impl Dialect for Sqlite {
             .lock_handle()
             .await?
             .set_progress_handler(INTERRUPT_EVERY, move || {
-                lower_priority();
                 !interrupted.load(Ordering::Relaxed)
             });
         Ok(interrupt)

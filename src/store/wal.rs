@@ -27,19 +27,19 @@ use super::{
 };
 
 /// SQLite copies the log to the database, and begins it again if it can, after a commit that makes it
-/// longer than this, in pages: 16 MiB. The longer the log, the more changes of a page are copied at once.
-pub(super) const CHECKPOINT_PAGES: u32 = 4_000;
+/// longer than this, in pages: 8 MiB. The longer the log, the more changes of a page are copied at once.
+pub(super) const CHECKPOINT_PAGES: u32 = 2_000;
 
 /// Above this size the log is truncated when no read runs.
-pub(super) const LONG: u64 = 24 << 20;
+pub(super) const LONG: u64 = 12 << 20;
 
 /// Above this size, reads are interrupted for it.
-const TOO_LONG: u64 = 28 << 20;
+const TOO_LONG: u64 = 16 << 20;
 
 /// Above this size, writes wait for it. A thousand new locations add some 10 MiB, of which one in each
 /// page of each index. Only a batch that gives a thousand scattered locations new values in all indexes
-/// adds more than 32 MiB, up to 71 MiB.
-const MAX: u64 = 32 << 20;
+/// adds more than 40 MiB, up to 71 MiB.
+const MAX: u64 = 24 << 20;
 
 /// The time for running reads to end, while new ones wait.
 const DRAIN: Duration = Duration::from_millis(100);

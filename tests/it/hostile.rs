@@ -513,7 +513,7 @@ async fn the_write_ahead_log_is_bounded_while_reads_overlap() {
     }
     let longest = longest.load(Ordering::Relaxed);
     assert!(longest < 64, "{longest} MiB");
-    harness::eventually("the log is truncated", || async { log_mib(database) <= 24 }).await;
+    harness::eventually("the log is truncated", || async { log_mib(database) <= 12 }).await;
     sampler.abort();
     for reader in readers {
         assert!(!reader.is_finished(), "a list has failed");
@@ -553,10 +553,10 @@ async fn another_process_that_reads_for_long_is_logged_once() {
         .create_location(harness::create(storage("b", "")))
         .await
         .expect("created");
-    assert!(log_mib(&home.database) > 24);
+    assert!(log_mib(&home.database) > 12);
     reader.close().await.expect("closed");
     harness::eventually("the log is truncated", || async {
-        log_mib(&home.database) <= 24
+        log_mib(&home.database) <= 12
     })
     .await;
     assert_eq!(home.log().matches(WARNING).count(), 1);
