@@ -26,8 +26,8 @@ use tower::{Layer, Service};
 use super::{
     LocationApi,
     cache_headers::{CACHE_STATUS, cache_mode, cache_status},
+    codec,
     compression::{self, Compression, GRPC_ACCEPT_ENCODING, GRPC_ENCODING},
-    limits,
     status::complete,
 };
 use crate::{
@@ -197,7 +197,7 @@ impl Inner {
     ) -> Result<Result<CachedResponse, Error>, DecodeError> {
         Ok(match method {
             CachedMethod::List => {
-                if let Err(error) = limits::check::<v1::ListLocationsRequest>(message) {
+                if let Err(error) = codec::check::<v1::ListLocationsRequest>(message) {
                     return Ok(Err(error));
                 }
                 let request = v1::ListLocationsRequest::decode(message)?;

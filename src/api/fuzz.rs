@@ -7,9 +7,10 @@ use proptest::{
 use prost::Message;
 
 use super::{
-    MAX_REQUEST_BYTES, compression,
+    MAX_REQUEST_BYTES,
+    codec::{self, Limited, MAX_BATCH},
+    compression,
     convert::{self, Paged},
-    limits::{self, Limited, MAX_BATCH},
 };
 use crate::{
     cache::Encoding,
@@ -73,7 +74,7 @@ fn message() -> impl Strategy<Value = Vec<u8>> {
 
 /// The message, if it is within the limits and well-formed.
 fn decode<M: Limited + Message + Default>(bytes: &[u8]) -> Option<M> {
-    limits::check::<M>(bytes).ok()?;
+    codec::check::<M>(bytes).ok()?;
     M::decode(bytes).ok()
 }
 

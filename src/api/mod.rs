@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | `fast_path` | the cached methods, ahead of tonic |
 //! | `cache` | `location.v1.CacheService` |
-//! | `codec`, `limits` | the limits of a request, checked before it is decoded |
+//! | `codec` | the limits of a request, checked before it is decoded |
 //! | `compression` | compression and decompression, off the workers |
 //! | `convert` | requests → queries and writes |
 //! | `cache_headers` | `cache-control` and `cache-status` |
@@ -18,7 +18,6 @@ mod convert;
 pub mod fast_path;
 #[cfg(test)]
 mod fuzz;
-mod limits;
 mod status;
 
 use prost::Message;

@@ -11,7 +11,7 @@ pub use self::{
     },
     write::{batch_create, batch_delete, batch_update, create, delete, update, written},
 };
-use super::limits::MAX_BATCH;
+use super::codec::MAX_BATCH;
 use crate::{
     error::Violations,
     model::{OwnerId, Predicate, ProductionRunId},

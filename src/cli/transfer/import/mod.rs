@@ -51,7 +51,7 @@ use super::{
 };
 
 /// The capacity of the channel between the reader and the calls, in batches.
-const CHANNEL_BATCHES: usize = 2;
+const CHANNEL_BATCHES: usize = 1;
 
 /// The number of differing rows that are shown without `--verbose`.
 const MAX_SHOWN: u64 = 10;
