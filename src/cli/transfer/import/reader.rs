@@ -22,7 +22,7 @@ use super::{
     json_rows::JsonRows,
     records::Records,
     rejects::reject_columns,
-    rows::{Batch, Derived, Reject, Row},
+    rows::{Batch, Derived, Part, Reject, Row},
     seen::Seen,
 };
 use crate::cli::transfer::{Format, TransferError, csv, ids::row_id, json, row::Parsed};
@@ -38,7 +38,7 @@ const MAX_PART_BYTES: usize = 2 * 1024 * 1024;
 
 /// The number of batches whose rows are sorted by id together. A batch of neighbours changes a fraction
 /// of the pages of the database's indexes that as many random ids change.
-const BATCHES_SORTED: usize = 3;
+const BATCHES_SORTED: usize = 4;
 
 /// The bytes of all batches that are read and not done yet, each of which takes several times as much
 /// memory until then. A single row may have more.
@@ -55,7 +55,7 @@ pub fn read_batches(
     let memory = Arc::new(Semaphore::new(MAX_BYTES_IN_FLIGHT));
     loop {
         let part = match rows.next_part(BATCHES_SORTED * batch_size) {
-            Ok(part) if part.rows.is_empty() && part.rejects.is_empty() => return rows,
+            Ok(part) if part.is_empty() => return rows,
             Ok(part) => part,
             Err(error) => {
                 // Without a receiver nobody waits for it.
@@ -200,15 +200,15 @@ impl Rows {
     }
 
     /// The next rows, up to `max_rows`. Empty at the end.
-    pub fn next_part(&mut self, max_rows: usize) -> Result<Batch, TransferError> {
-        let mut batch = Batch::default();
+    pub fn next_part(&mut self, max_rows: usize) -> Result<Part, TransferError> {
+        let mut part = Part::default();
         let mut size = 0;
         while self.failure.is_none()
-            && batch.rows.len() + batch.rejects.len() < max_rows
+            && part.rows.len() + part.rejects.len() < max_rows
             && size < MAX_PART_BYTES
         {
             match self.next_row() {
-                Ok(Some(row)) => match self.add(row, &mut batch) {
+                Ok(Some(row)) => match self.add(row, &mut part) {
                     Ok(added) => size += added,
                     Err(error) => self.failure = Some(error),
                 },
@@ -216,20 +216,19 @@ impl Rows {
                 Err(error) => self.failure = Some(error),
             }
         }
-        if batch.rows.is_empty()
-            && batch.rejects.is_empty()
+        if part.is_empty()
             && let Some(failure) = self.failure.take()
         {
             return Err(failure);
         }
         let read = self.read.load(Ordering::Relaxed);
-        batch.bytes = read - self.counted;
+        part.bytes = read - self.counted;
         self.counted = read;
-        Ok(batch)
+        Ok(part)
     }
 
-    /// Adds a row to a batch. Returns the size of the row.
-    fn add(&mut self, row: ReadRow, batch: &mut Batch) -> Result<usize, TransferError> {
+    /// Adds a row to a part. Returns the size of the row.
+    fn add(&mut self, row: ReadRow, part: &mut Part) -> Result<usize, TransferError> {
         let ReadRow { line, raw, parsed } = row;
         let size = raw.len();
         let identified = match parsed {
@@ -239,17 +238,17 @@ impl Rows {
         let size = match identified {
             Ok((parsed, derived)) => {
                 let size = size + parsed.location.encoded_len();
-                batch.rows.push(Row {
+                part.rows.push(Box::new(Row {
                     line,
                     raw,
                     location: parsed.location,
                     given: parsed.given,
                     derived,
-                });
+                }));
                 size
             }
             Err(reason) => {
-                batch.rejects.push(Reject { line, reason, raw });
+                part.rejects.push(Reject { line, reason, raw });
                 size
             }
         };

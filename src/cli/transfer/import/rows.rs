@@ -1,6 +1,6 @@
 //! Batches of rows, on their way from the file to the service.
 
-use std::sync::Arc;
+use std::{iter, sync::Arc};
 
 use location_service::proto::location::v1::Location;
 use tokio::sync::OwnedSemaphorePermit;
@@ -62,38 +62,53 @@ pub struct Reject {
     pub raw: Vec<u8>,
 }
 
-/// Rows of a part of the file: those to import together, and those that are rejected already.
+/// The rows of a part of the file.
+#[derive(Debug, Default)]
+pub struct Part {
+    #[expect(
+        clippy::vec_box,
+        reason = "sorted and divided without large allocations"
+    )]
+    pub rows: Vec<Box<Row>>,
+    pub rejects: Vec<Reject>,
+    /// The size in the file.
+    pub bytes: u64,
+}
+
+/// Rows to import together, and rows that are rejected already.
 #[derive(Debug, Default)]
 pub struct Batch {
     pub rows: Vec<Row>,
     pub rejects: Vec<Reject>,
-    /// The size of the part in the file.
+    /// For the last batch of a part, the size of the part in the file.
     pub bytes: u64,
-    /// Whether the part has no more rows.
     pub ends_part: bool,
     /// The memory that the rows of the part take, returned when they are done.
     pub memory: Option<Arc<OwnedSemaphorePermit>>,
 }
 
-impl Batch {
-    /// Divides a part into batches of up to `size` rows, in the order of their ids. The last one has
+impl Part {
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty() && self.rejects.is_empty()
+    }
+
+    /// Divides the part into batches of up to `size` rows, in the order of their ids. The last one has
     /// the rejects.
-    pub fn into_batches(mut self, size: usize) -> Vec<Self> {
-        let mut rows = std::mem::take(&mut self.rows);
-        rows.sort_unstable_by(|one, other| one.location.id.cmp(&other.location.id));
-        let mut batches = Vec::new();
-        while rows.len() > size {
-            let rest = rows.split_off(size);
-            batches.push(Self {
-                rows: std::mem::replace(&mut rows, rest),
-                ..Self::default()
-            });
-        }
-        batches.push(Self {
-            rows,
-            ends_part: true,
-            ..self
-        });
-        batches
+    pub fn into_batches(mut self, size: usize) -> impl Iterator<Item = Batch> {
+        self.rows
+            .sort_unstable_by(|one, other| one.location.id.cmp(&other.location.id));
+        let mut rows = self.rows.into_iter().map(|row| *row);
+        let mut last = Some((self.rejects, self.bytes));
+        iter::from_fn(move || {
+            let mut batch = Batch {
+                rows: rows.by_ref().take(size).collect(),
+                ..Batch::default()
+            };
+            if rows.len() == 0 {
+                (batch.rejects, batch.bytes) = last.take()?;
+                batch.ends_part = true;
+            }
+            Some(batch)
+        })
     }
 }

@@ -9,7 +9,7 @@ use tonic_types::{ErrorDetails, FieldViolation, StatusExt as _};
 use super::{
     reader::MAX_ROW_BYTES,
     refusals::{parse_ranges, split},
-    rows::{Reject, Row},
+    rows::{Part, Reject, Row},
     *,
 };
 use crate::cli::transfer::row::Given;
@@ -41,7 +41,7 @@ fn rows(name: &str, content: &[u8], arguments: &[&str]) -> (Rows, ImportArgs, te
     (rows, args, dir)
 }
 
-fn names(batch: &Batch) -> Vec<(u64, &str)> {
+fn names(batch: &Part) -> Vec<(u64, &str)> {
     batch
         .rows
         .iter()
@@ -59,7 +59,7 @@ fn reasons(rejects: &[Reject]) -> Vec<(u64, &str)> {
 const STORAGE: [&str; 2] = ["--set", "type=storage"];
 
 /// All rows and rejects of a file.
-fn read(name: &str, content: &[u8], arguments: &[&str]) -> Batch {
+fn read(name: &str, content: &[u8], arguments: &[&str]) -> Part {
     let (mut rows, _, _dir) = rows(name, content, &[&STORAGE, arguments].concat());
     rows.next_part(10_000).unwrap()
 }
@@ -125,7 +125,7 @@ fn a_part_of_a_file_is_divided_into_batches_of_neighbouring_ids() {
         .map(|row| row.location.id.clone())
         .collect();
     sorted.sort();
-    let batches = part.into_batches(2);
+    let batches: Vec<_> = part.into_batches(2).collect();
     let ids = |batch: &Batch| -> Vec<String> {
         let rows = batch.rows.iter();
         rows.map(|row| row.location.id.clone()).collect()
@@ -170,7 +170,7 @@ fn wide_columns_that_are_not_imported_are_no_obstacle() {
 }
 
 /// The lines of the rows, and of the rejects.
-fn lines_of(batch: &Batch) -> (Vec<u64>, Vec<u64>) {
+fn lines_of(batch: &Part) -> (Vec<u64>, Vec<u64>) {
     (
         batch.rows.iter().map(|row| row.line).collect(),
         batch.rejects.iter().map(|reject| reject.line).collect(),
