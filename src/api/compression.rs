@@ -103,12 +103,8 @@ impl Compression {
             _ => return Ok(frame),
         }
         let (compressed, thread) = (frame.clone(), self.thread().await?);
-        let plain = spawn_blocking(move || {
-            lower_priority();
-            let _thread = thread;
-            plain_frame(&compressed, encoding)
-        });
-        let Ok(plain) = plain.await.map_err(Error::internal)? else {
+        let plain = on_thread(thread, move || plain_frame(&compressed, encoding));
+        let Ok(plain) = plain.await? else {
             return Ok(frame);
         };
         let size = plain.len() - Frame::PREFIX_BYTES;
@@ -129,13 +125,20 @@ pub async fn compress(
     encoding: Encoding,
     thread: OwnedSemaphorePermit,
 ) -> Result<Bytes> {
-    let compressed = spawn_blocking(move || {
+    let compressed = on_thread(thread, move || compressed_frame(&frame, encoding));
+    Ok(compressed.await?.map_err(Error::internal)?.into())
+}
+
+async fn on_thread<T: Send + 'static>(
+    thread: OwnedSemaphorePermit,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
+    let done = spawn_blocking(move || {
         lower_priority();
         let _thread = thread;
-        compressed_frame(&frame, encoding)
+        work()
     });
-    let compressed = compressed.await.map_err(Error::internal)?;
-    Ok(compressed.map_err(Error::internal)?.into())
+    done.await.map_err(Error::internal)
 }
 
 pub(super) fn compressed_frame(frame: &Bytes, encoding: Encoding) -> io::Result<Vec<u8>> {

@@ -67,9 +67,9 @@ impl RequestMemory {
         max: usize,
     ) -> Result<(Bytes, Option<Memory>)> {
         let mut memory = None;
-        let frame = receive(body, max, |kib| match &mut memory {
+        let frame = receive(headers, body, max, |kib| match &mut memory {
             None => {
-                memory = Some(self.take(caller, kib + size_kib(headers))?);
+                memory = Some(self.take(caller, kib)?);
                 Ok(())
             }
             Some(memory) => {
@@ -126,12 +126,6 @@ impl Drop for Memory {
     }
 }
 
-fn size_kib(headers: &HeaderMap) -> usize {
-    let sizes = headers.iter();
-    let sizes = sizes.map(|(name, value)| name.as_str().len() + value.len());
-    sizes.sum::<usize>() >> 10
-}
-
 /// The memory of requests to health that don't arrive in one piece. Above the limit the oldest is refused:
 /// that of a probe arrives within milliseconds, and so no client keeps it out.
 pub struct UnfinishedChecks {
@@ -148,10 +142,10 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn remove(&mut self, id: u64) {
-        if let Some((_, kib)) = self.checks.remove(&id) {
-            self.kib -= kib;
-        }
+    fn remove(&mut self, id: u64) -> Option<AbortHandle> {
+        let (handle, kib) = self.checks.remove(&id)?;
+        self.kib -= kib;
+        Some(handle)
     }
 }
 
@@ -168,9 +162,9 @@ impl UnfinishedChecks {
     pub async fn receive(&self, headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes> {
         let (handle, registration) = AbortHandle::new_pair();
         let mut place = None;
-        let message = receive(body, max, |kib| {
+        let message = receive(headers, body, max, |kib| {
             if place.is_none() {
-                place = Some(self.enter(handle.clone(), kib + size_kib(headers)));
+                place = Some(self.enter(handle.clone(), kib));
             }
             Ok(())
         });
@@ -182,10 +176,11 @@ impl UnfinishedChecks {
         let mut waiting = self.waiting.lock();
         waiting.kib += kib;
         while waiting.kib > self.kib.max
-            && let Some((_, (oldest, freed))) = waiting.checks.pop_first()
+            && let Some((&oldest, _)) = waiting.checks.first_key_value()
         {
-            waiting.kib -= freed;
-            oldest.abort();
+            if let Some(handle) = waiting.remove(oldest) {
+                handle.abort();
+            }
         }
         let id = waiting.next_id;
         waiting.next_id += 1;
@@ -208,8 +203,9 @@ impl Drop for Unfinished<'_> {
 
 /// Receives the message of a unary call, of up to `max` bytes, within [`MESSAGE_TIMEOUT`]. Returns its
 /// frame, or anything else if the client sent anything else. `take` counts the KiB of a message that
-/// doesn't arrive in one piece, before they are received.
+/// doesn't arrive in one piece, before they are received; those of the headers are in the first.
 async fn receive(
+    headers: &HeaderMap,
     mut body: Body,
     max: usize,
     mut take: impl FnMut(usize) -> Result<()>,
@@ -225,7 +221,10 @@ async fn receive(
             return Ok(buffer.finish());
         }
     }
-    take(MIN_REQUEST_KIB)?;
+    let sizes = headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len());
+    take(MIN_REQUEST_KIB + (sizes.sum::<usize>() >> 10))?;
     let rest = async {
         let mut taken = MIN_REQUEST_KIB;
         while !buffer.push(body.frame().await)? && !body.is_end_stream() {
@@ -338,14 +337,15 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_is_the_same_in_one_piece_and_in_many() {
+        let none = HeaderMap::new();
         let whole = frame(9_000, &[7; 9_000]);
         let full = Body::new(Full::new(whole.clone()));
-        let message = receive(full, 9_000, |_| panic!("it is counted")).await;
+        let message = receive(&none, full, 9_000, |_| panic!("it is counted")).await;
         assert_eq!(message.expect("small"), whole);
         for size in [1, 4, 5, 6, 8_999] {
             let parts = whole.chunks(size).map(Bytes::copy_from_slice).collect();
             let mut taken = 0;
-            let message = receive(in_parts(parts), 9_000, |kib| {
+            let message = receive(&none, in_parts(parts), 9_000, |kib| {
                 taken += kib;
                 Ok(())
             });
@@ -360,7 +360,9 @@ mod tests {
             futures_util::stream::iter([Ok::<_, Status>(Frame::data(frame(301, &[])))]),
             futures_util::stream::pending(),
         )));
-        let refused = receive(body, 300, |_| Ok(())).await.expect_err("too large");
+        let refused = receive(&HeaderMap::new(), body, 300, |_| Ok(()))
+            .await
+            .expect_err("too large");
         assert!(matches!(
             refused,
             Error::MessageTooLarge {
@@ -369,13 +371,15 @@ mod tests {
             }
         ));
         let long = Body::new(Full::new(frame(1, &[7; 301])));
-        let refused = receive(long, 300, |_| Ok(())).await.expect_err("too large");
+        let refused = receive(&HeaderMap::new(), long, 300, |_| Ok(()))
+            .await
+            .expect_err("too large");
         assert!(matches!(refused, Error::MessageTooLarge { .. }));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_message_that_does_not_arrive_is_given_up() {
-        let late = receive(pending(), 300, |_| Ok(())).await;
+        let late = receive(&HeaderMap::new(), pending(), 300, |_| Ok(())).await;
         let late = late.expect_err("too late");
         assert!(matches!(late, Error::MessageTimeout(MESSAGE_TIMEOUT)));
     }

@@ -512,7 +512,7 @@ async fn the_write_ahead_log_is_bounded_while_reads_overlap() {
         created.expect("created");
     }
     let longest = longest.load(Ordering::Relaxed);
-    assert!(longest < 64, "{longest} MiB");
+    assert!(longest < 32, "{longest} MiB");
     harness::eventually("the log is truncated", || async { log_mib(database) <= 12 }).await;
     sampler.abort();
     for reader in readers {

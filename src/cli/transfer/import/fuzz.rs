@@ -62,7 +62,7 @@ fn read(path: &Path, piece_bytes: Option<usize>) -> Vec<ReadRow> {
     let mut last = 0;
     loop {
         match rows.next_part(100) {
-            Ok(batch) if batch.rows.is_empty() && batch.rejects.is_empty() => return all,
+            Ok(batch) if batch.is_empty() => return all,
             Ok(batch) => {
                 let mut outcomes: Vec<_> = batch
                     .rows

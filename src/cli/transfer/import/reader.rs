@@ -58,7 +58,7 @@ pub fn read_batches(
             Ok(part) if part.is_empty() => return rows,
             Ok(part) => part,
             Err(error) => {
-                // Without a receiver nobody waits for it.
+                // The receiver is gone if the import has ended early.
                 let _ = sender.blocking_send(Err(error));
                 return rows;
             }

@@ -41,9 +41,8 @@ fn rows(name: &str, content: &[u8], arguments: &[&str]) -> (Rows, ImportArgs, te
     (rows, args, dir)
 }
 
-fn names(batch: &Part) -> Vec<(u64, &str)> {
-    batch
-        .rows
+fn names(part: &Part) -> Vec<(u64, &str)> {
+    part.rows
         .iter()
         .map(|row| (row.line, row.location.display_name.as_str()))
         .collect()
@@ -170,10 +169,10 @@ fn wide_columns_that_are_not_imported_are_no_obstacle() {
 }
 
 /// The lines of the rows, and of the rejects.
-fn lines_of(batch: &Part) -> (Vec<u64>, Vec<u64>) {
+fn lines_of(part: &Part) -> (Vec<u64>, Vec<u64>) {
     (
-        batch.rows.iter().map(|row| row.line).collect(),
-        batch.rejects.iter().map(|reject| reject.line).collect(),
+        part.rows.iter().map(|row| row.line).collect(),
+        part.rejects.iter().map(|reject| reject.line).collect(),
     )
 }
 
@@ -342,7 +341,7 @@ fn a_repeated_id_is_rejected_with_both_lines() {
     let (mut good, mut rejects) = (0, Vec::new());
     loop {
         let batch = rows.next_part(300).unwrap();
-        if batch.rows.is_empty() && batch.rejects.is_empty() {
+        if batch.is_empty() {
             break;
         }
         good += batch.rows.len();
