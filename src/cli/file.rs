@@ -45,16 +45,8 @@ pub fn place(path: &Path, line: usize) -> String {
 
 fn parse(path: &Path, text: &str) -> File {
     let (table, errors) = DeTable::parse_recoverable(text);
-    let mut problems: Vec<_> = errors
-        .iter()
-        .map(|error| {
-            let (path, position) = (path.display(), position(error, text));
-            format!("the configuration file {path} isn't TOML: {position}")
-        })
-        .collect();
+    let mut problems = syntax_errors(path, text, &errors);
     if !problems.is_empty() {
-        // What follows an error may be a consequence of it.
-        problems.truncate(1);
         return File {
             settings: Vec::new(),
             problems,
@@ -142,23 +134,22 @@ fn setting(key: &str, value: &DeValue<'_>, line: usize, flags: &[&str]) -> Resul
     })
 }
 
-/// The position and the reason of a syntax error. `toml`'s own text repeats the line, which may hold
-/// a password.
-fn position(error: &toml::de::Error, text: &str) -> String {
-    let start = error.span().map_or(0, |span| span.start);
-    let before = text.get(..start).unwrap_or_default();
-    let column = before
-        .rsplit('\n')
-        .next()
-        .unwrap_or_default()
-        .chars()
-        .count()
-        + 1;
-    format!(
-        "line {}, column {column}: {}",
-        line(text, start),
-        error.message()
-    )
+/// The first syntax error of each line: the others may be consequences of it. `toml`'s own text
+/// repeats the line, which may hold a password.
+fn syntax_errors(path: &Path, text: &str, errors: &[toml::de::Error]) -> Vec<String> {
+    let mut errors: Vec<_> = errors
+        .iter()
+        .map(|error| (error.span().map_or(0, |span| span.start), error.message()))
+        .collect();
+    errors.sort_by_key(|&(start, _)| start);
+    errors.dedup_by_key(|&mut (start, _)| line(text, start));
+    let describe = |(start, reason): (usize, &str)| {
+        let before = text.get(..start).unwrap_or_default();
+        let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
+        let (path, line) = (path.display(), line(text, start));
+        format!("the configuration file {path} isn't TOML: line {line}, column {column}: {reason}")
+    };
+    errors.into_iter().map(describe).collect()
 }
 
 fn line(text: &str, offset: usize) -> usize {

@@ -360,6 +360,13 @@ fn an_unreadable_file_is_named() {
         error.contains("isn't TOML") && error.contains("line 1"),
         "{error}"
     );
+    let error = refusal(from_file(
+        "listen =\ncache-ttl = 7\nlog-format = 'json\nissuer = ]",
+    ));
+    for line in ["line 1, column ", "line 3, column ", "line 4, column "] {
+        assert_eq!(error.matches(line).count(), 1, "{error}");
+    }
+    assert_eq!(error.matches("isn't TOML").count(), 3, "{error}");
 }
 
 #[test]

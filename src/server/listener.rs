@@ -5,11 +5,10 @@ use std::{convert::Infallible, error::Error as StdError, io, pin::pin, sync::Arc
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
+use hyper::{body::Incoming, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     server::conn::auto,
-    service::TowerToHyperService,
 };
 use tokio::{
     net::{TcpListener, TcpStream},
@@ -17,7 +16,7 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 use tonic::body::Body;
-use tower::{Service, ServiceExt as _};
+use tower::Service;
 
 use super::{
     connection::Connection,
@@ -195,12 +194,12 @@ where
     }
 
     async fn serve(mut self, connection: Connection, activity: Arc<Activity>, accepted: Instant) {
-        let service = self.service.map_request(move |request: Request<Incoming>| {
+        let service = service_fn(|request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(Arc::clone(&activity));
-            request
+            // A router and its layers are always ready.
+            self.service.clone().call(request)
         });
-        let service = TowerToHyperService::new(service);
         let new_streams = connection.new_streams();
         let http = http(new_streams.clone());
         let mut exchange = pin!(http.serve_connection(TokioIo::new(connection), service));

@@ -21,6 +21,9 @@ use tokio_rustls::server::TlsStream;
 /// The capacity of a connection's buffer.
 const MAX_BUFFERED_BYTES: usize = 256 << 10;
 
+/// A connection that has become idle sends only small pings. Its buffer is freed after as many.
+const MAX_SMALL_FLUSHES: u8 = 4;
+
 /// The write half of a connection.
 ///
 /// Implements [`Wake`] itself, so that the deferred flush doesn't poll the HTTP/2 connection unless
@@ -46,6 +49,8 @@ struct WriteBuffer {
     /// The length of the prefix of `bytes` that the socket has taken.
     written: usize,
     flush: Flush,
+    /// The last flushes that needed less than a quarter of the capacity of `bytes`.
+    small_flushes: u8,
 }
 
 /// The state of a flush.
@@ -68,6 +73,7 @@ impl Writer {
                 bytes: Vec::new(),
                 written: 0,
                 flush: Flush::Idle,
+                small_flushes: 0,
             }),
             connection: AtomicWaker::new(),
         }
@@ -198,8 +204,11 @@ impl WriteBuffer {
     }
 
     fn reset(&mut self) {
-        if self.bytes.len() < self.bytes.capacity() / 4 {
-            // Frees the memory of a connection that has become idle: it sends only small pings.
+        if self.bytes.len() >= self.bytes.capacity() / 4 {
+            self.small_flushes = 0;
+        } else if self.small_flushes < MAX_SMALL_FLUSHES {
+            self.small_flushes += 1;
+        } else {
             self.bytes = Vec::new();
         }
         self.bytes.clear();

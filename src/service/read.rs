@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::{Service, shares::Kind, stats::ReadMethod};
 use crate::{
-    cache::{Encoding, Key, Lookup, Tag, Tier},
+    cache::{CacheError, Encoding, Key, Lookup, Tag, Tier},
     error::{Culprits, Error, Result},
     failpoints::{Failpoint, is_enabled},
     model::{Cursor, ListQuery, Location, LocationId, OwnerId, Predicate, Principal, ReportQuery},
@@ -104,14 +104,17 @@ impl Service {
         mode: CacheMode,
     ) -> Result<CachedResponse> {
         let plan = self.plan_list(caller, &mut query, page_token)?;
-        let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
-        let PagePlan { request, after, .. } = plan;
-        self.read_through(ReadMethod::List, caller, plan.entry, mode, async move {
-            let page = store.list(&query, after.as_ref()).await?;
-            let next = page.next.map(|end| page_tokens.encode(&request, &end));
-            Frame::encode(&list_response(page.items, next, page.total))
-        })
-        .await
+        let load = || {
+            let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
+            let (query, request, after) = (query.clone(), plan.request.clone(), plan.after.clone());
+            async move {
+                let page = store.list(&query, after.as_ref()).await?;
+                let next = page.next.map(|end| page_tokens.encode(&request, &end));
+                Frame::encode(&list_response(page.items, next, page.total))
+            }
+        };
+        self.read_through(ReadMethod::List, caller, &plan.entry, mode, load)
+            .await
     }
 
     /// Writes the caller's scope into a query, and plans the page that `page_token` points to.
@@ -137,14 +140,17 @@ impl Service {
         apply_scope(caller, &mut query.predicate)?;
         let request = v1::ListLocationReportsRequest::from(&query);
         let plan = self.plan(request, &query.predicate, page_token, ())?;
-        let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
-        let PagePlan { request, after, .. } = plan;
-        self.read_through(ReadMethod::Reports, caller, plan.entry, mode, async move {
-            let page = store.reports(&query, after.as_ref()).await?;
-            let next = page.next.map(|end| page_tokens.encode(&request, &end));
-            Frame::encode(&reports_response(page.items, next))
-        })
-        .await
+        let load = || {
+            let (store, page_tokens) = (Arc::clone(&self.store), self.page_tokens.clone());
+            let (query, request, after) = (query.clone(), plan.request.clone(), plan.after.clone());
+            async move {
+                let page = store.reports(&query, after.as_ref()).await?;
+                let next = page.next.map(|end| page_tokens.encode(&request, &end));
+                Frame::encode(&reports_response(page.items, next))
+            }
+        };
+        self.read_through(ReadMethod::Reports, caller, &plan.entry, mode, load)
+            .await
     }
 
     fn plan<Request: PagedRequest, Cursor: Position>(
@@ -173,16 +179,19 @@ impl Service {
     ) -> Result<CachedResponse> {
         let request = v1::GetLocationRequest::from(id);
         let entry = Entry::new(&request, caller.scope(), Tag::of_location(id));
-        let (store, owner) = (Arc::clone(&self.store), caller.scope().cloned());
-        self.read_through(ReadMethod::Get, caller, entry, mode, async move {
-            let found = store.get(&[id], owner.as_ref()).await?;
-            let location = found
-                .into_iter()
-                .next()
-                .ok_or_else(|| Error::NotFound(Culprits::single(id)))?;
-            Frame::encode(&v1::Location::from(location))
-        })
-        .await
+        let load = || {
+            let (store, owner) = (Arc::clone(&self.store), caller.scope().cloned());
+            async move {
+                let found = store.get(&[id], owner.as_ref()).await?;
+                let location = found
+                    .into_iter()
+                    .next()
+                    .ok_or_else(|| Error::NotFound(Culprits::single(id)))?;
+                Frame::encode(&v1::Location::from(location))
+            }
+        };
+        self.read_through(ReadMethod::Get, caller, &entry, mode, load)
+            .await
     }
 
     /// Returns all of the locations by id, not from the cache.
@@ -220,41 +229,45 @@ impl Service {
         self.cache.keep_compressed(key, body, encoding, compressed);
     }
 
-    /// Returns the current response from the cache, or else loads it in the key's next flight and
-    /// stores it.
-    async fn read_through(
+    /// Returns the current response from the cache, or else the one that `load` makes. Only then is
+    /// `load` called: its future is large, and hits are as fast as they are small.
+    async fn read_through<F>(
         &self,
         method: ReadMethod,
         caller: &Principal,
-        entry: Entry,
+        entry: &Entry,
         mode: CacheMode,
-        load: impl Future<Output = Result<Frame>> + Send + 'static,
-    ) -> Result<CachedResponse> {
-        let response = self.look_up_or_load(caller, entry, mode, load).await;
+        load: impl FnOnce() -> F,
+    ) -> Result<CachedResponse>
+    where
+        F: Future<Output = Result<Frame>> + Send + 'static,
+    {
+        let found = match mode {
+            CacheMode::Default | CacheMode::OnlyIfCached => {
+                Some(self.cache.lookup(&entry.tag, &entry.key).await)
+            }
+            CacheMode::NoCache | CacheMode::NoStore => None,
+        };
+        let response = match found {
+            Some(Ok(Lookup::Hit { body, tier, .. })) => Ok(hit(entry.key, body, tier)),
+            _ if mode == CacheMode::OnlyIfCached => Err(Error::NotCached),
+            _ => Box::pin(self.load(caller, entry, mode, found, load())).await,
+        };
         self.counters.count(method, &response);
         response
     }
 
-    async fn look_up_or_load(
+    /// Loads a response in the key's next flight, and stores it in the cache.
+    async fn load(
         &self,
         caller: &Principal,
-        Entry { key, tag }: Entry,
+        entry: &Entry,
         mode: CacheMode,
+        first: Option<Result<Lookup, CacheError>>,
         load: impl Future<Output = Result<Frame>> + Send + 'static,
     ) -> Result<CachedResponse> {
-        let first = match mode {
-            CacheMode::Default | CacheMode::OnlyIfCached => {
-                Some(self.cache.lookup(&tag, &key).await)
-            }
-            CacheMode::NoCache | CacheMode::NoStore => None,
-        };
-        if let Some(Ok(Lookup::Hit { body, tier, .. })) = first {
-            return Ok(hit(key, body, tier));
-        }
-        if mode == CacheMode::OnlyIfCached {
-            return Err(Error::NotCached);
-        }
         let _call = self.shares.call(Kind::Read, &caller.subject)?;
+        let (key, tag) = (entry.key, entry.tag.clone());
         let (shares, subject) = (Arc::clone(&self.shares), caller.subject.clone());
         let cache = Arc::clone(&self.cache);
         let flight = move |at_once: bool| async move {
