@@ -22,17 +22,20 @@ pub enum Failpoint {
     NoEpoch,
     /// A database that was restored or replaced keeps the epoch of the row that it has.
     TrustAnyDatabase,
+    /// The scripts of a round trip open tags with the same version.
+    SharedVersion,
 }
 
 impl Failpoint {
     /// All of them, each with its name on the command line and in the environment.
-    pub const ALL: [(&str, Self); 6] = [
+    pub const ALL: [(&str, Self); 7] = [
         ("fill-without-version-check", Self::FillWithoutVersionCheck),
         ("no-close-before-commit", Self::NoCloseBeforeCommit),
         ("ordinary-single-flight", Self::OrdinarySingleFlight),
         ("local-without-validation", Self::LocalWithoutValidation),
         ("no-epoch", Self::NoEpoch),
         ("trust-any-database", Self::TrustAnyDatabase),
+        ("shared-version", Self::SharedVersion),
     ];
 }
 

@@ -270,6 +270,21 @@ async fn two_scripts_of_a_round_trip_set_different_versions() {
     assert_eq!(hit(&b, &run, &key(1)).await, None, "from before the write");
 }
 
+#[cfg(debug_assertions)]
+#[test]
+fn a_version_that_two_scripts_share_is_detected() {
+    let unprotected = Command::new(std::env::current_exe().expect("a path"))
+        .args([
+            "--exact",
+            "redis::two_scripts_of_a_round_trip_set_different_versions",
+        ])
+        .env("LOCATION_SERVICE_FAILPOINT", "shared-version")
+        .output()
+        .expect("it starts");
+    let output = String::from_utf8_lossy(&unprotected.stdout);
+    assert!(output.contains("from before the write"), "{output}");
+}
+
 #[tokio::test]
 async fn no_script_is_sent_twice() {
     let server = RedisServer::start();

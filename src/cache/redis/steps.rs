@@ -17,7 +17,10 @@ use super::{
     epoch::{ActiveEpoch, EpochState, Lease},
     keys::KeyKind,
 };
-use crate::cache::{CacheError, EntryInfo, Key, Tag, Version, WRITE_DEADLINE, WriteId};
+use crate::{
+    cache::{CacheError, EntryInfo, Key, Tag, Version, WRITE_DEADLINE, WriteId},
+    failpoints::{Failpoint, is_enabled},
+};
 
 /// How long a `close` or `reopen` waits for permits for all its tags. Less than the database lets a
 /// transaction stay idle.
@@ -121,7 +124,9 @@ impl Steps {
             .chain(entries.chunks(entries_at_once));
         // Each script has a fresh version of its own: two of one round trip that shared it could set it
         // twice, with a whole write in between.
-        let chunks: Vec<_> = chunks.map(|chunk| (chunk, Version::generate())).collect();
+        let shared = is_enabled(Failpoint::SharedVersion).then(Version::generate);
+        let fresh = || shared.unwrap_or_else(Version::generate);
+        let chunks: Vec<_> = chunks.map(|chunk| (chunk, fresh())).collect();
         let calls = chunks
             .iter()
             .map(|(chunk, fresh)| self.lookup_call(active, chunk, *fresh))
