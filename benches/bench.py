@@ -69,6 +69,11 @@ class Shape:
         return f"{name}@{self.rate}" if self.rate else name
 
 
+def kind_of(name):
+    """The kind of a server, by its name."""
+    return re.split("[:@]", name)[0]
+
+
 def frame(message):
     return b"\0" + len(message).to_bytes(4, "big") + message
 
@@ -112,30 +117,30 @@ class Bench:
         return files
 
     @functools.cache
-    def database(self, name):
-        """The URL of a database with rows."""
+    def database(self, name, build):
+        """The URL of a database with rows, migrated by a build of the service."""
         count = DATABASES[name]
+        name += build
         print(f"filling {name} with {count:,} rows", flush=True)
         self.postgres.run("postgres", f"CREATE DATABASE {name}")
         url = self.postgres.url(name)
-        self.service_command("migrate", "--database-url", url)
+        self.service_command("migrate", "--database-url", url, build=build)
         self.postgres.fill(name, self.places, count)
         return url
 
     @functools.cache
-    def file(self, name):
-        """The URL of an SQLite database with rows."""
-        url = f"sqlite:{self.folder}/{name or 'embedded'}.db"
-        self.service_command("migrate", "--database-url", url)
+    def file(self, name, build):
+        """The URL of an SQLite database with rows, migrated by a build of the service."""
+        url = f"sqlite:{self.folder}/{name or 'embedded'}{build}.db"
+        self.service_command("migrate", "--database-url", url, build=build)
         count = DATABASES.get(name, ROWS[0])
         servers.fill_sqlite(url.removeprefix("sqlite:"), self.places, count)
         return url
 
-    def service_command(self, *command):
+    def service_command(self, *command, build=""):
         """Runs a command of the service, and returns its output."""
-        done = subprocess.run(
-            [self.programs["location-service"], *command], stdout=subprocess.PIPE, check=True
-        )
+        program = self.programs[f"location-service{build}"]
+        done = subprocess.run([program, *command], stdout=subprocess.PIPE, check=True)
         return done.stdout.decode().strip()
 
     @functools.cache
@@ -144,26 +149,27 @@ class Bench:
         secret = ["--jwt-secret-file", self.secret, "--ttl-secs", "86400"]
         return self.service_command("token", *who, *secret)
 
-    def service(self, *flags):
-        command = [self.programs["location-service"], "--listen", "127.0.0.1:0"]
+    def service(self, *flags, build=""):
+        command = [self.programs[f"location-service{build}"], "--listen", "127.0.0.1:0"]
         secret = ["--jwt-secret-file", self.secret]
         # The load is that of one caller, and the peers have no shares of callers.
         shares = ["--max-calls-per-caller", "16"]
         return Listener([*command, *secret, *shares, "--log-filter", "warn", *flags], self.folder)
 
-    def replica(self, database, *flags):
+    def replica(self, database, *flags, build=""):
         """The service over PostgreSQL and Redis."""
-        engines = ["--database-url", self.database(database), "--redis-url", self.redis.url]
-        return self.service(*engines, "--redis-key-prefix", f"{database}:", *flags)
+        engines = ["--database-url", self.database(database, build), "--redis-url", self.redis.url]
+        prefix = ["--redis-key-prefix", f"{database}{build}:"]
+        return self.service(*engines, *prefix, *flags, build=build)
 
     def peer(self, command, database, *flags):
-        engines = ["--database-url", self.database(database), "--redis-url", self.redis.url]
+        engines = ["--database-url", self.database(database, ""), "--redis-url", self.redis.url]
         return Listener([self.programs["peers"], command, *engines, *flags], self.folder)
 
     def server(self, name):
         if name not in self.started:
             self.started[name] = self.start(name)
-            if name.partition(":")[0] in ("embedded", "embedded-tls", "warm", "cold", "service"):
+            if kind_of(name) in ("embedded", "embedded-tls", "warm", "cold", "service"):
                 self.await_cache(name)
         return self.started[name]
 
@@ -183,21 +189,22 @@ class Bench:
 
     def start(self, name):
         """Starts a server. After a colon, its name has the database, the size of its page, or its
-        number among several."""
+        number among several; after an `@`, the build of the service."""
+        name, _, build = name.partition("@")
         kind, _, detail = name.partition(":")
         match kind:
             case "embedded":
-                return self.service("--database-url", self.file(detail))
+                return self.service("--database-url", self.file(detail, build), build=build)
             case "embedded-tls":
                 certificate, key = self.certificate
                 tls = ["--tls-cert-file", certificate, "--tls-key-file", key]
-                return self.service("--database-url", self.file(kind), *tls)
+                return self.service("--database-url", self.file(kind, ""), *tls)
             case "warm":
-                return self.replica("base")
+                return self.replica("base", build=build)
             case "cold":
-                return self.replica("base", "--cache-max-bytes", "1")
+                return self.replica("base", "--cache-max-bytes", "1", build=build)
             case "service":
-                return self.replica(detail)
+                return self.replica(detail, build=build)
             case "e":
                 return self.peer("e", detail or "base")
             case "e-decoded":
@@ -299,22 +306,25 @@ class Bench:
     def measure(self, title, variants, rounds=None):
         """Measures variants in rounds, each in another order. `variants` has functions that make
         them, so that only those selected by `--only` are made."""
-        variants = {
-            name: make() for name, make in variants.items() if re.search(self.options.only, name)
-        }
-        if not variants:
+
+        def is_selected(name):
+            is_paired = f"{name.removesuffix('@before')}@before" in variants
+            return re.search(self.options.only, name) and (is_paired or not self.options.before)
+
+        selected = {name: make() for name, make in variants.items() if is_selected(name)}
+        if not selected:
             return
         print(f"\n{title}", flush=True)
-        seen = {name: [] for name in variants}
+        seen = {name: [] for name in selected}
         for _ in range(rounds or self.options.rounds):
-            order = list(variants)
+            order = list(selected)
             self.order.shuffle(order)
             for name in order:
                 try:
-                    seen[name].append(variants[name]())
+                    seen[name].append(selected[name]())
                 except Failed as failed:
                     raise Failed(f"{name}: {failed}") from failed
-        self.variants |= variants
+        self.variants |= selected
         self.measured |= seen
         width = max(map(len, seen))
         for name, rounds in seen.items():
@@ -622,7 +632,7 @@ class Memory(Various):
     def __call__(self):
         kind, database, _ = self.name.split(":")
         if kind == "embedded":
-            process = self.bench.service("--database-url", self.bench.file(database), self.LARGE)
+            process = self.bench.service("--database-url", self.bench.file(database, ""), self.LARGE)
         else:
             process = self.bench.replica(database, self.LARGE)
         self.bench.started[self.name] = process

@@ -101,10 +101,18 @@ RATIOS = (
 )
 
 
+def before(measured):
+    """The ratios of two builds of the service."""
+    for name in measured:
+        if name.endswith("@before"):
+            over = name.removesuffix("@before")
+            yield (f"{over} / the build before", None, over, name, "cpu_us")
+
+
 def ratios(measured, closing):
     """The figures of the table, each with its median and quartiles over the rounds."""
     table = []
-    for figure, goal, over, under, field in RATIOS:
+    for figure, goal, over, under, field in (*RATIOS, *before(measured)):
         if over == "closing":
             values = closing and closing["ratios"]
         elif over not in measured or under and under not in measured:

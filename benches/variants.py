@@ -22,6 +22,7 @@ from bench import (
     Repeated,
     Rest,
     Shape,
+    kind_of,
 )
 from google.protobuf import json_format
 
@@ -47,7 +48,7 @@ def cached_list(bench, name, shape, size=PAGE, names=None, make=Repeated):
     request = bench.pb.ListLocationsRequest(page_size=size)
     # Peers get the same headers, and ignore the token.
     headers = [f"authorization: Bearer {bench.token(CALLER)}"]
-    kind, _, _ = name.partition(":")
+    kind = kind_of(name)
     if kind.startswith("fastapi"):
         fields = {"preserving_proto_field_name": True, "always_print_fields_with_no_presence": True}
         message = parse(page)
@@ -87,6 +88,8 @@ def measure_lists(bench, quick):
             names = *RUST, *OURS
         elif quick and shape == ONE:
             names = "e", "warm"
+        if shape == FULL_LOAD and bench.options.before:
+            names += tuple(f"{name}@before" for name in OURS)
         for name in names:
             make = functools.partial(cached_list, bench, name, shape)
             variants[f"list/{shape}/{name}"] = make
@@ -172,6 +175,8 @@ def create(bench, name, shape):
 def measure_creations(bench, quick):
     variants = {}
     names = {"postgres": "service:creations", "sql": "sql:creations"}
+    if bench.options.before:
+        names["postgres@before"] = "service:creations@before"
     if not quick:
         names["embedded"] = "embedded:creations"
     for shape in [ONE] if quick else IN_FLIGHT:
@@ -183,8 +188,11 @@ def measure_creations(bench, quick):
 def measure_misses(bench, quick):
     variants = {}
     largest = f"rows_{ROWS[-1]}"
+    names = {"postgres": f"service:{largest}", "sql": f"sql:{largest}"}
+    if bench.options.before:
+        names["postgres@before"] = f"service:{largest}@before"
     for in_flight in (128,) if quick else (1, 8, 32, 128):
-        for label, name in ("postgres", f"service:{largest}"), ("sql", f"sql:{largest}"):
+        for label, name in names.items():
             make = functools.partial(Misses, bench, name, in_flight, runs=1_000, passes=4)
             variants[f"miss/{in_flight}/{label}"] = make
         if not quick:
@@ -261,7 +269,7 @@ def measure_memory(bench, quick):
 
 def measure_endurance(bench, quick):
     """Measured once, because it takes as long as everything else."""
-    if quick or not re.search(bench.options.only, "endurance"):
+    if quick or bench.options.before or not re.search(bench.options.only, "endurance"):
         return
     print("\nTen million calls", flush=True)
     endurance = cached_list(bench, "warm", FULL_LOAD, make=Endurance)
@@ -281,7 +289,7 @@ def measure_profile(bench, _quick):
 
 def measure_closing(bench, _quick):
     """Measures how long closing a tag takes, by its number of entries."""
-    if not re.search(bench.options.only, "closing"):
+    if bench.options.before or not re.search(bench.options.only, "closing"):
         return None
     print("\nClosing a tag", flush=True)
     path = bench.folder / "closing.json"

@@ -1,5 +1,5 @@
 //! Failpoints: protections of the cache that a debug build can leave out, one at a time, so that the
-//! checker can show that it detects the loss. A check that has never failed proves nothing.
+//! checker or a test can show that it detects the loss. A check that has never failed proves nothing.
 //!
 //! In a debug build `LOCATION_SERVICE_FAILPOINT` names one. In a release build [`is_enabled`] is a
 //! constant, and nothing of this is left.

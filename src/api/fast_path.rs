@@ -331,9 +331,7 @@ where
     fn call(&mut self, request: Request<Incoming>) -> Self::Future {
         let method = CachedMethod::from_path(request.uri().path());
         let path = Arc::clone(&self.path.0);
-        // The clone may not be ready, but `self.inner` is.
-        let clone = self.inner.clone();
-        let mut inner = mem::replace(&mut self.inner, clone);
+        let mut inner = self.inner.clone();
         async move {
             let (mut head, body) = request.into_parts();
             let (caller, mut frame) = match body {

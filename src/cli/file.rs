@@ -139,14 +139,17 @@ fn setting(key: &str, value: &DeValue<'_>, line: usize, flags: &[&str]) -> Resul
 fn syntax_errors(path: &Path, text: &str, errors: &[toml::de::Error]) -> Vec<String> {
     let mut errors: Vec<_> = errors
         .iter()
-        .map(|error| (error.span().map_or(0, |span| span.start), error.message()))
+        .map(|error| {
+            let start = error.span().map_or(0, |span| span.start);
+            (line(text, start), start, error.message())
+        })
         .collect();
-    errors.sort_by_key(|&(start, _)| start);
-    errors.dedup_by_key(|&mut (start, _)| line(text, start));
-    let describe = |(start, reason): (usize, &str)| {
+    errors.sort_unstable();
+    errors.dedup_by_key(|&mut (line, ..)| line);
+    let path = path.display();
+    let describe = |(line, start, reason): (usize, usize, &str)| {
         let before = text.get(..start).unwrap_or_default();
         let column = before.chars().rev().take_while(|&c| c != '\n').count() + 1;
-        let (path, line) = (path.display(), line(text, start));
         format!("the configuration file {path} isn't TOML: line {line}, column {column}: {reason}")
     };
     errors.into_iter().map(describe).collect()

@@ -115,9 +115,7 @@ where
         }
         let limit = deadlines::limit(request.headers());
         let limits = Arc::clone(&self.limits);
-        // The clone may not be ready, but `self.inner` is.
-        let clone = self.inner.clone();
-        let inner = std::mem::replace(&mut self.inner, clone);
+        let inner = self.inner.clone();
         async move {
             let lead = limit.saturating_sub(deadlines::LEAD);
             let deadline = sleep_until((call::started() + lead).into());

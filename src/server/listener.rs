@@ -70,7 +70,8 @@ impl MaxAge {
 }
 
 impl Listener {
-    /// Serves until `stop` completes, and then until all connections have ended.
+    /// Serves until `stop` completes, and then until all connections have ended. `service` must always
+    /// be ready: it is called without `poll_ready`.
     pub async fn serve<S, B>(self, service: S, stop: impl Future<Output = ()>)
     where
         S: Service<Request<Body>, Response = Response<B>, Error = Infallible>,
@@ -197,7 +198,7 @@ where
         let service = service_fn(|request: Request<Incoming>| {
             let mut request = request.map(Body::new);
             request.extensions_mut().insert(Arc::clone(&activity));
-            // A router and its layers are always ready.
+            // A call begins, with its deadline, before its stream's first turn.
             self.service.clone().call(request)
         });
         let new_streams = connection.new_streams();

@@ -21,7 +21,7 @@ use tokio_rustls::server::TlsStream;
 /// The capacity of a connection's buffer.
 const MAX_BUFFERED_BYTES: usize = 256 << 10;
 
-/// A connection that has become idle sends only small pings. Its buffer is freed after as many.
+/// The small flushes in a row after which the buffer is freed: an idle connection sends only pings.
 const MAX_SMALL_FLUSHES: u8 = 4;
 
 /// The write half of a connection.
@@ -49,7 +49,7 @@ struct WriteBuffer {
     /// The length of the prefix of `bytes` that the socket has taken.
     written: usize,
     flush: Flush,
-    /// The last flushes that needed less than a quarter of the capacity of `bytes`.
+    /// The number of flushes in a row that needed less than a quarter of the capacity of `bytes`.
     small_flushes: u8,
 }
 
@@ -206,10 +206,12 @@ impl WriteBuffer {
     fn reset(&mut self) {
         if self.bytes.len() >= self.bytes.capacity() / 4 {
             self.small_flushes = 0;
-        } else if self.small_flushes < MAX_SMALL_FLUSHES {
-            self.small_flushes += 1;
         } else {
+            self.small_flushes += 1;
+        }
+        if self.small_flushes == MAX_SMALL_FLUSHES {
             self.bytes = Vec::new();
+            self.small_flushes = 0;
         }
         self.bytes.clear();
         self.written = 0;

@@ -229,8 +229,8 @@ impl Service {
         self.cache.keep_compressed(key, body, encoding, compressed);
     }
 
-    /// Returns the current response from the cache, or else the one that `load` makes. Only then is
-    /// `load` called: its future is large, and hits are as fast as they are small.
+    /// Returns the current response from the cache, or else loads it. A hit doesn't call `load`, which
+    /// returns a large future.
     async fn read_through<F>(
         &self,
         method: ReadMethod,
@@ -242,23 +242,23 @@ impl Service {
     where
         F: Future<Output = Result<Frame>> + Send + 'static,
     {
-        let found = match mode {
+        let first = match mode {
             CacheMode::Default | CacheMode::OnlyIfCached => {
                 Some(self.cache.lookup(&entry.tag, &entry.key).await)
             }
             CacheMode::NoCache | CacheMode::NoStore => None,
         };
-        let response = match found {
+        let response = match first {
             Some(Ok(Lookup::Hit { body, tier, .. })) => Ok(hit(entry.key, body, tier)),
             _ if mode == CacheMode::OnlyIfCached => Err(Error::NotCached),
-            _ => Box::pin(self.load(caller, entry, mode, found, load())).await,
+            _ => Box::pin(self.load_in_flight(caller, entry, mode, first, load())).await,
         };
         self.counters.count(method, &response);
         response
     }
 
     /// Loads a response in the key's next flight, and stores it in the cache.
-    async fn load(
+    async fn load_in_flight(
         &self,
         caller: &Principal,
         entry: &Entry,

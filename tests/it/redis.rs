@@ -281,7 +281,8 @@ fn a_version_that_two_scripts_share_is_detected() {
         .env("LOCATION_SERVICE_FAILPOINT", "shared-version")
         .output()
         .expect("it starts");
-    let output = String::from_utf8_lossy(&unprotected.stdout);
+    let output = [unprotected.stdout, unprotected.stderr].concat();
+    let output = String::from_utf8_lossy(&output);
     assert!(output.contains("from before the write"), "{output}");
 }
 

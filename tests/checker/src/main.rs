@@ -127,7 +127,7 @@ struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["replica", "history", "control"])]
     judge: Option<PathBuf>,
 
-    /// Disable a protection, or `all` of them one after another, and fail unless a violation is
+    /// Disable a protection, or `all` of these one after another, and fail unless a violation is
     /// detected; by default with the faults that show it soonest. Needs a debug build of the service
     #[arg(long, value_name = "NAME", value_parser = control_names(), conflicts_with_all = ["replica", "judge"])]
     control: Option<String>,
