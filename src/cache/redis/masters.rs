@@ -138,7 +138,9 @@ async fn probe(master: &Master, namespace: &Namespace, clustered: bool) -> Resul
             "it is Redis {version}: {OLDEST_MAJOR}.0 or later is needed"
         ));
     }
-    match (info.field("redis_mode"), clustered) {
+    // Valkey names it without Redis.
+    let mode = info.field("redis_mode").or(info.field("server_mode"));
+    match (mode, clustered) {
         (Some("cluster"), false) => {
             let why = "it is a node of a Redis Cluster: give a redis-cluster:// URL";
             return refused(why.to_owned());
