@@ -63,6 +63,9 @@ impl TraceContext {
 /// The `tracestate` in the headers of a request. Nothing if it is invalid, or longer or of more
 /// members than the limits.
 pub(super) fn state(headers: &HeaderMap) -> TraceState {
+    if !headers.contains_key(TRACESTATE) {
+        return TraceState::NONE;
+    }
     let values: Option<Vec<_>> = headers
         .get_all(TRACESTATE)
         .iter()
