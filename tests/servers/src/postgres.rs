@@ -3,7 +3,7 @@
 use std::{
     env, fs, iter,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::{Child, Command, Stdio},
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -264,8 +264,15 @@ impl Postgres {
             .args(["--dbname", &self.url(database)])
             .arg(file);
         // Calls in progress lock the tables in another order, so the server may cancel the restore.
-        let restored = (0..RESTORES).any(|_| status(&mut restore).success());
-        assert!(restored, "{restore:?}");
+        for attempt in 1.. {
+            let output = restore.output().expect("pg_restore can be run");
+            if output.status.success() {
+                return;
+            }
+            let error = String::from_utf8_lossy(&output.stderr);
+            let is_tried_again = attempt < RESTORES && error.contains("deadlock detected");
+            assert!(is_tried_again, "{restore:?}: {error}");
+        }
     }
 
     /// The port.
@@ -368,14 +375,10 @@ fn is_root() -> bool {
 }
 
 fn run(command: &mut Command) {
-    let status = status(command);
-    assert!(status.success(), "{command:?}: {status}");
-}
-
-fn status(command: &mut Command) -> ExitStatus {
-    command
+    let status = command
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .status()
-        .unwrap_or_else(|error| panic!("{command:?} can't be run: {error}"))
+        .unwrap_or_else(|error| panic!("{command:?} can't be run: {error}"));
+    assert!(status.success(), "{command:?}: {status}");
 }
