@@ -113,7 +113,8 @@ impl Access {
         })
     }
 
-    /// Reads the keys and the certificate again. Files that can't be used leave the old ones in use.
+    /// Reads the key file and the certificate again. If they can't be used, the old ones stay in use,
+    /// except keys with [`AuthConfig::revoke_unreadable_keys`](crate::config::AuthConfig).
     pub fn reload(&self) {
         self.authenticator.reload();
         if let Some(tls) = &self.tls {
@@ -211,7 +212,7 @@ impl App {
         }))
     }
 
-    /// Shows metrics and the health on this port while the service runs.
+    /// Serves metrics and probes on this port while the service runs.
     #[must_use]
     pub fn with_metrics(mut self, port: MetricsPort) -> Self {
         self.0.metrics = Some(port);

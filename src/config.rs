@@ -55,11 +55,11 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// The address of metrics and probes, if they are served. Port 0 picks a free port.
     pub metrics_listen: Option<SocketAddr>,
-    /// The most connections that are open at once, 1 or more; `None` derives it from the limit of
-    /// file descriptors.
+    /// The most connections that are open at once, 1 or more; `None` is 8,192, or fewer if the limit
+    /// of file descriptors is lower.
     pub max_connections: Option<usize>,
-    /// The age at which connections are ended, 1 second to [`MAX_CONNECTION_AGE_SECS`]; `None` lets
-    /// them live.
+    /// The age at which connections are ended, 1 second to [`MAX_CONNECTION_AGE_SECS`]; `None` is no
+    /// limit.
     pub max_connection_age: Option<Duration>,
     /// The certificate of the port; `None` serves without TLS.
     pub tls: Option<ServerTlsFiles>,
@@ -145,8 +145,8 @@ pub struct AdminClaim {
     /// The name of the claim, or a JSON Pointer (RFC 6901) to a nested one, such as
     /// `/realm_access/roles`.
     pub name: String,
-    /// The text that the claim must be, or that must be in its array; in `scope` also one of the words.
-    /// `None` stands for `true`.
+    /// The text that the claim must be, or that its array must contain; in `scope` also one of the
+    /// words. `None` stands for `true`.
     pub value: Option<String>,
 }
 
@@ -186,7 +186,8 @@ pub enum RemoteKeys {
 }
 
 impl RemoteKeys {
-    /// Parses a URL of keys: without TLS anyone on the way could replace them.
+    /// Parses a URL of keys. It needs TLS unless the host is a loopback address: otherwise the keys
+    /// could be replaced on the way.
     pub fn parse_url(text: &str) -> Result<Uri, String> {
         const FORM: &str = "must be a URL with https://, or with http:// for a loopback address";
         let url: Uri = text.parse().map_err(|_| FORM)?;
@@ -204,7 +205,7 @@ impl RemoteKeys {
         }
     }
 
-    /// The keys of an issuer, if its name is a URL that its metadata can be fetched from.
+    /// The keys of an issuer; `None` unless its name is a URL from which its metadata can be fetched.
     pub fn of_issuer(name: &str) -> Option<Self> {
         Self::parse_url(name).ok()?;
         if name.contains(['?', '#']) {

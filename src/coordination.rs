@@ -15,13 +15,13 @@
 //!   counts from when the suspension was seen, not from when it was written, because its commit may
 //!   have been delayed; so no clock is compared with another machine's.
 //! - **Late commits.** A commit may wait without bound, for a synchronous standby or a disk, after the
-//!   database has checked it, and become visible when its tags have long been opened again. It holds
-//!   the guard's lock until then, so each poll lists the commits in progress: while one has been for
-//!   more than `MAX_COMMIT`, no replica has a lease. A replica counts from its last poll that
-//!   didn't list the commit.
+//!   database has checked it, and become visible long after its tags were opened again. It holds the
+//!   guard's lock until then, so each poll lists the commits in progress: while one has been in
+//!   progress for more than `MAX_COMMIT`, no replica has a lease. A replica counts from its last poll
+//!   that didn't list the commit.
 //! - **Settings.** Replicas that name keys differently would not invalidate each other's entries. The
-//!   connections of each hold an advisory lock for its settings, so a replica that starts sees those
-//!   that run with others, and refuses to.
+//!   connections of each hold an advisory lock for its settings, so a replica refuses to start while
+//!   replicas with other settings are running.
 //! - **The database.** A database that was restored, replaced, cloned or promoted has a row that it
 //!   didn't write itself. The poll that finds this begins a new epoch, before its replica trusts a
 //!   connection to that database ([`EpochTable::read`]).
@@ -58,10 +58,11 @@ use crate::{
 /// several, so that a failed poll doesn't end it.
 const INTERVAL: Duration = Duration::from_millis(250);
 
-/// The age of a commit in progress from which on the cache isn't used.
+/// The cache isn't used while a commit has been in progress for longer than this.
 const MAX_COMMIT: Duration = Duration::from_secs(5);
 
-// The tags of a write stay closed until the last lease without its commit in sight has expired.
+// The tags of a write stay closed until every replica has found its commit late, and the last lease
+// from before that has expired.
 const _: () = assert!(
     MAX_WRITE.as_millis() + MAX_COMMIT.as_millis() + 2 * LEASE.as_millis()
         < WRITE_DEADLINE.as_millis()
@@ -110,7 +111,7 @@ pub enum FollowError {
     OtherSettings(CacheError),
 }
 
-/// What [`Shared::reconcile`] remembers.
+/// The state of [`Shared::reconcile`] from one check to the next.
 #[derive(Debug, Default)]
 struct Checks {
     /// The number of checks in a row that have failed.

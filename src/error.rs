@@ -10,7 +10,7 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 /// The cause of an error. It is logged, and never sent to a client.
 pub type Cause = Arc<dyn StdError + Send + Sync>;
 
-/// Why a call failed. Cheap to clone, because calls that share a database read share its error.
+/// Why a call failed. `Clone`, because calls that share a database read share its error.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
     /// Fields of the request are invalid. All violations are included.
@@ -68,11 +68,11 @@ pub enum Error {
         value: usize,
     },
 
-    /// As many streams as possible are open.
+    /// The maximum number of health watches is open.
     #[error("too many watches are open, the limit is {0}: close some, or retry later")]
     TooManyWatches(usize),
 
-    /// A list with `query` read too many rows.
+    /// A list with `query` wasn't read within its time limit.
     #[error(
         "the list with this query was not read within {0:?}: narrow it, with production_run_id or \
          owner_id for example"
@@ -120,7 +120,7 @@ pub enum Error {
         message: String,
     },
 
-    /// The response isn't cached, and the caller wants no other.
+    /// The response isn't cached, and the request has `cache-control: only-if-cached`.
     #[error("the response isn't cached: retry without `cache-control: only-if-cached`")]
     NotCached,
 
@@ -189,7 +189,7 @@ pub enum Error {
     Internal(#[source] Cause),
 }
 
-/// The locations that a call fails for: at least one.
+/// The locations that make a call fail: at least one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Culprits(Vec<Culprit>);
 
@@ -358,7 +358,7 @@ impl Error {
         self
     }
 
-    /// A write that may have been committed, with the cause of the doubt.
+    /// A write that may have been committed, and why its outcome is unknown.
     pub fn outcome_unknown(cause: Cause) -> Self {
         Self::OutcomeUnknown {
             repeatable: false,

@@ -1,8 +1,8 @@
 //! Failpoints: protections of the cache that a debug build can leave out, one at a time, so that the
 //! checker or a test can show that it detects the loss. A check that has never failed proves nothing.
 //!
-//! In a debug build `LOCATION_SERVICE_FAILPOINT` names one. In a release build [`is_enabled`] is a
-//! constant, and nothing of this is left.
+//! In a debug build `LOCATION_SERVICE_FAILPOINT` names one. In a release build [`is_enabled`] is always
+//! false, and the failpoints are optimized away.
 
 use std::sync::OnceLock;
 
@@ -27,7 +27,7 @@ pub enum Failpoint {
 }
 
 impl Failpoint {
-    /// All of them, each with its name on the command line and in the environment.
+    /// All failpoints, each with its name in the environment and on the checker's command line.
     pub const ALL: [(&str, Self); 7] = [
         ("fill-without-version-check", Self::FillWithoutVersionCheck),
         ("no-close-before-commit", Self::NoCloseBeforeCommit),
@@ -45,8 +45,8 @@ pub fn is_enabled(failpoint: Failpoint) -> bool {
     cfg!(debug_assertions) && enabled() == Some(failpoint)
 }
 
-/// Reads the environment once, and logs the failpoint. Panics if it names none: one that has no effect
-/// would make its protection look needless.
+/// Reads the environment once, and logs the failpoint. Panics if the name is unknown: a failpoint
+/// without an effect would make its protection look needless.
 fn enabled() -> Option<Failpoint> {
     static ENABLED: OnceLock<Option<Failpoint>> = OnceLock::new();
     *ENABLED.get_or_init(|| {

@@ -25,8 +25,8 @@ pub fn read(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     Ok(content)
 }
 
-/// Identifies a version of a file, that which symbolic links lead to. The change time covers a change
-/// that the other fields don't show: of the permissions.
+/// Identifies a version of a file; symbolic links are followed. The change time also shows a change
+/// of the permissions, which the other fields don't.
 #[derive(Debug, PartialEq)]
 pub struct Stamp {
     inode: u64,

@@ -14,10 +14,10 @@ use proptest::{
     test_runner::TestRunner,
 };
 
-/// Inputs between two looks at the time.
+/// Inputs between two checks of the time.
 const CASES: u32 = 1_000;
 
-/// A changed input isn't longer, except by one part of a valid one.
+/// Maximum length of a changed input, give or take parts of other inputs.
 const MAX_BYTES: usize = 64 << 10;
 
 /// Bytes that end or nest something: in protobuf, UTF-8, CSV, JSON or base64.
@@ -47,7 +47,7 @@ pub fn fuzz<T: std::fmt::Debug>(inputs: impl Strategy<Value = T>, check: impl Fn
     }
 }
 
-/// Inputs of a corpus of valid ones, each with up to eight changes.
+/// Inputs from a corpus of valid ones, each with up to seven changes.
 pub fn mutated(corpus: Vec<Vec<u8>>) -> impl Strategy<Value = Vec<u8>> {
     let change = (
         0_u8..9,

@@ -1,5 +1,5 @@
-//! Connections to other servers, with TLS or without, and single HTTP/1.1 requests, each over a connection of
-//! its own: some every few seconds or minutes need no pool. Redirects aren't followed.
+//! Connections to other servers, with TLS or without, and single HTTP/1.1 requests. Each request has a
+//! connection of its own: requests every few seconds or minutes need no pool. Redirects aren't followed.
 //!
 //! `hyper` and `tokio-rustls` are dependencies of the gRPC server and of the Redis client already, so
 //! this adds no crate.
@@ -28,7 +28,7 @@ pub enum HttpError {
     /// The host isn't a name that a certificate can have.
     #[error("the host isn't a name or an address")]
     Host(#[from] InvalidDnsNameError),
-    /// The server doesn't speak HTTP.
+    /// The connection ended before a response began, or the server doesn't speak HTTP.
     #[error("the request failed")]
     Http(#[from] hyper::Error),
     /// The connection ended early, or the response is too large.
@@ -36,14 +36,14 @@ pub enum HttpError {
     Body {
         /// Maximum size of the response.
         max: usize,
-        /// Why not.
+        /// The cause.
         source: Box<dyn StdError + Send + Sync>,
     },
 }
 
-/// A response whose body wasn't read yet.
+/// A response whose body hasn't been read yet.
 pub struct Received {
-    /// The head.
+    /// The head, and the body as it arrives.
     pub response: Response<Incoming>,
     _connection: AbortOnDropHandle<hyper::Result<()>>,
 }
@@ -79,7 +79,7 @@ pub async fn connect(url: &Uri, tls: Option<&TlsConnector>) -> Result<Stream, Ht
     session.map(Either::Left).map_err(HttpError::Tls)
 }
 
-/// Sends a request with the whole URL, over TLS if there is a connector. Has no time limit.
+/// Sends a request with an absolute URL, over TLS if there is a connector. Has no time limit.
 pub async fn send(
     mut request: Request<Full<Bytes>>,
     tls: Option<&TlsConnector>,

@@ -19,11 +19,10 @@
 //!          └─ model, proto, error
 //! ```
 //!
-//! [`config`] has the settings, [`telemetry`] the log and what it names of a call, [`tls`] the
-//! certificates, and [`failpoints`] the switches with which tests disable a protection. `tonic` is used
-//! in `server` and `api`, `sqlx` only in `store`,
-//! `fred` only in `cache`. `cache` and `store` don't depend on each other. Only `app` names
-//! engines, and `coordination`, which concerns Redis and PostgreSQL together.
+//! [`config`] has the settings, [`telemetry`] the log, traces and counters, [`tls`] the certificates,
+//! and [`failpoints`] the switches with which tests disable a protection. `tonic` is used in `server`
+//! and `api`, `sqlx` only in `store`, `fred` only in `cache`. `cache` and `store` don't depend on each
+//! other. Only `app` names engines, and `coordination`, which concerns Redis and PostgreSQL together.
 //!
 //! [`api::fast_path`] serves the cached methods ahead of `tonic`: the response is the frame in the
 //! cache. [`server`] coalesces the frames of concurrent calls into few writes.
@@ -32,8 +31,9 @@
 //!
 //! 1. A read that starts after a write was acknowledged reflects that write ([`cache`] shows how).
 //! 2. A cached response has exactly one tag, the predicate in its request, and one key, the digest
-//!    of its canonical request. A write invalidates the tags of its before- and after-images, and
-//!    no others ([`cache::Tag::touched_by`]).
+//!    of its canonical request. A write invalidates the tags of its before- and after-images
+//!    ([`cache::Tag::touched_by`]), those that the previous writer of a location may have left closed,
+//!    and no others.
 //! 3. Before a write is acknowledged, its tags were closed before the commit and reopened after
 //!    the commit ([`service`]).
 //! 4. A caller that joins a shared execution joins the *next* one, so the result it receives was

@@ -10,8 +10,8 @@ use crate::{
 /// The name of the response header.
 pub const CACHE_STATUS: &str = "cache-status";
 
-/// Reads the `cache-control` header of a request. Of several directives, the one that allows least
-/// counts. Unknown ones are ignored.
+/// Reads the `cache-control` header of a request. Of several directives, the strictest applies.
+/// Unknown ones are ignored.
 pub fn cache_mode(headers: &HeaderMap) -> CacheMode {
     let mut mode = CacheMode::Default;
     let directives = headers

@@ -1,5 +1,5 @@
-//! The codec of all methods: prost, which decodes a request only after a check of the limits of its
-//! repeated fields on the wire.
+//! The codec of all methods: prost, after a check that the repeated fields of a request are within
+//! their limits.
 //!
 //! An empty item takes two bytes on the wire and hundreds in memory, so the size of a message
 //! doesn't bound the memory that decoding it takes. The number of its items does.
@@ -31,10 +31,10 @@ use crate::{
     },
 };
 
-/// Items of all repeated fields in one request. More than the largest valid batch has.
+/// Items of all repeated fields in one request. More than a valid batch of creations can have.
 const MAX_ITEMS: usize = 100_000;
 
-/// Items of a batch.
+/// Maximum number of items in a batch.
 pub const MAX_BATCH: usize = 1_000;
 
 /// Paths of a field mask: more than a mask of all fields and of twice the labels that a location

@@ -1,8 +1,8 @@
 //! The fast path of the cached methods: the frame in the cache is the body of the response. tonic
 //! would copy it into a buffer of its own.
 //!
-//! Other calls, and malformed ones, pass on to tonic; there the methods are those of [`LocationApi`] as
-//! well. Requests are decompressed before, and responses compressed after, off the workers.
+//! Other calls go on to tonic, and so do malformed ones, for it to report them. On both paths requests are
+//! decompressed first, and responses are compressed last, off the workers.
 
 use std::{
     mem,
@@ -24,10 +24,10 @@ use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{
-    LocationApi,
     cache_headers::{CACHE_STATUS, cache_mode, cache_status},
     codec,
     compression::{self, Compression, GRPC_ACCEPT_ENCODING, GRPC_ENCODING},
+    convert::{self, Paged},
     status::complete,
 };
 use crate::{
@@ -35,7 +35,7 @@ use crate::{
     error::Error,
     model::Principal,
     proto::{self, location::v1},
-    service::{CacheMode, CachedResponse},
+    service::{self, CacheMode, CachedResponse},
 };
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -68,27 +68,27 @@ pub enum Incoming {
     Call {
         /// The authenticated caller.
         caller: Principal,
-        /// The whole body: the message in its frame, unless the client sent anything else.
+        /// The whole body: the message in its frame, unless the client sent something else.
         frame: Bytes,
     },
     /// A request to another service, whose body may be a stream.
     Other(Body),
 }
 
-/// A layer that responds to plain calls of the cached methods.
+/// A layer that responds to calls of the cached methods, and passes others on.
 #[derive(Clone)]
 pub struct FastPath(Arc<Inner>);
 
 struct Inner {
-    api: LocationApi,
+    service: service::Service,
     compression: Compression,
 }
 
 impl FastPath {
-    /// Creates the fast path to an API.
-    pub fn new(api: LocationApi) -> Self {
+    /// Creates the fast path to a service.
+    pub fn new(service: service::Service) -> Self {
         Self(Arc::new(Inner {
-            api,
+            service,
             compression: Compression::default(),
         }))
     }
@@ -137,7 +137,7 @@ impl Inner {
         mut response: CachedResponse,
         encoding: Encoding,
     ) -> Result<Response<ResponseBody>, Error> {
-        let (key, service) = (response.key, &self.api.service);
+        let (key, service) = (response.key, &self.service);
         let plain = response.frame.clone().into_bytes();
         if !compression::is_compressible(&plain) {
             return Ok(cached_response(response));
@@ -163,7 +163,8 @@ impl Inner {
         Ok(response)
     }
 
-    /// A unary response of tonic, whose size is known from now on, compressed if it is large.
+    /// Collects a unary response of tonic, so that its size is known, and compresses it unless it is
+    /// small.
     async fn whole_response(
         &self,
         response: Response<Body>,
@@ -201,17 +202,47 @@ impl Inner {
                     return Ok(Err(error));
                 }
                 let request = v1::ListLocationsRequest::decode(message)?;
-                self.api.list(caller, mode, request).await
+                self.list(caller, mode, request).await
             }
             CachedMethod::Get => {
                 let request = v1::GetLocationRequest::decode(message)?;
-                self.api.get(caller, mode, &request).await
+                self.get(caller, mode, &request).await
             }
             CachedMethod::Reports => {
                 let request = v1::ListLocationReportsRequest::decode(message)?;
-                self.api.reports(caller, mode, request).await
+                self.reports(caller, mode, request).await
             }
         })
+    }
+
+    async fn list(
+        &self,
+        caller: &Principal,
+        mode: CacheMode,
+        request: v1::ListLocationsRequest,
+    ) -> Result<CachedResponse, Error> {
+        let Paged { query, page_token } = convert::list(request)?;
+        self.service.list(caller, query, &page_token, mode).await
+    }
+
+    async fn get(
+        &self,
+        caller: &Principal,
+        mode: CacheMode,
+        request: &v1::GetLocationRequest,
+    ) -> Result<CachedResponse, Error> {
+        let id = convert::get(request)?;
+        self.service.get(caller, id, mode).await
+    }
+
+    async fn reports(
+        &self,
+        caller: &Principal,
+        mode: CacheMode,
+        request: v1::ListLocationReportsRequest,
+    ) -> Result<CachedResponse, Error> {
+        let Paged { query, page_token } = convert::reports(request)?;
+        self.service.reports(caller, query, &page_token, mode).await
     }
 }
 

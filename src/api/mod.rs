@@ -20,19 +20,14 @@ pub mod fast_path;
 mod fuzz;
 mod status;
 
-use prost::Message;
-use tonic::{Request, Response, Status, metadata::MetadataValue};
+use tonic::{Request, Response, Status};
 
 pub use self::{cache::CacheApi, cache_headers::CACHE_STATUS, status::REFUSALS};
-use self::{
-    cache_headers::{cache_mode, cache_status},
-    convert::Paged,
-};
 use crate::{
     error::Error,
     model::Principal,
     proto::location::v1::{self, location_service_server::LocationService},
-    service::{CacheMode, CachedResponse, Service, WriteCall},
+    service::{Service, WriteCall},
 };
 
 /// Maximum size of a request message, before and after decompression: 3.5 MiB. The response to a
@@ -51,36 +46,6 @@ impl LocationApi {
         Self { service }
     }
 
-    async fn list(
-        &self,
-        caller: &Principal,
-        mode: CacheMode,
-        request: v1::ListLocationsRequest,
-    ) -> Result<CachedResponse, Error> {
-        let Paged { query, page_token } = convert::list(request)?;
-        self.service.list(caller, query, &page_token, mode).await
-    }
-
-    async fn get(
-        &self,
-        caller: &Principal,
-        mode: CacheMode,
-        request: &v1::GetLocationRequest,
-    ) -> Result<CachedResponse, Error> {
-        let id = convert::get(request)?;
-        self.service.get(caller, id, mode).await
-    }
-
-    async fn reports(
-        &self,
-        caller: &Principal,
-        mode: CacheMode,
-        request: v1::ListLocationReportsRequest,
-    ) -> Result<CachedResponse, Error> {
-        let Paged { query, page_token } = convert::reports(request)?;
-        self.service.reports(caller, query, &page_token, mode).await
-    }
-
     async fn write(&self, caller: Principal, call: WriteCall) -> Result<Vec<v1::Location>, Status> {
         let validate_only = call.validate_only;
         let locations = self.service.write(caller, call).await?;
@@ -95,18 +60,16 @@ impl LocationApi {
 impl LocationService for LocationApi {
     async fn list_locations(
         &self,
-        request: Request<v1::ListLocationsRequest>,
+        _: Request<v1::ListLocationsRequest>,
     ) -> Result<Response<v1::ListLocationsResponse>, Status> {
-        let (caller, mode) = (caller(&request)?, cache_mode(request.metadata().as_ref()));
-        decode(&self.list(&caller, mode, request.into_inner()).await?)
+        Err(passed_on().into())
     }
 
     async fn get_location(
         &self,
-        request: Request<v1::GetLocationRequest>,
+        _: Request<v1::GetLocationRequest>,
     ) -> Result<Response<v1::Location>, Status> {
-        let (caller, mode) = (caller(&request)?, cache_mode(request.metadata().as_ref()));
-        decode(&self.get(&caller, mode, request.get_ref()).await?)
+        Err(passed_on().into())
     }
 
     async fn batch_get_locations(
@@ -183,10 +146,9 @@ impl LocationService for LocationApi {
 
     async fn list_location_reports(
         &self,
-        request: Request<v1::ListLocationReportsRequest>,
+        _: Request<v1::ListLocationReportsRequest>,
     ) -> Result<Response<v1::ListLocationReportsResponse>, Status> {
-        let (caller, mode) = (caller(&request)?, cache_mode(request.metadata().as_ref()));
-        decode(&self.reports(&caller, mode, request.into_inner()).await?)
+        Err(passed_on().into())
     }
 }
 
@@ -207,14 +169,7 @@ fn only(locations: Vec<v1::Location>) -> Result<v1::Location, Error> {
         .ok_or_else(|| Error::internal("a write of one location returned none"))
 }
 
-/// Decodes a cached response, because tonic encodes it again. Only calls that the fast path passes
-/// on come here: mostly those with compression.
-fn decode<M: Message + Default>(response: &CachedResponse) -> Result<Response<M>, Status> {
-    let message = M::decode(response.frame.message()).map_err(Error::internal)?;
-    let mut decoded = Response::new(message);
-    decoded.metadata_mut().insert(
-        CACHE_STATUS,
-        MetadataValue::from_static(cache_status(response.source)),
-    );
-    Ok(decoded)
+/// The error of a cached method: `fast_path` responds to all of its requests that can be decoded.
+fn passed_on() -> Error {
+    Error::internal("the fast path has passed on a request that can be decoded")
 }

@@ -293,7 +293,7 @@ fn log(error: &Error, code: Code, reason: &str) {
         Code::Unavailable | Code::Unknown | Code::ResourceExhausted if !is_refusal => {
             tracing::warn!(error.code = ?code, error.reason = reason, "{text}{cause}");
         }
-        _ => tracing::debug!(error.code = ?code, error.reason = reason, "{error}{cause}"),
+        _ => tracing::debug!(error.code = ?code, error.reason = reason, "{text}{cause}"),
     }
 }
 
@@ -339,7 +339,7 @@ fn field_violations(violations: &Violations) -> Vec<FieldViolation> {
     shown
 }
 
-/// The first locations that a call fails for.
+/// The first of the locations that make a call fail.
 fn resources(culprits: &Culprits, description: &str) -> Vec<ErrorDetail> {
     let ids = culprits.ids().take(MAX_RESOURCES);
     ids.map(|id| ResourceInfo::new(LOCATION, id.to_string(), "", description).into())

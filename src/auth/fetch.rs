@@ -28,13 +28,13 @@ pub enum FetchError {
     /// There is no response.
     #[error(transparent)]
     Http(#[from] HttpError),
-    /// Redirects aren't followed, and errors have no keys.
+    /// The status isn't 200. Redirects aren't followed.
     #[error("the response has the status {0}, and must have 200; redirects aren't followed")]
     Status(StatusCode),
     /// The server takes too long.
     #[error("no complete response within {} s", TIMEOUT.as_secs())]
     Timeout,
-    /// The response isn't what the URL is for.
+    /// The content of the response is invalid.
     #[error("the response {0}")]
     Content(String),
 }

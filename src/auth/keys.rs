@@ -34,7 +34,7 @@ use crate::{
 /// Maximum size of a key file.
 pub const MAX_KEY_FILE_BYTES: u64 = 256 * 1024;
 
-/// Maximum number of keys in a JWKS file: a token without `kid` is tried with each that fits.
+/// Maximum number of keys in a JWKS: a token without `kid` is tried with each key of its algorithm.
 const MAX_KEYS: usize = 64;
 
 /// The algorithms of tokens, with the types of keys.
@@ -43,7 +43,7 @@ const ALGORITHMS: &str = "RS256 (RSA), ES256 (EC P-256), EdDSA (OKP Ed25519) or 
 /// RFC 7518, 3.2: an HS256 key is at least as long as the hash.
 const RECOMMENDED_SECRET_BYTES: usize = 32;
 
-/// The lower limit is that of RFC 7518, 3.3, the upper that of the cryptography.
+/// The lower limit is that of RFC 7518, 3.3, the upper one that of the cryptographic library.
 const RSA_BITS: std::ops::RangeInclusive<usize> = 2048..=8192;
 
 /// Verified tokens that are cached.
@@ -194,7 +194,7 @@ impl WatchedKeys {
 
 /// One version of the keys, and the tokens verified with them: new keys start with an empty cache.
 pub struct KeySet {
-    /// None if all tokens are revoked.
+    /// Empty if all tokens are revoked.
     keys: Vec<Key>,
     /// Why other keys of the set aren't used.
     ignored: Vec<String>,
@@ -436,7 +436,7 @@ fn parse_pem(content: &[u8]) -> Result<Key, String> {
         .unwrap_or_else(|| Err("must hold a public key of RSA, EC P-256 or Ed25519".to_owned()))
 }
 
-/// Parses a member of a JSON Web Key Set, or says why it isn't used.
+/// Parses a member of a JSON Web Key Set, or returns why it isn't used.
 fn parse_jwk(jwk: &Value, is_public: bool) -> Result<Key, String> {
     if is_public && jwk["kty"] == "oct" {
         return Err("is a secret, which must not be published".to_owned());

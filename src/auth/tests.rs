@@ -392,6 +392,11 @@ fn a_configured_claim_makes_an_admin_instead() {
             true,
         ),
         (
+            "/https:~1~1x~1roles/~0=a",
+            json!({"https://x/roles": {"~": "a"}}),
+            true,
+        ),
+        (
             "/realm_access/roles=a",
             json!({"/realm_access/roles": ["a"]}),
             false,

@@ -41,13 +41,13 @@ impl NewToken {
         }
     }
 
-    /// Signs the token with HS256. The only error is [`Error::Internal`], from the cryptography.
+    /// Signs the token with HS256. The only error is [`Error::Internal`], if the signing fails.
     pub fn sign(self, secret: &[u8]) -> Result<String> {
         let now = UNIX_EPOCH.elapsed().unwrap_or_default();
         let expiry = now.saturating_add(self.ttl);
         let admin = match &self.admin_claim {
             _ if !self.admin => None,
-            None => Some(("admin", Value::Bool(true))),
+            None => Some(("admin".to_owned(), Value::Bool(true))),
             Some(claim) => Some(nested(claim)),
         };
         let claims: Map<String, Value> = [
@@ -58,9 +58,8 @@ impl NewToken {
             ("aud", self.audience.map(Value::from)),
         ]
         .into_iter()
-        .filter_map(|(name, value)| Some((name, value?)))
+        .filter_map(|(name, value)| Some((name.to_owned(), value?)))
         .chain(admin)
-        .map(|(name, value)| (name.to_owned(), value))
         .collect();
         jsonwebtoken::encode(
             &Header::new(Algorithm::HS256),
@@ -72,15 +71,16 @@ impl NewToken {
 }
 
 /// The outermost claim, which contains the one that makes an admin.
-fn nested(claim: &AdminClaim) -> (&str, Value) {
+fn nested(claim: &AdminClaim) -> (String, Value) {
     let value = claim.value.clone().map_or(Value::Bool(true), Value::String);
     let Some(pointer) = claim.name.strip_prefix('/') else {
-        return (&claim.name, value);
+        return (claim.name.clone(), value);
     };
-    let mut names: Vec<_> = pointer.split('/').collect();
-    let outermost = names.remove(0);
-    let value = names.into_iter().rev().fold(value, |value, name| {
-        let name = name.replace("~1", "/").replace("~0", "~");
+    let mut names = pointer
+        .split('/')
+        .map(|name| name.replace("~1", "/").replace("~0", "~"));
+    let outermost = names.next().unwrap_or_default();
+    let value = names.rfold(value, |value, name| {
         Value::Object([(name, value)].into_iter().collect())
     });
     (outermost, value)

@@ -16,7 +16,7 @@ use crate::{
     model::{OwnerId, Principal},
 };
 
-/// Maximum length of a token. A longer one carries data beyond what identifies a caller.
+/// Maximum length of a token. A longer one has claims that don't identify the caller.
 const MAX_TOKEN_BYTES: usize = 8 * 1024;
 
 /// How much the clock of the issuer may differ, for `exp` and `nbf`, in seconds.
@@ -76,7 +76,7 @@ impl Refusal {
         matches!(self, Self::UnknownKey | Self::Signature | Self::Revoked)
     }
 
-    /// The problem, for the reason of the error.
+    /// The problem that the error's reason names.
     pub fn problem(&self) -> TokenProblem {
         match self {
             Self::Missing => TokenProblem::Missing,

@@ -1,4 +1,4 @@
-//! [`NextFlight`]: sharing work without sharing the past.
+//! [`NextFlight`]: single-flight whose results are never older than the call.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Runs one execution at a time for a key. A caller joins the *next* one, which starts after it
-/// arrived, so that its result was read after the call. All callers that arrive while an execution runs
+/// arrived, so the result isn't older than the call. All callers that arrive while an execution runs
 /// share the next one.
 ///
 /// Ordinary single-flight lets a caller join an execution that started before it arrived, whose result
@@ -36,8 +36,8 @@ struct Flight<V> {
 }
 
 impl<V: 'static> Flight<V> {
-    /// A next execution that is this one, for a negative control: a caller that joins it joins the
-    /// running execution.
+    /// For [`Failpoint::OrdinarySingleFlight`]: takes the place of the next execution, and gives the
+    /// callers that join it the result of this one.
     fn shared(&self) -> Self {
         Self {
             run: std::future::pending().boxed(),
@@ -225,7 +225,7 @@ mod tests {
                 flights
                     .join((), |_| source.read())
                     .await
-                    .expect("lands")
+                    .expect("no panic")
                     .value
             })
         };
@@ -256,7 +256,7 @@ mod tests {
                     })
                     .clone();
                 joined.fetch_add(1, Ordering::SeqCst);
-                let result = result.wait_for(Option::is_some).await.expect("lands");
+                let result = result.wait_for(Option::is_some).await.expect("no panic");
                 result.expect("waited for")
             })
         };

@@ -18,7 +18,7 @@ use super::{Encoding, EntryInfo, Tag, Version, key::Digest};
 /// the tag's index.
 const ENTRY_OVERHEAD_BYTES: u64 = 256;
 
-/// The map is sharded so that threads rarely contend, and a shard holds the largest responses.
+/// Minimum size of a shard of the map. The largest responses fit in it.
 const MIN_SHARD_BYTES: u64 = 8 << 20;
 
 /// A cached response.
@@ -44,13 +44,14 @@ struct Slot {
     entry: Entry,
     /// Its compressed forms, by encoding.
     compressed: [Option<Bytes>; 2],
-    /// When it was filled and last read, in seconds since `Entries::started`.
+    /// The time of the fill, in seconds since `Entries::started`.
     filled_at: u32,
+    /// The time of the last read, in the same unit.
     read_at: AtomicU32,
 }
 
 impl Entries {
-    /// Entries that take at most `max_bytes`, each at most `ttl` after it was last read.
+    /// An empty cache of at most `max_bytes`. An entry expires `ttl` after it was last read.
     pub(super) fn new(max_bytes: u64, ttl: Duration) -> Self {
         let shards = usize::try_from(max_bytes / MIN_SHARD_BYTES).unwrap_or(usize::MAX);
         let options = OptionsBuilder::new()

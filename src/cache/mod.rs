@@ -50,16 +50,16 @@
 //!
 //! Two promises follow. Always, whatever the server loses: reads reflect acknowledged writes. And while
 //! the writers aren't lost during a write: lists are linearizable, that is, a state that any reader has
-//! seen is never unseen by a later one.
+//! seen is visible to every later one.
 //!
-//! The database enforces that a write is dead before its deadline, with a wide margin: by timeouts, and
-//! by a check of the write's age in its commit.
+//! The database enforces that a write ends before its deadline, with a wide margin: by timeouts, and by
+//! a check of the write's age in its commit.
 //!
 //! Work is shared by [`NextFlight`]: a caller joins the next execution, which starts after it arrived. So
 //! one query at a time runs for a key, and one check of versions at a time for the local entries.
 //!
-//! [`coordination`](crate::coordination) has the other half: a cache server that can't be reached, or
-//! isn't what it was.
+//! [`coordination`](crate::coordination) has the other half: a cache server that can't be reached,
+//! restarts, or is replaced by one with other data.
 
 mod flight;
 mod key;
@@ -89,12 +89,12 @@ pub use self::{
 /// How long a replica may serve from a shared cache after it has read that the cache is active.
 pub const LEASE: Duration = Duration::from_secs(1);
 
-/// How long a write that never reopens its tags keeps them closed in a shared cache. Longer, by a wide margin, than any
-/// write can live.
+/// How long a write that never reopens its tags keeps them closed in a shared cache. Longer, by a wide
+/// margin, than any write can last.
 pub const WRITE_DEADLINE: Duration = Duration::from_secs(30);
 
 /// A tag's version: random, so that one that was lost never comes back.
-// Bytes, because every entry has one, and a `u128` would be padded.
+// Bytes, because the alignment of a `u128` would pad every entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Version([u8; 16]);
 
@@ -130,7 +130,7 @@ impl WriteId {
     }
 }
 
-/// A tag and a key at one moment.
+/// The result of [`Cache::lookup`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Lookup {
     /// The entry is current.
@@ -216,7 +216,7 @@ pub enum CacheError {
     #[error("the cache server can't be used: {0}")]
     Refused(String),
     /// The epoch was activated by a replica with other settings. This one neither serves from the cache
-    /// nor writes, because it can't invalidate what the others cache.
+    /// nor writes, because it can't invalidate the others' entries.
     #[error(
         "other replicas use the cache with other settings than this one ({0}): give every replica the \
          same key prefix and Redis database"
@@ -257,7 +257,7 @@ impl CacheError {
         }
     }
 
-    /// Whether trying again doesn't help, because the cache server or the database has said so.
+    /// Whether the cache server or the database has ruled out that a retry succeeds.
     pub fn is_certain(&self) -> bool {
         matches!(
             self,
@@ -297,8 +297,8 @@ pub trait Cache: Send + Sync + 'static {
     ) -> Result<bool, CacheError>;
 
     /// Closes the tags that a write is about to change, until its [`reopen`](Self::reopen), or, in a
-    /// shared cache, until [`WRITE_DEADLINE`] if that never comes. `epoch` is the epoch in which the write began, or `None` if
-    /// this cache has no epochs. Fails if it has ended.
+    /// shared cache, until [`WRITE_DEADLINE`] if that never comes. `epoch` is the epoch in which the write
+    /// began, or `None` if this cache has no epochs. Fails if that epoch has ended.
     async fn close(
         &self,
         tags: &BTreeSet<Tag>,

@@ -250,7 +250,7 @@ pub struct LogArgs {
 enum Migrate {
     /// Migrate it
     Auto,
-    /// Fail until `location-service migrate` was run
+    /// Fail until `location-service migrate` has run
     Never,
 }
 

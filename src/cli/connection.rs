@@ -182,7 +182,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Why the service has refused the connection, if that is why its first call has failed.
+    /// The error of the connection, if the first call failed because of it.
     pub fn refusal(&self, status: &Status) -> Option<ConnectError> {
         status.source()?;
         let refusal = self.received.lock().refusal();
@@ -217,8 +217,8 @@ async fn connect(
     Ok(TokioIo::new(join(Watched { reader, received }, writer)))
 }
 
-/// What a connection has received: HTTP/2 doesn't pass on why a connection ended before its first
-/// request.
+/// The first bytes and the error that a connection received: the HTTP/2 library doesn't report why a
+/// connection ended before its first request.
 #[derive(Default)]
 struct Received {
     /// The first [`MAX_START_BYTES`].
@@ -234,7 +234,7 @@ impl Received {
     }
 }
 
-/// A reader that records what it has received.
+/// A reader that records the start of its input, and its error.
 struct Watched {
     reader: ReadHalf<Stream>,
     received: Arc<Mutex<Received>>,
@@ -308,8 +308,8 @@ fn explain_certificate(problem: &CertificateError, host: &str) -> String {
     }
 }
 
-/// Explains a failure of TLS, or of a missing one, that is known by its text only. With TLS 1.3 a
-/// client learns that its certificate is refused after its handshake.
+/// Explains an error by its text, if the cause is TLS or the lack of it. With TLS 1.3 a client learns
+/// only after its handshake that its certificate is refused.
 fn explain(cause: &str) -> Option<String> {
     const ALERT: &str = "received fatal alert: ";
     let explanation = if let Some((_, alert)) = cause.split_once(ALERT) {
@@ -347,7 +347,7 @@ fn explain(cause: &str) -> Option<String> {
 
 /// Why a connection failed or broke.
 pub enum Refused {
-    /// TLS, or a missing one. Another attempt fails too.
+    /// TLS failed or is missing. Another attempt fails too.
     Tls(String),
     /// Anything else.
     Other(String),

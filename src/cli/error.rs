@@ -42,8 +42,8 @@ pub enum Error {
     Pending,
     #[error(transparent)]
     Transfer(#[from] TransferError),
-    /// The import didn't create every row. Its summary, which was printed, has the reason.
-    #[error("the import is incomplete")]
+    /// Not every row of an import or a deletion succeeded. The printed summary has the reason.
+    #[error("not every row succeeded")]
     Incomplete(u8),
     #[error("cannot sign the token")]
     Sign(#[source] location_service::error::Error),
@@ -78,7 +78,7 @@ pub enum ConfigError {
 #[derive(Debug, thiserror::Error)]
 pub struct Problems {
     pub problems: Vec<String>,
-    /// What may explain them.
+    /// Warnings that may explain the problems.
     pub notes: Vec<String>,
 }
 
@@ -103,7 +103,7 @@ impl fmt::Display for Problems {
 impl Error {
     fn exit_code(&self) -> ExitCode {
         match self {
-            // The settings may be right, and the issuer away.
+            // The settings may be right, and the issuer unreachable.
             Self::Start(StartError::Key(KeyError::Fetch { .. })) => ExitCode::FAILURE,
             Self::Config(_)
             | Self::Key(_)

@@ -1,7 +1,7 @@
 //! The settings file.
 //!
-//! The keys of the file are the names of the flags of `serve`. The other commands take from the same
-//! file those that they have.
+//! The keys of the file are the names of the flags of `serve`. The other commands use the same file,
+//! and ignore the keys of flags that they don't have.
 
 use std::{fs, io, path::Path};
 
@@ -13,7 +13,7 @@ use super::{
     settings::nearest,
 };
 
-/// The settings of a file, and what is wrong with it.
+/// The settings of a file, and its problems.
 pub struct File {
     pub settings: Vec<Setting>,
     /// Without the text of the lines, which may hold passwords.
@@ -80,16 +80,20 @@ fn parse(path: &Path, text: &str) -> File {
     File { settings, problems }
 }
 
-/// Checks that `serve` has a flag of this name. `cache_ttl` is the same key as `cache-ttl`, because
-/// many TOML files spell keys that way.
+/// Converts an entry, whose key must be a flag of `serve`. `cache_ttl` is the same key as `cache-ttl`,
+/// because many TOML files spell keys that way.
 fn setting(key: &str, value: &DeValue<'_>, line: usize, flags: &[&str]) -> Result<Setting, String> {
     let flag = key.replace('_', "-");
     let key = match key {
         "" => "\"\"".to_owned(),
         key => key.escape_debug().to_string(),
     };
+    let wrong_type = || {
+        let kind = value.type_str();
+        format!("{key} must be a string, an integer or a boolean, is of type {kind}")
+    };
     if let DeValue::Table(table) = value {
-        let mut problem = format!("{key} must be a string or an integer, is of type table");
+        let mut problem = wrong_type();
         let inner = table
             .keys()
             .map(|inner| format!("{flag}-{}", inner.get_ref()));
@@ -118,12 +122,7 @@ fn setting(key: &str, value: &DeValue<'_>, line: usize, flags: &[&str]) -> Resul
             (number.to_string(), false)
         }
         DeValue::Boolean(value) => (value.to_string(), false),
-        other => {
-            let kind = other.type_str();
-            return Err(format!(
-                "{key} must be a string or an integer, is of type {kind}"
-            ));
-        }
+        _ => return Err(wrong_type()),
     };
     Ok(Setting {
         key,

@@ -19,14 +19,8 @@ const JWT_ISSUER: &str = "jwt-issuer";
 const JWT_AUDIENCE: &str = "jwt-audience";
 const REVOKE: &str = "revoke-unreadable-keys";
 
-/// The flags that name keys.
-const KEYS: [&str; 5] = [
-    JWT_SECRET_FILE,
-    JWT_PUBLIC_KEY_FILE,
-    JWKS_FILE,
-    JWKS_URL,
-    JWT_ISSUER,
-];
+/// The flags that provide keys. An issuer does too if it is an `https://` URL.
+const KEYS: [&str; 4] = [JWT_SECRET_FILE, JWT_PUBLIC_KEY_FILE, JWKS_FILE, JWKS_URL];
 
 /// The keys and the claims of tokens.
 #[allow(
@@ -56,8 +50,8 @@ pub struct KeyArgs {
     jwks_file: Option<PathBuf>,
 
     /// URL of the JSON Web Key Set of the issuer, which is fetched every 5 minutes and when a token has
-    /// an unknown key; requires --jwt-audience [default: with an https:// URL as the issuer and no
-    /// other key, that of its OpenID Connect metadata]
+    /// an unknown key; requires --jwt-audience [default: if no other key is set and the issuer is an
+    /// https:// URL, the one in its OpenID Connect metadata]
     #[arg(
         long,
         value_name = "URL",
@@ -107,9 +101,9 @@ pub struct ClaimArgs {
 }
 
 impl KeyArgs {
-    /// The flags that end development mode, and the names of the first ones.
-    pub fn flags() -> ([&'static str; 5], String) {
-        (KEYS, KEYS[..4].join(", "))
+    /// The flags that end development mode, and a list for messages of those that always do.
+    pub fn flags() -> (Vec<&'static str>, String) {
+        ([&KEYS[..], &[JWT_ISSUER]].concat(), KEYS.join(", "))
     }
 
     /// All options that contradict each other.
@@ -145,7 +139,7 @@ impl KeyArgs {
             });
         }
         if self.revoke_unreadable_keys && files.is_empty() {
-            let mut flags = vec![REVOKE];
+            let mut flags = vec![REVOKE, JWT_ISSUER];
             flags.extend(KEYS);
             conflicts.push(Conflict {
                 flags,

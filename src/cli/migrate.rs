@@ -121,7 +121,7 @@ fn pending_sql(schema: &SchemaStatus) -> String {
         script.push_str("-- no migration is pending\n");
     }
     script.push_str(
-        "\n-- Afterwards display_name_lower is made anew if this release has other rules for it than\n\
+        "\n-- Afterwards display_name_lower is recomputed if this release has other rules for it than\n\
          -- name_folding.version.\n",
     );
     script

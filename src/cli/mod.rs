@@ -96,8 +96,8 @@ enum Command {
     },
 }
 
-/// Parses the command line, whose first argument is the name of the program, the environment, and
-/// the settings file that one of the two names.
+/// Parses the command line, the environment, and the settings file that one of them names. The first
+/// argument is the name of the program.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, Error> {
     let args = with_command(args.into_iter().collect());
     Ok(settings::parse(&args, &Environment::of_process())?)
@@ -170,9 +170,9 @@ fn block_on<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error>
     run_on(&mut Builder::new_multi_thread(), work)
 }
 
-/// Runs a command that moves locations, in little memory: on one thread, because memory that another
-/// thread frees isn't used again at once; and without huge pages, each of which is resident as a
-/// whole once the allocator uses a part of it.
+/// Runs an import, an export or a deletion in little memory: on one thread, because memory that another
+/// thread frees isn't reused at once; and without huge pages, because a partly used one is resident as
+/// a whole.
 fn run_transfer<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
     // Kernels that refuse it have no huge pages.
     let _ = rustix::thread::disable_transparent_huge_pages(true);

@@ -2,7 +2,7 @@
 //! `Type=notify-reload` and `WatchdogSec=`. Without `NOTIFY_SOCKET` in the environment nothing is
 //! sent.
 //!
-//! The crates for it don't know addresses in the abstract namespace, as containers have them.
+//! The crates for it don't support addresses in the abstract namespace, which containers use.
 
 use std::{
     env,
@@ -40,19 +40,19 @@ impl Manager {
         Self { socket }
     }
 
-    /// The service accepts calls.
+    /// Reports that the service accepts calls.
     pub fn ready(&self) {
         self.send("READY=1");
     }
 
-    /// The service rereads its files; [`Self::ready`] ends that.
+    /// Reports that the service rereads its files. [`Self::ready`] reports the end.
     pub fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let microseconds = now.tv_sec * 1_000_000 + now.tv_nsec / 1_000;
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={microseconds}"));
     }
 
-    /// The service stops.
+    /// Reports that the service is stopping.
     pub fn stopping(&self) {
         self.send("STOPPING=1");
     }

@@ -31,7 +31,7 @@ pub async fn serve(config: ServeConfig, sources: Sources) -> Result<(), Error> {
         Some(address) => {
             let (listener, address) = bind(address).await?;
             tracing::info!(metrics.address = %address, "serving metrics");
-            // Open while the database is opened: a probe of the process must not depend on it.
+            // Opened before the database: a liveness probe must not depend on it.
             Some((MetricsPort::open(listener), address))
         }
         None => None,

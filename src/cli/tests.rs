@@ -147,7 +147,7 @@ fn the_environment_can_name_the_file() {
 fn the_file_provides_required_options_of_token() {
     let files = Files::new();
     let secret = files.write("secret", "s");
-    // The last two are settings that only `serve` takes.
+    // `token` doesn't take the last two settings.
     let content = format!(
         "jwt-secret-file = '{secret}'\njwt-issuer = 'me'\nlog-format = 'json'\nlisten = 'x'"
     );
@@ -330,7 +330,7 @@ fn an_invalid_value_in_the_file_is_refused_with_key_and_limit() {
     for (line, limit) in [
         ("cache-ttl = 0", "1..=31536000"),
         ("cache-ttl = -1", "1..=31536000"),
-        ("cache-ttl = 1.5", "integer, is of type float"),
+        ("cache-ttl = 1.5", "a boolean, is of type float"),
         ("cache-ttl = ['1']", "is of type array"),
         ("cache-max-bytes = 0", "1 or more bytes"),
         ("log-format = 'xml'", "one of text, json"),

@@ -12,7 +12,8 @@ pub struct Epoch(pub i64);
 pub struct CacheServer {
     /// The incarnation: the name that its processes were given.
     pub name: Uuid,
-    /// The replication ids of its data, which identify the data's history.
+    /// A digest of the settings that replicas share, and the replication ids of its data, which identify
+    /// the data's history.
     pub histories: String,
 }
 

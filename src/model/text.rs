@@ -28,7 +28,7 @@ impl<const MIN: usize, const MAX: usize, const NAME: bool> Text<MIN, MAX, NAME> 
 
     /// Validates text. The error states the problem and the limit.
     pub fn parse(text: String) -> Result<Self, String> {
-        // Text has at most as many characters as bytes: mostly, the bytes are few enough.
+        // Text has at most as many characters as bytes: usually these needn't be counted.
         let length = if text.len() <= MAX && MIN <= 1 {
             text.len()
         } else {
@@ -200,11 +200,11 @@ const DOT_ABOVE: char = '\u{307}';
 /// Folds text for comparison: texts that differ only in their case or in their Unicode form become
 /// the same.
 ///
-/// The form is composed (NFC), and the case Unicode's full case folding, "ß" being "ss". Maps to upper
-/// case first: lower case only would keep "ß" apart from "SS", and the Greek final sigma from the
-/// other sigmas. Both are repeated until nothing changes, because "ẞ" first becomes "ß". The dot
-/// above is dropped unless it is a part of a composed letter, so that "İ", "I", "i" and "ı" are the
-/// same.
+/// The result is composed (NFC), and its case is folded as in Unicode's full case folding, which maps
+/// "ß" to "ss". Text is mapped to upper case and then to lower case: lower case only would keep "ß"
+/// apart from "SS", and the Greek final sigma from the other sigmas. Both mappings are repeated until
+/// nothing changes, because "ẞ" first becomes "ß". The dot above is dropped unless it is a part of a
+/// composed letter, so that "İ", "I", "i" and "ı" are the same.
 pub fn fold_case(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn every_character_is_folded_with_its_cases_and_forms() {
-        // Beyond are only ideographs and private use.
+        // The other characters have neither cases nor forms.
         for char in ('\0'..='\u{1ffff}').chain('\u{2f800}'..='\u{2fa1f}') {
             let text = char.to_string();
             let folded = fold_case(&text);

@@ -97,7 +97,7 @@ impl From<&ListQuery> for v1::ListLocationsRequest {
     }
 }
 
-/// A location to create and its chosen id in canonical form, for the comparison of requests with one
+/// A location to create and its chosen id in canonical form, to compare requests with the same
 /// `request_id`.
 pub fn canonical_creation(new: &NewLocation) -> Vec<u8> {
     let NewLocation {

@@ -1,5 +1,5 @@
-//! Conversions between proto messages and the model: of messages, with all violations and not only the
-//! first, then of the model.
+//! Conversions from proto messages to the model, which collect all violations of a message, and from
+//! the model to messages.
 
 use std::collections::BTreeMap;
 
@@ -37,7 +37,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// Checks the fields that the paths of `mask` are, contain or lie in.
+    /// Checks the fields that `mask` names, the fields within those, and the fields that contain them.
     pub fn masked(path: &'a str, mask: &'a [String], violations: &'a mut Violations) -> Self {
         Self {
             path,
@@ -86,7 +86,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// Converts the fields that writers choose.
+    /// Converts the fields that a client sets.
     pub fn details(&mut self, location: v1::Location) -> Details {
         Details {
             display_name: self.text("display_name", location.display_name),

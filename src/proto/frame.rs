@@ -31,7 +31,7 @@ impl Frame {
         Ok(Self(frame.into()))
     }
 
-    /// The part before a message of this length.
+    /// The part before a message of this length: the compression flag and the length.
     pub fn prefix(flag: u8, length: usize) -> Result<[u8; Self::PREFIX_BYTES]> {
         let [a, b, c, d] = u32::try_from(length)
             .map_err(Error::internal)?

@@ -37,10 +37,11 @@ use crate::{
 };
 
 /// API calls in progress, of all callers. Above the limits of the calls that use the database, so that
-/// cached hits never wait behind those.
+/// these never take the places of cached hits.
 const MAX_CALLS: usize = 10_240;
 
-/// The memory of all API requests that don't arrive in one piece, until their calls end, in KiB.
+/// The memory of all API requests that don't arrive in one piece, until their calls end, in KiB:
+/// 128 MiB.
 const MAX_REQUEST_KIB: usize = 128 << 10;
 
 /// The memory of all health requests that don't arrive in one piece, in KiB: 16,384 of them, or fewer
@@ -50,7 +51,7 @@ const MAX_CHECK_KIB: usize = 64 << 10;
 /// Maximum size of a message to health or reflection, which contains little more than a name.
 pub const MAX_NAME_BYTES: usize = 4 << 10;
 
-/// Health checks that run at once. They only read a status, so further ones wait shortly.
+/// Health checks that run at once. They only read a status, so further ones wait only briefly.
 const MAX_CHECKS: usize = 64;
 
 /// Health watches that are open at once.
@@ -62,7 +63,7 @@ const MAX_REFLECTIONS: usize = 64;
 /// The lifetime of a reflection stream. A client needs a few requests on one.
 const REFLECTION_LIFETIME: Duration = Duration::from_secs(30);
 
-/// A response is sent in pieces of this size, and each is progress.
+/// Maximum size of a piece of a response. Each piece counts as progress.
 const MAX_PIECE_BYTES: usize = 64 << 10;
 
 /// The layer that admits calls to the services that it wraps.
@@ -70,7 +71,8 @@ const MAX_PIECE_BYTES: usize = 64 << 10;
 pub struct Admission(Arc<Limits>);
 
 impl Admission {
-    /// Creates the layer, with limits of its own. `name_callers` is for the log.
+    /// Creates the layer, with limits of its own. `name_callers` tells whether the log names the
+    /// callers.
     pub fn new(authenticator: Arc<Authenticator>, name_callers: bool) -> Self {
         Self(Arc::new(Limits::new(authenticator, name_callers)))
     }
@@ -260,7 +262,7 @@ struct Guard {
     permit: Option<OwnedSemaphorePermit>,
     /// The end of the stream.
     expiry: Option<Pin<Box<Sleep>>>,
-    /// The call of a stream that ends.
+    /// The call of a stream that may expire, for the log.
     of: Option<Call>,
 }
 

@@ -1,5 +1,5 @@
-//! A connection: a socket, with or without TLS, with coalesced writes. It ends when [`Connections`]
-//! closes it.
+//! A connection: a socket, with or without TLS, with coalesced writes. Reads and writes fail once
+//! [`Connections`] has closed it.
 
 use std::{
     io,

@@ -28,21 +28,22 @@ const MAX_CONNECTIONS: usize = 8_192;
 /// File descriptors that remain for the database, Redis, files, the listener and closing sockets.
 const RESERVED_DESCRIPTORS: usize = 96;
 
-/// One address may have this part of the connections: a half. Clients behind a proxy share one.
+/// The part of the connections that one address may have: a half. Clients behind a proxy share an
+/// address.
 const ADDRESS_SHARE: usize = 2;
 
-/// Seconds from the start of a connection to the headers of its first request. The TLS handshake is a
-/// part of them.
+/// Seconds from the start of a connection to the headers of its first request, including the TLS
+/// handshake.
 const FIRST_REQUEST_SECS: u64 = 10;
 
-/// Seconds after the last call at which a connection is closed. 15 minutes.
+/// Seconds without a call after which a connection is closed: 15 minutes.
 const IDLE_SECS: u64 = 15 * 60;
 
 /// Seconds of a period. The age of a response's last progress is measured in periods.
 const PERIOD_SECS: u64 = 5;
 
-/// The periods for which calls are counted: a client that takes nothing of a response for so long,
-/// 30 to 40 s, is disconnected.
+/// The periods for which calls are counted. A client that takes nothing of a response until the last
+/// of them begins, which is after 30 to 35 s, is disconnected.
 const PERIODS: usize = 8;
 
 /// The bytes of all responses that clients have not taken yet. Above this, the connection with the
@@ -71,7 +72,7 @@ pub struct Activity {
     last_call: AtomicU64,
     /// Unary calls in progress, by the period of their last progress.
     calls: [AtomicU32; PERIODS],
-    /// Streams in progress. They may be silent for as long as they like.
+    /// Streams in progress. They may be silent without limit.
     streams: AtomicU32,
     unsent: AtomicUsize,
     closed: AtomicBool,
@@ -79,8 +80,8 @@ pub struct Activity {
 }
 
 impl Connections {
-    /// Raises the limit of file descriptors. It bounds the number of connections too, and determines
-    /// it if `max` is `None`.
+    /// Raises the limit of file descriptors, which bounds the number of connections. `max` is
+    /// [`MAX_CONNECTIONS`] by default.
     pub fn new(max: Option<usize>) -> Arc<Self> {
         let possible = raise_descriptor_limit().saturating_sub(RESERVED_DESCRIPTORS);
         if let Some(max) = max.filter(|max| *max > possible) {

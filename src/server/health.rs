@@ -60,7 +60,7 @@ impl Health {
     }
 }
 
-/// Checks the database again and again, and reports each change.
+/// Checks the database every [`CHECK_INTERVAL`], and reports each change.
 pub async fn watch(health: Health, store: Arc<dyn Store>) {
     let mut reported = None;
     let mut ticks = tokio::time::interval(CHECK_INTERVAL);

@@ -57,7 +57,7 @@ pub struct Listener {
 #[derive(Debug, Clone, Copy)]
 pub struct MaxAge {
     /// The mean age. Each connection has one of its own, up to a tenth shorter or longer, so that
-    /// clients which connected together don't all come back together.
+    /// clients which connected together don't all reconnect together.
     pub mean: Duration,
     /// The time for the calls of a connection to end after it accepts no new ones.
     pub grace: Duration,
@@ -117,7 +117,7 @@ impl Listener {
             };
             match accepted {
                 Ok((stream, address)) => {
-                    // Without an idle connection to close, the new one is.
+                    // If there is no idle connection to close, the new one is closed.
                     if let Some(activity) = self.connections.add(address.ip()) {
                         return (stream, activity, permit);
                     }

@@ -4,7 +4,6 @@ mod admission;
 mod connection;
 mod connections;
 mod deadlines;
-mod encodings;
 mod handshake;
 mod health;
 mod limit;
@@ -28,13 +27,12 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
-use tower::{ServiceBuilder, util::MapRequestLayer};
+use tower::ServiceBuilder;
 
 pub use self::metrics::MetricsPort;
 use self::{
     admission::{Admission, MAX_NAME_BYTES},
     connections::Connections,
-    encodings::prefer_encoding,
     health::Health,
     listener::{Listener, MaxAge},
     metrics::Metrics,
@@ -42,10 +40,7 @@ use self::{
     purge::purge_loop,
 };
 use crate::{
-    api::{
-        CacheApi, LocationApi, MAX_REQUEST_BYTES,
-        fast_path::{FastPath, Incoming},
-    },
+    api::{CacheApi, LocationApi, MAX_REQUEST_BYTES, fast_path::FastPath},
     auth::Authenticator,
     proto::location::v1::{
         cache_service_server::CacheServiceServer, location_service_server::LocationServiceServer,
@@ -71,9 +66,10 @@ pub struct Server {
     pub store: Arc<dyn Store>,
     /// Identifies callers.
     pub authenticator: Arc<Authenticator>,
-    /// Maximum number of open connections; `None` derives it from the limit of file descriptors.
+    /// Maximum number of open connections; `None` is 8,192, or fewer if the limit of file descriptors
+    /// is lower.
     pub max_connections: Option<usize>,
-    /// The age at which connections are ended; `None` lets them live.
+    /// The age at which connections are ended; `None` is no limit.
     pub max_connection_age: Option<Duration>,
     /// The certificate of the port; `None` serves without TLS.
     pub tls: Option<Arc<ServerTls>>,
@@ -121,8 +117,8 @@ impl Server {
         }
         let is_logged = self.access_log != AccessLog::Off;
         let admission = Admission::new(Arc::clone(&self.authenticator), is_logged);
+        let fast_path = FastPath::new(self.service.clone());
         let api = LocationApi::new(self.service.clone());
-        let fast_path = FastPath::new(api.clone());
         let locations = configure!(LocationServiceServer::new(api));
         let cache = configure!(CacheServiceServer::new(CacheApi::new(
             self.service.clone(),
@@ -142,7 +138,6 @@ impl Server {
         let service = ServiceBuilder::new()
             .layer(Observe::new(calls, self.access_log))
             .layer(admission)
-            .layer(MapRequestLayer::new(prefer_encoding::<Incoming>))
             .layer(fast_path)
             .service(routes);
         let _watch_tls = self.tls.clone().map(|tls| spawn(tls.watch_loop()));

@@ -1,7 +1,7 @@
 //! Receiving the message of a unary call, within limits of time and memory.
 //!
-//! A message that arrives in one piece, as most do, isn't counted. The others are: those of the API by
-//! caller, and those to health, whose callers aren't known, together.
+//! The memory of a message that arrives in one piece, as most do, isn't counted. That of others is: for
+//! the API by caller and in total; for health, whose callers aren't known, in total only.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -23,21 +23,19 @@ use super::limit::Limit;
 use crate::{
     error::{Error, Result},
     model::OwnerId,
+    proto,
 };
 
-/// The time in which a request message must arrive, at most: each has one of its own, up to a fifth
-/// shorter, so that those which began together don't end together.
+/// Maximum time for a request message to arrive. Each message has a time of its own, up to a fifth
+/// shorter, so that messages which began together don't time out together.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The least memory that a request which has not arrived yet is counted with, in KiB, without its
+/// Minimum memory that is counted for a request that doesn't arrive in one piece, in KiB, without its
 /// headers.
 const MIN_REQUEST_KIB: usize = 4;
 
-/// One caller may have this part of the memory of requests: a quarter.
+/// The part of the memory of requests that one caller may have: a quarter.
 const CALLER_SHARE: usize = 4;
-
-/// The length of the part before a message: the compression flag and the length.
-const PREFIX_BYTES: usize = 5;
 
 /// The memory of API requests that don't arrive in one piece, until their calls end.
 pub struct RequestMemory {
@@ -57,8 +55,8 @@ impl RequestMemory {
         }
     }
 
-    /// Receives the message of a caller, of up to `max` bytes. The memory is `None` if it has arrived
-    /// in one piece.
+    /// Receives the message of a caller, of up to `max` bytes. The memory is `None` if the message has
+    /// arrived in one piece.
     pub async fn receive(
         &self,
         caller: &OwnerId,
@@ -126,8 +124,8 @@ impl Drop for Memory {
     }
 }
 
-/// The memory of requests to health that don't arrive in one piece. Above the limit the oldest is refused:
-/// that of a probe arrives within milliseconds, and so no client keeps it out.
+/// The memory of requests to health that don't arrive in one piece. Above the limit the oldest is
+/// refused. The request of a probe arrives within milliseconds, so no client can keep it out.
 pub struct UnfinishedChecks {
     kib: Limit,
     waiting: Mutex<Waiting>,
@@ -160,6 +158,10 @@ impl UnfinishedChecks {
 
     /// Receives a message of up to `max` bytes.
     pub async fn receive(&self, headers: &HeaderMap, body: Body, max: usize) -> Result<Bytes> {
+        debug_assert!(
+            max <= MIN_REQUEST_KIB << 10,
+            "only the first KiB are counted"
+        );
         let (handle, registration) = AbortHandle::new_pair();
         let mut place = None;
         let message = receive(headers, body, max, |kib| {
@@ -201,9 +203,9 @@ impl Drop for Unfinished<'_> {
     }
 }
 
-/// Receives the message of a unary call, of up to `max` bytes, within [`MESSAGE_TIMEOUT`]. Returns its
-/// frame, or anything else if the client sent anything else. `take` counts the KiB of a message that
-/// doesn't arrive in one piece, before they are received; those of the headers are in the first.
+/// Receives the message of a unary call, of up to `max` bytes, within [`MESSAGE_TIMEOUT`]. Returns the
+/// body: the message in its frame, unless the client sent something else. `take` counts the KiB of a
+/// message that doesn't arrive in one piece, as they arrive; its first call includes the headers.
 async fn receive(
     headers: &HeaderMap,
     mut body: Body,
@@ -288,12 +290,15 @@ impl Buffer {
             }
             self.joined.extend_from_slice(&data);
         }
-        let announced = self.bytes().get(1..PREFIX_BYTES).map_or(0, |length| {
-            length
-                .iter()
-                .fold(0, |sum, &byte| sum << 8 | usize::from(byte))
-        });
-        let size = announced.max(self.len().saturating_sub(PREFIX_BYTES));
+        let announced = self
+            .bytes()
+            .get(1..proto::Frame::PREFIX_BYTES)
+            .map_or(0, |length| {
+                length
+                    .iter()
+                    .fold(0, |sum, &byte| sum << 8 | usize::from(byte))
+            });
+        let size = announced.max(self.len().saturating_sub(proto::Frame::PREFIX_BYTES));
         if size > self.max {
             return Err(Error::MessageTooLarge {
                 limit: self.max,

@@ -1,4 +1,4 @@
-//! Server reflection, v1 and v1alpha: grpcurl up to 1.8.6 only knows the latter.
+//! Server reflection, v1 and v1alpha: grpcurl up to 1.8.7 only knows the latter.
 
 use tonic_reflection::server::{
     Builder, Error,

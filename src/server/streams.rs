@@ -1,6 +1,6 @@
 //! The streams of a connection, in turns.
 //!
-//! A task for each stream would put all streams of a connection before the next call of another
+//! If each stream had a task, all streams of a connection would run before the next call of another
 //! connection. So they run in the task of their connection, a few in each of its turns.
 
 use std::{
@@ -19,7 +19,7 @@ use futures_util::{
 use hyper::rt::Executor;
 use parking_lot::Mutex;
 
-/// The streams that begin, and those that end, in one turn.
+/// Maximum number of streams that begin in one turn, and of those that end.
 const TURN: usize = 16;
 
 type Stream = BoxFuture<'static, ()>;
@@ -29,8 +29,8 @@ type Stream = BoxFuture<'static, ()>;
 pub struct NewStreams(Arc<Mutex<VecDeque<Stream>>>);
 
 impl NewStreams {
-    /// Whether those of a whole turn wait. The connection reads no more then: without them, it would
-    /// accept all that a client begins and resets.
+    /// Whether enough streams for a whole turn are waiting. The connection stops reading then: it would
+    /// accept all streams that a client begins and resets otherwise.
     pub fn fill_a_turn(&self) -> bool {
         self.0.lock().len() >= TURN
     }

@@ -56,7 +56,7 @@ struct WriteBuffer {
 /// The state of a flush.
 #[derive(PartialEq, Eq)]
 enum Flush {
-    /// None was asked for.
+    /// No flush is pending.
     Idle,
     /// Runs once all ready tasks have run.
     Scheduled,
@@ -105,7 +105,7 @@ impl Writer {
         buffer.flush = Flush::Scheduled;
         drop(buffer);
         self.connection.register(context.waker());
-        // The runtime wakes a task that yields after all tasks that are ready.
+        // The runtime wakes a task that yields after all tasks that are ready have run.
         let flush = Waker::from(Arc::clone(self));
         let _ = pin!(yield_now()).poll(&mut Context::from_waker(&flush));
     }

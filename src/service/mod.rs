@@ -57,9 +57,9 @@ pub struct Service {
 }
 
 impl Service {
-    /// Creates the service; `coordinator` is required if replicas share the cache. The concurrency is the
-    /// store's; one caller gets at most `max_calls_per_caller` of it at once, for reads and for
-    /// writes; by default a quarter.
+    /// Creates the service; `coordinator` is required if replicas share the cache. The concurrency is
+    /// the store's. One caller gets at most `max_calls_per_caller` of its reads, and as many of its
+    /// writes, at once; by default a quarter.
     pub async fn new(
         store: Arc<dyn Store>,
         cache: Arc<dyn Cache>,

@@ -40,7 +40,7 @@ pub struct CachedResponse {
     pub frame: Frame,
     /// Where it came from.
     pub source: Source,
-    /// What it is cached under.
+    /// The key that it is cached under.
     pub key: Key,
 }
 
@@ -55,7 +55,7 @@ pub enum Source {
         reason: FwdReason,
         /// Whether the response was stored in the cache.
         stored: bool,
-        /// Whether another call's database read is shared.
+        /// Whether another call had started the database read.
         collapsed: bool,
     },
 }
@@ -194,7 +194,8 @@ impl Service {
             .await
     }
 
-    /// Returns all of the locations by id, not from the cache.
+    /// Returns all of the locations by id, from the database. Fails with [`Error::NotFound`] if any is
+    /// missing.
     pub async fn batch_get(
         &self,
         caller: &Principal,

@@ -3,7 +3,7 @@
 //! A call takes a place before it takes a connection. There are no more places than connections, so a
 //! call with a place never waits for one, and a full pool never looks like an unavailable database.
 //! A caller has a limited number of places at once, and callers that wait get theirs in turns. Reads
-//! and writes are scheduled apart, so that neither can take all places.
+//! and writes are scheduled separately, so that neither can take all places.
 //!
 //! Hits need no place. Background tasks don't either: they use connections that calls don't hold, or
 //! the next one that is free.
@@ -102,10 +102,11 @@ impl Concurrency {
     }
 }
 
-/// The places.
+/// The places of a database, and the calls that have one or wait for one.
 pub(super) struct Shares {
     state: Mutex<State>,
-    /// Whether the last call that ended found the database unavailable. Then this is why others wait.
+    /// The error of the last call, if it found the database unavailable: the reason why other calls
+    /// wait for too long.
     unavailable: Mutex<Option<Error>>,
     limit_reached: AtomicBool,
 }
@@ -345,7 +346,7 @@ impl Shares {
         }
     }
 
-    /// Why a call has waited in vain.
+    /// The error of a call that has waited for too long.
     fn refusal(&self, kind: Kind, caller: &OwnerId) -> Error {
         if let Some(error) = &*self.unavailable.lock() {
             return error.clone();
@@ -419,7 +420,7 @@ struct Waiting {
     caller: OwnerId,
     id: u64,
     granted: oneshot::Receiver<()>,
-    /// Whether a [`Place`] stands for it now.
+    /// Whether it has become a [`Place`].
     taken: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What the service counts.
+//! Counts for metrics and statistics.
 
 use super::{
     Service,

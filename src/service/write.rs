@@ -29,7 +29,7 @@ use crate::{
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum time from the start of a commit to its acknowledgement, without a shared cache. A store with
-/// a shared cache has a time-out of its own.
+/// a shared cache has a timeout of its own.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Attempts at a write that conflicts with others.
@@ -207,8 +207,8 @@ impl Writer {
             Some(closed) => closed,
             None => self.close(&tags, write, epoch).await,
         };
-        // On its own, because it may outlast the time that the caller waits: the tags stay closed until
-        // the outcome is known.
+        // In a task of its own, because it may take longer than the caller waits: the tags stay closed
+        // until the outcome is known.
         let writer = Arc::clone(self);
         let commit = async move {
             let committed = writer.commit(transaction, closed, &tags, write, epoch);

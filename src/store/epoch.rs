@@ -29,7 +29,7 @@ use crate::{
 /// The key of the advisory lock: `location` in ASCII.
 pub(super) const LOCK: i64 = 0x6c6f_6361_7469_6f6e;
 
-/// Time-out of a statement.
+/// Timeout of a statement.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Minimum length of a suspension. Doubles while the cache is active for less than this between
@@ -53,7 +53,7 @@ const GENUINE: &str = "identity = database_identity() AND xmin = written_by::xid
 /// show which settings are in use.
 const SETTINGS_LOCK: u32 = 0x6c6f_6373;
 
-/// The row.
+/// The table `cache_epoch`, which has one row, and the connections to it.
 #[derive(Debug, Clone)]
 pub struct EpochTable {
     pool: PgPool,
@@ -124,7 +124,8 @@ impl EpochTable {
     /// Reads the row. Begins a new epoch first if the row was written by another database. From then on
     /// all pools trust connections to the server that was read from, and to no other one.
     ///
-    /// Fails, as all methods do, with [`StoreError::Unavailable`], after a second at most.
+    /// Fails, as all methods do, with [`StoreError::Unavailable`]: each statement has a second, after the
+    /// wait for a connection.
     pub async fn read(&self) -> StoreResult<EpochRow> {
         let mut row = self.select().await?;
         if row.genuine != Some(true) && row.identity.is_some() {
@@ -154,7 +155,7 @@ impl EpochTable {
     }
 
     async fn select(&self) -> StoreResult<Row> {
-        // A clock that was set back may not prolong a suspension.
+        // A clock that was set back must not prolong a suspension.
         let sql = format!(
             "SELECT epoch, incarnation, replication_ids, incarnation IS NULL
                     AND clock_timestamp() NOT BETWEEN changed_at AND changed_at + pause
@@ -241,10 +242,11 @@ impl EpochTable {
     }
 
     /// Activates the cache, in a new epoch, if it is suspended in epoch `from`. Every process of the
-    /// server must have its scripts by now.
+    /// server must already have the scripts with its name.
     pub async fn activate(&self, Epoch(from): Epoch, server: &CacheServer) -> StoreResult<()> {
         let CacheServer { name, histories } = server;
-        // Redis's replication ids are hexadecimal. They become part of a statement: drop the rest.
+        // Redis's replication ids are hexadecimal. They become part of a statement, so other characters
+        // are dropped.
         let histories: String = histories
             .chars()
             .filter(|char| char.is_ascii_alphanumeric() || *char == ',')

@@ -108,7 +108,7 @@ pub enum OpenError {
         /// The number of this release's newest migration.
         release: i64,
     },
-    /// Migrations are missing, and [`Migrate::Never`](super::Migrate::Never) forbids to run them.
+    /// Migrations are missing, and [`Migrate::Never`](super::Migrate::Never) forbids running them.
     #[error(
         "the database {database} lacks schema {version} of this release: migrate it first with \
          `location-service migrate`, or let it be migrated at start"
@@ -127,12 +127,12 @@ pub enum OpenError {
         /// The database's encoding.
         encoding: String,
     },
-    /// A pooler changes what connections do.
+    /// A pooler drops the settings of connections, or lets them share sessions.
     #[error("the database {database} {problem}; or connect to PostgreSQL directly")]
     Session {
         /// The server and its database.
         database: String,
-        /// What it does, and the remedy.
+        /// The problem, and the remedy.
         problem: String,
     },
     /// The database refused the connection or a statement.

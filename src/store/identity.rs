@@ -36,10 +36,10 @@ impl From<Untrusted> for sqlx::Error {
     }
 }
 
-/// Returns the identity of the connection's database, which must be neither in recovery
-/// nor being restored.
+/// Returns the identity of the connection's database, which must be neither in recovery nor being
+/// restored.
 ///
-/// Turns `synchronous_commit` on if it is off: a crash would lose acknowledged writes, which are in
+/// Turns `synchronous_commit` on if it is off: otherwise a crash loses acknowledged writes, which are in
 /// the cache.
 pub(super) async fn identify(connection: &mut PgConnection) -> sqlx::Result<String> {
     let identity: Option<String> = sqlx::query_scalar(

@@ -31,10 +31,10 @@ use crate::model::{
 /// A page of locations ends before it exceeds this size: clients refuse responses over 4 MiB.
 pub const MAX_PAGE_BYTES: usize = 3 << 20;
 
-/// Time-out of SQLite for a pooled connection, and for another process's lock.
+/// Timeout of SQLite for a pooled connection, and for another process's lock.
 pub const WAIT_SECS: u64 = 5;
 
-/// Time-out of a statement. PostgreSQL enforces it by itself.
+/// Timeout of a statement. PostgreSQL enforces it by itself.
 pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time limit of a list with [`ListQuery::text`], which reads every row that the other filters leave.
@@ -44,7 +44,7 @@ pub const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 /// outcome is unknown has to take longer, by a wide margin.
 pub const MAX_WRITE: Duration = Duration::from_secs(15);
 
-/// The client's time-out of a statement exceeds the database's by this, for the reply to arrive.
+/// The client's timeout of a statement exceeds the database's by this, for the reply to arrive.
 const REPLY_MARGIN: Duration = Duration::from_secs(2);
 
 /// Whether to migrate a database at start.
@@ -62,8 +62,9 @@ pub enum Migrate {
 /// Every method may fail with [`StoreError::Unavailable`]. Dropping a future cancels its query.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Returns the page of the list that follows `after`, and the total of the same time. Fails with
-    /// [`StoreError::TooSlow`] after [`QUERY_TIMEOUT`], if the list has a text to search for.
+    /// Returns the page of the list that follows `after`, and the total in the same snapshot if the query
+    /// asks for it. A list with a text to search for fails with [`StoreError::TooSlow`] after
+    /// [`QUERY_TIMEOUT`].
     async fn list(
         &self,
         query: &ListQuery,
@@ -90,7 +91,8 @@ pub trait Store: Send + Sync + 'static {
     async fn delete_previous_images(&self, ids: &[LocationId], recorded: Micros)
     -> StoreResult<()>;
 
-    /// Deletes the idempotency records and previous images of this age, by the database's clock.
+    /// Deletes the idempotency records and previous images that are older than `age`, by the database's
+    /// clock.
     async fn purge_expired(&self, age: Duration) -> StoreResult<()>;
 
     /// Returns the secret that signs page tokens, which the replicas on a database share.
@@ -122,13 +124,14 @@ pub trait Transaction: Send {
     /// Inserts locations. After [`StoreError::AlreadyExists`] the transaction must not be committed.
     async fn insert(&mut self, locations: &[Location]) -> StoreResult<()>;
 
-    /// Replaces locked locations, which are different ones.
+    /// Replaces locked locations. Their ids must be distinct.
     async fn update(&mut self, locations: &[Location]) -> StoreResult<()>;
 
     /// Deletes locked locations.
     async fn delete(&mut self, ids: &[LocationId]) -> StoreResult<()>;
 
-    /// Deletes the previous images of these locations and returns them: this write closes their tags.
+    /// Deletes the previous images of these locations and returns them: this write also closes their
+    /// tags.
     async fn take_previous_images(&mut self, ids: &[LocationId]) -> StoreResult<Vec<Image>>;
 
     /// Records the images of locations before they are moved or deleted, at least one. Returns the

@@ -3,7 +3,7 @@
 //! **Every write ends within a bound.** A replica that waits for a write of another one relies on
 //! it. Three mechanisms enforce the bound, because each has a gap that another one closes:
 //!
-//! - The message that commits first compares the server's clock with the start of the transaction,
+//! - The message with the commit compares the server's clock with the start of the transaction first,
 //!   and fails after [`MAX_WRITE`]. This stops a process that was suspended, a message that was
 //!   delayed, and a write of many statements.
 //! - `statement_timeout` and `idle_in_transaction_session_timeout` end a write that makes no
@@ -37,7 +37,7 @@ use crate::model::Epoch;
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/postgres");
 
-/// Time-out for a connection from the pool or from the server. Short, so that calls to an
+/// Timeout for a connection from the pool or from the server. Short, so that calls to an
 /// unavailable database fail while their callers still wait.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -48,19 +48,19 @@ const FRESH: Duration = Duration::from_millis(100);
 /// Connections for the cache's epoch: one to read it, one to change it.
 const EPOCH_CONNECTIONS: u32 = 2;
 
-/// Time-out for a lock of another write. Longer than the server's `deadlock_timeout`.
+/// Timeout for a lock of another write. Longer than the server's `deadlock_timeout`.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time-out for a write between two of its statements, while it holds its locks.
+/// Timeout for a write between two of its statements, while it holds its locks.
 const IDLE_IN_TRANSACTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often the server checks, during a statement, whether its client is still connected.
 const CLIENT_CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Time-out for the first connection, at start.
+/// Timeout for the connection that inspects or migrates the schema.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Time-out for all migrations, including the wait for those of another process.
+/// Timeout for all migrations, including the wait for those of another process.
 const MIGRATION_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Settings of a database.
@@ -182,8 +182,8 @@ fn bounded(connect: PgConnectOptions) -> PgConnectOptions {
         .options(settings())
 }
 
-/// The time-outs that the server enforces, and what statements and durability need whatever the
-/// settings of the database and the role are.
+/// The timeouts that the server enforces, and the settings that statements rely on, whatever those of
+/// the database and the role are.
 fn settings() -> [(&'static str, String); 7] {
     [
         ("statement_timeout", millis(STATEMENT_TIMEOUT)),
@@ -242,8 +242,8 @@ pub(super) fn refused(
     }
 }
 
-/// Makes a connection of its own for the schema, because a migration may exceed the time-outs of the
-/// pool's.
+/// Connects to inspect or migrate the schema, apart from the pool: a migration may exceed the timeouts
+/// of the pool's connections.
 async fn connect_to_schema(
     connect: &PgConnectOptions,
     read_only: bool,
@@ -294,7 +294,7 @@ async fn ensure_schema(connect: &PgConnectOptions, migrate: Migrate) -> Result<(
 const CONNECTION_EXCEPTION: &str = "08";
 const FEATURE_NOT_SUPPORTED: &str = "0A000";
 const INSUFFICIENT_RESOURCES: &str = "53";
-/// Includes statements that were cancelled by a time-out.
+/// Includes statements that were cancelled by a timeout.
 const OPERATOR_INTERVENTION: &str = "57";
 const IDLE_IN_TRANSACTION: &str = "25P03";
 /// After a failover the address may lead to a standby for a while.
@@ -326,7 +326,8 @@ impl Dialect for Postgres {
 
     const KEEPS_NEGATIVE_ZERO: bool = true;
 
-    /// After this time the server has ended the commit or lost the connection: see [`MAX_WRITE`].
+    /// The commit may still become visible later, when it waits for a standby or a disk: see
+    /// [`EpochRow::commits`](super::EpochRow::commits).
     const COMMIT_TIMEOUT: Option<Duration> = Some(STATEMENT_TIMEOUT);
 
     /// One message, so that the client can't delay the commit after the check.

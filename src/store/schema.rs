@@ -15,7 +15,7 @@ use sqlx::{
 
 use super::{Migrate, OpenError, sql::Dialect};
 
-/// What precedes the number in the description of a compatible migration.
+/// The text before the number in the description of a compatible migration.
 const COMPATIBLE: &str = ".compatible with ";
 
 /// The migrations of this release and of a database.
@@ -34,10 +34,10 @@ pub struct SchemaStatus {
 pub struct MigrationStatus {
     /// The number.
     pub version: i64,
-    /// What it changes, in a few words.
+    /// The change, in a few words.
     pub name: String,
-    /// The oldest newest migration of a release that runs on the schema afterwards: the migration
-    /// itself unless it is marked as compatible.
+    /// The number that a release's newest migration must have at least for the release to run on the
+    /// schema afterwards: the migration's own, unless it is marked as compatible.
     pub oldest: i64,
     /// Whether it was applied.
     pub state: MigrationState,
@@ -66,7 +66,7 @@ pub enum MigrationState {
 pub(super) type AppliedRow = (i64, String, Vec<u8>, bool);
 
 impl SchemaStatus {
-    /// The migrations of a database to which those of the rows were applied.
+    /// The status of a database with these rows in its table of applied migrations.
     pub(super) fn new(
         database: &str,
         migrations: &'static Migrator,
@@ -101,7 +101,7 @@ impl SchemaStatus {
                 _ if !success => MigrationState::Failed,
                 Some(expected) if ***expected == *checksum => MigrationState::Applied,
                 Some(_) => MigrationState::Changed,
-                // Marks are about the schema after a release's newest migration.
+                // A mark is a promise to earlier releases only.
                 None if status.oldest <= release && version > release => MigrationState::Compatible,
                 None => MigrationState::Incompatible,
             };

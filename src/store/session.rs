@@ -12,7 +12,7 @@ use tokio::time::timeout;
 
 use super::{OpenError, postgres::refused};
 
-/// Time-out of the whole check, with two connections.
+/// Timeout of the whole check, with two connections.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Checks connections with these options and settings, which must be part of the options. `database`
@@ -46,7 +46,7 @@ async fn problem(
     settings: &[(&str, String)],
 ) -> sqlx::Result<Option<String>> {
     let mut first = connect.connect().await?;
-    // In the units that settings have without one.
+    // `setting` has no unit, and neither have the values of `settings`.
     let actual: Vec<(String, String)> = sqlx::raw_sql("SELECT name, setting FROM pg_settings")
         .fetch_all(&mut first)
         .await?
@@ -70,8 +70,8 @@ async fn problem(
             alter_role(connect, &wrong)
         )));
     }
-    // A transaction of the second connection gets the session that the first one has used, if it is
-    // shared, or the first one gets another session during it.
+    // If sessions are shared, a transaction of the second connection gets the session of the first one,
+    // or the first one gets another session during the transaction.
     let own = session(&mut first).await?;
     let mut second = connect.connect().await?;
     let mut transaction = second.begin().await?;
@@ -85,7 +85,7 @@ async fn problem(
     }))
 }
 
-/// The process of the server that runs the connection's statements. Without a prepared statement, which a
+/// The process of the server that runs the connection's statements. Uses no prepared statement, which a
 /// pooler could lose.
 async fn session(connection: &mut PgConnection) -> sqlx::Result<i32> {
     let row = sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(connection);

@@ -29,7 +29,7 @@ use crate::{model::Epoch, threads::lower_priority};
 
 static MIGRATIONS: Migrator = sqlx::migrate!("migrations/sqlite");
 
-/// Connections that read at the same time. A quarter of them still lets one caller use two cores.
+/// Connections that read at the same time. A caller's share, a quarter, still uses two cores.
 pub const READERS: u32 = 8;
 
 /// Connections that write at the same time: SQLite has one write lock.
@@ -57,8 +57,8 @@ pub async fn migrate(path: &Path) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Returns which migrations were applied to a database file: none if it doesn't exist. Also while a
-/// service uses it. Creates no file, but for the index of a write-ahead log that was copied without one.
+/// Returns which migrations were applied to a database file: none if it doesn't exist. Works while a
+/// service uses it. Creates no file, except the index of a write-ahead log that was copied without one.
 pub async fn schema_status(path: &Path) -> Result<SchemaStatus, OpenError> {
     let database = path.display().to_string();
     let size = |path: &Path| match path.metadata() {
@@ -77,7 +77,7 @@ pub async fn schema_status(path: &Path) -> Result<SchemaStatus, OpenError> {
     let mut connection = SqliteConnectOptions::new()
         .filename(path)
         .read_only(true)
-        // Without a log, a reader that could be in the way of writers would create one.
+        // Otherwise a reader creates the log if there is none, and can be in the way of writers.
         .immutable(size(Path::new(&log))? == 0)
         .busy_timeout(Duration::from_secs(WAIT_SECS))
         .disable_statement_logging()
@@ -124,7 +124,7 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
                 .clone()
                 .pragma("cache_size", format!("-{WRITER_CACHE_KIB}"))
                 .pragma("wal_autocheckpoint", wal::CHECKPOINT_PAGES.to_string())
-                // The pages as they were before a statement.
+                // For the journals of statements.
                 .pragma("temp_store", "MEMORY"),
         )
         .await
@@ -156,7 +156,8 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     }))
 }
 
-/// Lowers the priority of a connection's thread. Writes keep theirs: others wait for them.
+/// Lowers the priority of a connection's thread. The writing thread keeps its priority, because other
+/// writes wait for it.
 async fn lower_thread_priority(connection: &mut SqliteConnection) -> sqlx::Result<()> {
     let on_thread = || {
         lower_priority();
@@ -250,7 +251,7 @@ fn code(error: &sqlx::Error) -> Option<i32> {
 #[async_trait]
 impl Dialect for Sqlite {
     /// Takes the write lock at once: a transaction that asks for it later fails regardless of the
-    /// busy time-out.
+    /// busy timeout.
     const BEGIN: &'static str = "BEGIN IMMEDIATE";
     const BEGIN_SNAPSHOT: &'static str = "BEGIN";
     const FOR_UPDATE: &'static str = "";
@@ -262,7 +263,7 @@ impl Dialect for Sqlite {
     /// A double without decimals is stored as an integer.
     const KEEPS_NEGATIVE_ZERO: bool = false;
 
-    /// No commit is visible before its outcome is known, so the outcome is waited for.
+    /// No commit is visible before its outcome is known, so the store waits for the outcome.
     const COMMIT_TIMEOUT: Option<Duration> = None;
 
     const SURVIVES_INTERRUPT: bool = true;
@@ -297,7 +298,7 @@ impl Dialect for Sqlite {
                 StoreError::Unavailable(Arc::new(error))
             }
             _ => match error {
-                // A file takes no time to open.
+                // Opening a file takes no time, so the connections are in use.
                 sqlx::Error::PoolTimedOut => StoreError::Overloaded {
                     limit: "writes at once",
                     value: WRITERS as usize,
@@ -453,7 +454,7 @@ mod tests {
             }
         }
 
-        // A label's locations are in the order of their creation. Filters of many rows don't sort them.
+        // The index on labels has the order of creation. No driver makes the database sort.
         let label = |key: &str| (LabelKey::from_trusted(key.to_owned()), Text::default());
         let labels = std::collections::BTreeMap::from([label("a"), label("b")]);
         let by_create_time = Order::default();

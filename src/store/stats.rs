@@ -1,4 +1,4 @@
-//! What the stores count.
+//! Statistics of the stores.
 
 use std::sync::Arc;
 

@@ -1,9 +1,9 @@
 //! The bound of SQLite's write-ahead log.
 //!
-//! SQLite begins the log again only at a moment without readers, which never comes while reads
-//! overlap: the log would grow without end. So when the log is long, a task makes such a moment: it
-//! takes the write connection, lets new reads wait, and truncates the log once the running ones have
-//! ended. Long reads are interrupted when the log is about to exceed its bound, and begin again.
+//! SQLite restarts the log only at a moment without readers, which never comes while reads overlap: the
+//! log would grow without end. So when the log is long, a task makes such a moment: it takes the write
+//! connection, lets new reads wait, and truncates the log once the running ones have ended. Long reads
+//! are interrupted when the log is about to exceed its bound, and begin again.
 
 use std::{
     path::{Path, PathBuf},
@@ -26,19 +26,19 @@ use super::{
     sql::{ConnectionGuard, TIMEOUT},
 };
 
-/// SQLite copies the log to the database, and begins it again if it can, after a commit that makes it
-/// longer than this, in pages: 8 MiB. The longer the log, the more changes of a page are copied at once.
+/// SQLite copies the log to the database, and restarts it if it can, after a commit that makes it longer
+/// than this, in pages: about 8 MiB. The longer the log, the more changes of a page are copied at once.
 pub(super) const CHECKPOINT_PAGES: u32 = 2_000;
 
 /// Above this size the log is truncated when no read runs.
 pub(super) const LONG: u64 = 12 << 20;
 
-/// Above this size, reads are interrupted for it.
+/// Above this size, reads are interrupted so that it can be truncated.
 const TOO_LONG: u64 = 16 << 20;
 
-/// Above this size, writes wait for it. A thousand new locations add some 10 MiB, of which one in each
-/// page of each index. Only a batch that gives a thousand scattered locations new values in all indexes
-/// adds more than 40 MiB, up to 71 MiB.
+/// Above this size, writes wait until it is truncated. A batch of a thousand new locations adds some
+/// 10 MiB. Only one that gives a thousand scattered locations new values in all indexes adds more than
+/// 40 MiB, up to 71 MiB.
 const MAX: u64 = 24 << 20;
 
 /// The time for running reads to end, while new ones wait.
@@ -202,7 +202,7 @@ impl Wal {
     }
 }
 
-/// Copies pages from the log to the database. Returns whether the log is empty then.
+/// Copies pages from the log to the database. Returns whether a `TRUNCATE` has emptied the log.
 async fn checkpoint(writer: &mut ConnectionGuard<Sqlite>, mode: &str) -> StoreResult<bool> {
     let mut statement = QueryBuilder::new(format!("PRAGMA wal_checkpoint({mode})"));
     let rows: Vec<(i64, i64, i64)> = writer.rows(&mut statement).await?;

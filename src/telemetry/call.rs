@@ -1,4 +1,4 @@
-//! The call in progress. It is known wherever the call's work runs, without being passed on.
+//! The call in progress, in a task-local variable: functions needn't pass it on.
 
 use std::{
     cell::{Cell, RefCell},
@@ -20,14 +20,14 @@ use super::traces::{Span, TraceContext};
 /// The header of a request and of its response that has the request's id.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// Maximum length of a request id from a client. Another one is ignored.
+/// Maximum length of a request id from a client. A longer one is ignored.
 const MAX_REQUEST_ID_BYTES: usize = 128;
 
 tokio::task_local! {
     static CURRENT: Call;
 }
 
-/// A call in progress, and what is learned about it until it ends.
+/// A call in progress, with the data for its line in the access log.
 #[derive(Debug)]
 pub struct Call {
     id: RequestId,
@@ -98,7 +98,7 @@ impl Call {
     }
 }
 
-/// The id of a request: the client's, or one that was made.
+/// The id of a request: the client's, or a generated one.
 #[derive(Debug, Clone)]
 pub enum RequestId {
     /// Visible ASCII characters, at most 128.
@@ -164,7 +164,7 @@ pub fn continue_in<F: Future>(future: F) -> impl Future<Output = F::Output> {
     }
 }
 
-/// Continues the current call later: [`Call::enter`].
+/// A part of the current call, to continue it elsewhere with [`Call::enter`]. `None` outside of a call.
 pub fn part() -> Option<Call> {
     CURRENT.try_with(Call::part).ok()
 }
@@ -181,7 +181,7 @@ pub fn request_id() -> Option<String> {
     CURRENT.try_with(|call| call.id.to_string()).ok()
 }
 
-/// Begins a span of the current call, for a request to another server. Nothing unless the call is sampled.
+/// Begins a span of the current call, for a request to another server. Empty unless the call is sampled.
 pub fn span(name: impl FnOnce() -> String) -> Span {
     let span = CURRENT.try_with(|call| match &call.trace {
         Some(trace) if trace.sampled => Span::within(trace, name()),

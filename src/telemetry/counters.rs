@@ -66,7 +66,7 @@ impl Histogram {
         }
     }
 
-    /// Adds these durations to the number in each bucket, and to the sum.
+    /// Adds the number of durations in each bucket to `counts`, and their sum to `sum`.
     pub fn add_to(&self, counts: &mut [u64; BUCKETS.len() + 1], sum: &mut Duration) {
         for (total, count) in counts.iter_mut().zip(&self.buckets) {
             *total += count.load(Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! What the service shows of itself while it runs. Every layer may use this module.
+//! The log, the traces, and the counts behind the metrics. Every layer may use this module.
 //!
 //! | module | |
 //! | --- | --- |

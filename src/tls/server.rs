@@ -98,7 +98,7 @@ impl ServerTlsFiles {
         let validity =
             validity.map_err(|error| of_certificate(FileError::new(&self.certificate, &error)))?;
         if let Some(age) = validity.expired(SystemTime::now()) {
-            let problem = format!("it expired {} ago: renew it", Days(age));
+            let problem = format!("it expired {} ago: renew it", LargestUnit(age));
             return Err(of_certificate(FileError::new(&self.certificate, &problem)));
         }
         let builder = ServerConfig::builder();
@@ -189,7 +189,7 @@ impl ServerTls {
         let loaded = self.files.load()?;
         tracing::info!(
             tls.certificate = %self.files.certificate.display(),
-            tls.valid_for = %Days(loaded.validity.remaining(SystemTime::now())),
+            tls.valid_for = %LargestUnit(loaded.validity.remaining(SystemTime::now())),
             "the TLS files were reread and are used for new connections",
         );
         self.current.store(Arc::new(loaded));
@@ -227,7 +227,7 @@ impl ServerTls {
             ),
             Phase::ExpiresSoon => tracing::warn!(
                 tls.certificate = %path.display(),
-                "the TLS certificate expires in {}: renew it", Days(remaining),
+                "the TLS certificate expires in {}: renew it", LargestUnit(remaining),
             ),
             Phase::Expired => tracing::error!(
                 tls.certificate = %path.display(),
@@ -253,7 +253,7 @@ pub(super) struct Validity {
     not_after: SystemTime,
 }
 
-/// How a certificate stands to the present.
+/// The phase of a certificate's validity at a time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Phase {
     NotYet,
@@ -264,8 +264,8 @@ pub(super) enum Phase {
 }
 
 impl Validity {
-    /// Reads the period of a certificate: a verification before it, and another after it, fail with
-    /// its limits.
+    /// Reads the period of a certificate from the errors of two verifications, one at a time before it
+    /// and one after it, which state its limits.
     pub(super) fn of(certificate: &CertificateDer<'_>) -> Result<Self, Error> {
         let parsed = ParsedCertificate::try_from(certificate)?;
         let refusal = |seconds| {
@@ -324,9 +324,9 @@ impl Validity {
 }
 
 /// Displays a duration in its largest unit.
-struct Days(Duration);
+struct LargestUnit(Duration);
 
-impl std::fmt::Display for Days {
+impl std::fmt::Display for LargestUnit {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let seconds = self.0.as_secs();
         let (count, unit) = match seconds {

@@ -1,5 +1,5 @@
 """Creations, updates and reads with grpcio, whose service config retries them, while servers are killed.
-At the end, what is stored is compared with what was acknowledged.
+At the end, the stored locations are compared with the acknowledged ones.
 
     retries.py ADDRESS PROTO_FOLDER TOKEN SERVICE_CONFIG
 

@@ -32,7 +32,7 @@ pb, services = grpc.protos_and_services(PROTO)
 
 
 class Failure(Exception):
-    """An error: its code, what its details say as text, and the invalid fields if they are known."""
+    """An error: its code, its details as text, and the invalid fields if they are known."""
 
     def __init__(self, code, text, fields=None):
         super().__init__(f"{code}: {text}")

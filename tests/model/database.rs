@@ -1,5 +1,5 @@
-//! The database as a thing that fails: it commits late, goes back to an older copy, and is replaced by a
-//! standby, with replicas on either server.
+//! A database that fails: it commits late, goes back to an older copy, and is replaced by a standby, with
+//! replicas on either server.
 //!
 //! **State.** Two database servers, the second a standby until it is promoted: the committed writes of
 //! each, the name that its row gives to the cache, and whether it wrote that row itself. A copy of the
@@ -11,8 +11,8 @@
 //! becomes visible any time after it was sent, also when its writer has given up and its tags
 //! were opened at the deadline. A loader opens, reads a database and fills. A reader asks on a
 //! lease, and looks up any time later. The first server's data is copied, and restored. The standby
-//! replicates, and is promoted, while the first server goes on. A new name is begun for other reasons.
-//! A suspension ends the leases on earlier names.
+//! replicates, and is promoted, while the first server goes on. A new name may also begin for any other
+//! reason. Once a lease has passed since then, the leases on earlier names have ended.
 //!
 //! **Bounds.** One write, a loader and a reader at a time; three names; one restore.
 //!
@@ -29,7 +29,7 @@ use crate::{
     verify,
 };
 
-/// The names that there are.
+/// The number of names.
 const NAMES: u8 = 3;
 
 const REFLECTS: &str = "a hit reflects the commits that its replica's database had when it asked";
@@ -71,7 +71,7 @@ struct Databases {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct State {
     servers: [Server; 2],
-    /// The first server's writes and name.
+    /// A copy of the first server's writes and name.
     copy: Option<(Writes, u8)>,
     restored: bool,
     /// The names that were ever used: the bit `1 << n` for name `n`.
@@ -92,11 +92,11 @@ struct Server {
     name: u8,
     row: Row,
     in_recovery: bool,
-    /// Whether the leases on earlier names have ended.
-    settled: bool,
+    /// Whether a lease has passed since the name began, so that the leases on earlier names have ended.
+    lease_passed: bool,
 }
 
-/// Which server wrote the row.
+/// The origin of a server's row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Row {
     Own,
@@ -112,7 +112,7 @@ enum Writer {
     Closed(usize, u8),
     /// The commit was sent, and isn't visible yet.
     Committing(usize, u8),
-    /// And for so long that no replica of its server has a lease.
+    /// The commit has been invisible for so long that no replica of its server has a lease.
     Late(usize, u8),
     /// The tags were opened at the deadline.
     GivenUp(usize),
@@ -148,7 +148,7 @@ enum Served {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Action {
     Poll(usize),
-    Settle(usize),
+    PassLease(usize),
     BeginName(usize),
     Begin(usize),
     Close,
@@ -201,13 +201,15 @@ impl Databases {
         };
         state.used |= 1 << name;
         let server = &mut state.servers[s];
-        (server.name, server.row, server.settled) = (name, Row::Own, false);
+        (server.name, server.row, server.lease_passed) = (name, Row::Own, false);
         Some(())
     }
 
     fn step(&self, state: &mut State, action: Action) -> Option<()> {
         match action {
-            Action::Poll(_) | Action::Settle(_) | Action::BeginName(_) => self.poll(state, action),
+            Action::Poll(_) | Action::PassLease(_) | Action::BeginName(_) => {
+                self.poll(state, action)
+            }
             Action::Begin(_)
             | Action::Close
             | Action::SendCommit
@@ -237,8 +239,8 @@ impl Databases {
                 }
                 state.leases[s] |= 1 << state.servers[s].name;
             }
-            Action::Settle(s) if !state.servers[s].settled => {
-                state.servers[s].settled = true;
+            Action::PassLease(s) if !state.servers[s].lease_passed => {
+                state.servers[s].lease_passed = true;
                 state.leases[s] &= 1 << state.servers[s].name;
             }
             Action::BeginName(s)
@@ -255,7 +257,7 @@ impl Databases {
         state.writer = match (action, state.writer) {
             (Action::Begin(s), Writer::Idle) => {
                 let server = state.servers[s];
-                let begins = !server.in_recovery && self.is_own(server) && server.settled;
+                let begins = !server.in_recovery && self.is_own(server) && server.lease_passed;
                 begins.then_some(Writer::Began(s, server.name))?
             }
             (Action::Close, Writer::Began(s, name)) => {
@@ -358,7 +360,7 @@ impl Databases {
                     name,
                     row: Row::Restored,
                     in_recovery: false,
-                    settled: true,
+                    lease_passed: true,
                 };
                 state.leases[0] = 0;
                 if state.reader.is_some_and(|reader| reader.server == 0) {
@@ -442,7 +444,7 @@ impl Model for Databases {
             name: 0,
             row: Row::Own,
             in_recovery: false,
-            settled: true,
+            lease_passed: true,
         };
         let standby = Server {
             in_recovery: true,
@@ -470,7 +472,7 @@ impl Model for Databases {
         for s in 0..servers {
             actions.extend([
                 Action::Poll(s),
-                Action::Settle(s),
+                Action::PassLease(s),
                 Action::BeginName(s),
                 Action::Begin(s),
                 Action::Read(s),

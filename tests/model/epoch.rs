@@ -11,9 +11,9 @@
 //! **Actions.** A writer begins in the current epoch, closes, commits, reopens and acknowledges. It may
 //! begin again, or wait for the suspension instead of reopening. A loader opens, reads the database and
 //! fills. A reader asks a replica that has a lease, and looks up any time later. The cache is
-//! suspended at any moment, for a lost server, a step that timed out, or no reason. A suspension
-//! settles when it is one lease old, so that no lease on an earlier epoch is left: see [`lease`]. The
-//! cache is activated on either server.
+//! suspended at any moment, for a lost server, a step that timed out, or no reason. A lease passes
+//! after the suspension, so that no lease on an earlier epoch is left: see [`lease`]. The cache is
+//! activated on either server.
 //!
 //! A server takes the other's data and loses its names: it was restarted from an older snapshot, or
 //! is a replica, which lags until it takes the data again. Every step may reach either server,
@@ -35,10 +35,9 @@ use crate::{
     verify,
 };
 
-/// What was acknowledged before its reader asked; if no record of a write in flight is lost, what was
-/// committed.
-const REFLECTS: &str = "a hit reflects what was written before its reader asked";
-/// Writes go on without the server, and hits when it is back.
+/// Every acknowledged write; if no record of a write in flight is lost, every committed one.
+const REFLECTS: &str = "a hit reflects every write before its reader asked";
+/// Writes go on without the server, and hits resume when it is back.
 const RECOVERS: &str = "every write can be acknowledged, and the cache serve it";
 
 /// A part of the protocol that a model can be without.
@@ -54,11 +53,11 @@ enum Protection {
     Lease,
     /// A write closes its tags in the epoch that it began in.
     OneEpoch,
-    /// A write begins in a suspension only when it is settled.
+    /// A write begins in a suspension only after a lease.
     WaitToBegin,
-    /// A write that couldn't reopen is acknowledged only when the suspension is settled.
+    /// A write that couldn't reopen is acknowledged only a lease after the suspension.
     WaitToAcknowledge,
-    /// A suspension ends only when it is settled.
+    /// A suspension ends only after a lease.
     WaitToActivate,
     /// A server without the epoch's name runs no step.
     Identity,
@@ -69,21 +68,21 @@ enum Protection {
 /// The model.
 #[derive(Debug, Clone)]
 struct Coordinator {
-    /// At most two.
+    /// The number of writes, at most two.
     writes: usize,
-    /// At most 3.
+    /// The last epoch, at most 3.
     last_epoch: u8,
     /// Whether servers may be flushed.
-    loses_notes: bool,
+    loses_records: bool,
     without: Option<Protection>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct State {
     epoch: u8,
-    /// Whether the last change of the row is a lease ago.
-    settled: bool,
-    /// The bit `1 << e` for epoch `e`.
+    /// Whether a lease has passed since the last change of the row.
+    lease_passed: bool,
+    /// The epochs on which a replica has a lease: the bit `1 << e` for epoch `e`.
     leases: u8,
     committed: Writes,
     acknowledged: Writes,
@@ -97,9 +96,9 @@ struct State {
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct Server {
-    /// The bit `1 << e` for epoch `e`.
+    /// The epochs whose names it has: the bit `1 << e` for epoch `e`.
     names: u8,
-    /// That of epoch `2 * i` at `i`.
+    /// The tag of epoch `2 * i` at index `i`.
     tags: [Tag; 3],
 }
 
@@ -108,9 +107,9 @@ struct Server {
 enum Writer {
     Idle,
     Began(u8),
-    /// Or has nothing to close.
+    /// Has closed its tag, or has nothing to close.
     Closed(u8),
-    /// Without `Lock`.
+    /// Has checked the epoch. Only without [`Protection::Lock`].
     Checked(u8),
     Committed(u8),
     Acknowledged,
@@ -142,11 +141,11 @@ enum Action {
     Open(usize),
     Read,
     Fill(usize),
-    /// Of a replica with a lease on this epoch.
+    /// A reader asks a replica with a lease on this epoch.
     Ask(u8),
     LookUp(usize),
     Suspend,
-    Settle,
+    PassLease,
     Activate(usize),
     /// The server takes the other's data.
     Copy(usize),
@@ -184,10 +183,10 @@ impl Coordinator {
     fn is_left(&self, state: &State, epoch: u8) -> bool {
         let suspended = last_active(epoch) + 1;
         // A writer that has closed nothing has waited before.
-        let is_settled = state.settled
+        let has_waited = state.lease_passed
             || !self.has(Protection::WaitToAcknowledge)
             || !self.has(Protection::OneEpoch) && !is_active(epoch);
-        state.epoch > suspended || state.epoch == suspended && is_settled
+        state.epoch > suspended || state.epoch == suspended && has_waited
     }
 
     /// The next state, before its versions are numbered. `None` if the action is impossible.
@@ -202,7 +201,7 @@ impl Coordinator {
             | Action::Acknowledge(i) => self.write(&mut state, i, action)?,
             Action::Open(_) | Action::Read | Action::Fill(_) => self.load(&mut state, action)?,
             Action::Ask(_) | Action::LookUp(_) => self.read(&mut state, action)?,
-            Action::Suspend | Action::Settle | Action::Activate(_) => {
+            Action::Suspend | Action::PassLease | Action::Activate(_) => {
                 self.change_row(&mut state, action)?;
             }
             Action::Copy(server) => {
@@ -219,7 +218,7 @@ impl Coordinator {
 
     fn write(&self, state: &mut State, i: usize, action: Action) -> Option<()> {
         let current = state.epoch;
-        let may_begin = state.settled || !self.has(Protection::WaitToBegin);
+        let may_begin = state.lease_passed || !self.has(Protection::WaitToBegin);
         let writer = state.writers[i];
         state.writers[i] = match (action, writer) {
             // An attempt whose epoch is over before it has closed anything begins again.
@@ -265,7 +264,7 @@ impl Coordinator {
 
     fn load(&self, state: &mut State, action: Action) -> Option<()> {
         state.loader = match (action, state.loader) {
-            // No lease is needed for it.
+            // Opening needs no lease.
             (Action::Open(server), Loader::Idle) => {
                 let epoch = last_active(state.epoch);
                 Loader::Opened(epoch, self.reach(state, server, epoch)?.open(FRESH, 0)?)
@@ -286,7 +285,7 @@ impl Coordinator {
     fn read(&self, state: &mut State, action: Action) -> Option<()> {
         state.reader = match (action, state.reader) {
             (Action::Ask(epoch), None) => {
-                let must = if self.loses_notes {
+                let must = if self.loses_records {
                     state.acknowledged
                 } else {
                     state.committed
@@ -304,21 +303,21 @@ impl Coordinator {
     }
 
     fn change_row(&self, state: &mut State, action: Action) -> Option<()> {
-        let may_end = state.settled || !self.has(Protection::WaitToActivate);
+        let may_end = state.lease_passed || !self.has(Protection::WaitToActivate);
         match action {
             Action::Suspend if is_active(state.epoch) => {
                 state.epoch += 1;
-                state.settled = false;
+                state.lease_passed = false;
             }
-            Action::Settle if !state.settled => {
-                state.settled = true;
+            Action::PassLease if !state.lease_passed => {
+                state.lease_passed = true;
                 if self.has(Protection::Lease) {
                     state.leases &= 1 << state.epoch;
                 }
             }
             Action::Activate(server) if !is_active(state.epoch) && may_end => {
                 state.epoch += 1;
-                state.settled = false;
+                state.lease_passed = false;
                 state.leases |= 1 << state.epoch;
                 state.servers[server].names |= 1 << state.epoch;
             }
@@ -340,7 +339,7 @@ impl Coordinator {
             [Action::Commit(i)].into_iter().chain(attempt)
         };
         let fill = [Action::Open(0), Action::Read, Action::Fill(0)];
-        let run = [Action::Suspend, Action::Settle].into_iter();
+        let run = [Action::Suspend, Action::PassLease].into_iter();
         let run = run.chain((0..self.writes).flat_map(write));
         let run = run.chain([Action::Activate(0)]).chain(fill);
         let mut state = state.clone();
@@ -429,7 +428,7 @@ impl Model for Coordinator {
         writers[self.writes..].fill(Writer::Acknowledged);
         vec![State {
             epoch: 0,
-            settled: true,
+            lease_passed: true,
             leases: 1 << 0,
             committed: 0,
             acknowledged: 0,
@@ -472,8 +471,8 @@ impl Model for Coordinator {
         if state.epoch < self.last_epoch {
             actions.extend([Action::Suspend, Action::Activate(0), Action::Activate(1)]);
         }
-        actions.extend([Action::Settle, Action::Copy(0), Action::Copy(1)]);
-        if self.loses_notes {
+        actions.extend([Action::PassLease, Action::Copy(0), Action::Copy(1)]);
+        if self.loses_records {
             actions.extend([Action::Flush(0), Action::Flush(1)]);
         }
     }
@@ -492,7 +491,7 @@ impl Model for Coordinator {
             Property::always(REFLECTS, |_, state: &State| !state.stale),
             Property::always(RECOVERS, Self::recovers),
             Property::sometimes(
-                "what was written is served by the other server",
+                "a write is served by the other server",
                 |_, state: &State| {
                     let tag = &state.servers[1].tags[1];
                     state.servers[0].names == 0
@@ -504,11 +503,11 @@ impl Model for Coordinator {
     }
 }
 
-fn epochs(writes: usize, loses_notes: bool) -> Coordinator {
+fn epochs(writes: usize, loses_records: bool) -> Coordinator {
     Coordinator {
         writes,
         last_epoch: 2,
-        loses_notes,
+        loses_records,
         without: None,
     }
 }
@@ -546,7 +545,7 @@ fn two_writes_if_no_record_is_lost() {
 fn without_the_wait_to_begin_acknowledged_writes_are_seen_and_committed_ones_are_missed() {
     let mut model = without(Protection::WaitToBegin);
     verify(&model, 41_437);
-    model.loses_notes = false;
+    model.loses_records = false;
     refute(&model, REFLECTS, 8);
 }
 
@@ -570,7 +569,7 @@ fn without_the_guard_a_write_commits_that_closed_nothing_in_the_epoch() {
     refute(&without(Protection::Guard), REFLECTS, 11);
 }
 
-/// It closes nothing in a suspension that it hasn't waited for.
+/// The write closes nothing in a suspension that it hasn't waited for.
 #[test]
 fn without_one_epoch_for_all_of_a_write_it_is_acknowledged_before_leases_have_ended() {
     refute(&without(Protection::OneEpoch), REFLECTS, 10);
@@ -591,7 +590,7 @@ fn without_the_names_of_servers_one_that_missed_a_close_is_used() {
     refute(&without(Protection::Identity), REFLECTS, 9);
 }
 
-/// Not guaranteed.
+/// The protocol doesn't guarantee this.
 #[test]
 fn a_server_that_is_demoted_and_promoted_again_unnoticed_is_used() {
     refute(&without(Protection::NamesEnd), REFLECTS, 11);

@@ -1,7 +1,8 @@
 //! `NextFlight`: readers of one key on one replica that share their reads of the database.
 //!
 //! **State.** The numbers of writes that are committed and that are acknowledged; the running
-//! flight; for each reader which flight it waits for, if any, and what was acknowledged when it asked.
+//! flight; for each reader the flight that it waits for, if any, and the number of writes that were
+//! acknowledged when it asked.
 //!
 //! **Actions.** A write is committed, and acknowledged. A reader asks, and so joins a flight; or
 //! leaves. The flight reads, and then ends, and the next one starts if readers wait for it. It is
@@ -47,9 +48,9 @@ enum Flight {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reader {
     Idle,
-    /// For the running flight, with what was acknowledged when it asked.
-    Aboard(u8),
-    /// For the next flight.
+    /// Waits for the running flight, with the number of writes acknowledged when it asked.
+    Joined(u8),
+    /// Waits for the next flight.
     Waiting(u8),
 }
 
@@ -60,7 +61,7 @@ enum Action {
     Ask(usize),
     Leave(usize),
     Read,
-    Land,
+    End,
 }
 
 impl State {
@@ -69,7 +70,7 @@ impl State {
         self.flight = Flight::None;
         for reader in &mut self.readers {
             if let Reader::Waiting(acknowledged) = *reader {
-                *reader = Reader::Aboard(acknowledged);
+                *reader = Reader::Joined(acknowledged);
                 self.flight = Flight::Started;
             }
         }
@@ -77,7 +78,7 @@ impl State {
 
     fn is_abandoned(&self) -> bool {
         let mut readers = self.readers.iter();
-        self.flight != Flight::None && !readers.any(|reader| matches!(reader, Reader::Aboard(_)))
+        self.flight != Flight::None && !readers.any(|reader| matches!(reader, Reader::Joined(_)))
     }
 }
 
@@ -105,13 +106,13 @@ impl Model for Sharing {
         for (i, reader) in state.readers.iter().enumerate() {
             actions.push(match reader {
                 Reader::Idle => Action::Ask(i),
-                Reader::Aboard(_) | Reader::Waiting(_) => Action::Leave(i),
+                Reader::Joined(_) | Reader::Waiting(_) => Action::Leave(i),
             });
         }
         match state.flight {
             Flight::None => {}
             Flight::Started => actions.push(Action::Read),
-            Flight::Read(_) => actions.push(Action::Land),
+            Flight::Read(_) => actions.push(Action::End),
         }
     }
 
@@ -125,7 +126,7 @@ impl Model for Sharing {
                 if before.flight != Flight::None && self.next {
                     state.readers[i] = Reader::Waiting(asked);
                 } else {
-                    state.readers[i] = Reader::Aboard(asked);
+                    state.readers[i] = Reader::Joined(asked);
                     if before.flight == Flight::None {
                         state.flight = Flight::Started;
                     }
@@ -138,12 +139,12 @@ impl Model for Sharing {
                 }
             }
             Action::Read => state.flight = Flight::Read(before.committed),
-            Action::Land => {
+            Action::End => {
                 let Flight::Read(list) = before.flight else {
                     return None;
                 };
                 for reader in &mut state.readers {
-                    if let Reader::Aboard(asked) = *reader {
+                    if let Reader::Joined(asked) = *reader {
                         state.stale |= list < asked;
                         *reader = Reader::Idle;
                     }
@@ -157,18 +158,15 @@ impl Model for Sharing {
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
             Property::always(REFLECTS, |_, state: &State| !state.stale),
-            Property::always(
-                "no reader waits without an execution",
-                |_, state: &State| {
-                    let mut readers = state.readers.iter();
-                    !state.is_abandoned()
-                        && (state.flight != Flight::None
-                            || readers.all(|reader| *reader == Reader::Idle))
-                },
-            ),
+            Property::always("no reader waits without a flight", |_, state: &State| {
+                let mut readers = state.readers.iter();
+                !state.is_abandoned()
+                    && (state.flight != Flight::None
+                        || readers.all(|reader| *reader == Reader::Idle))
+            }),
             Property::sometimes("two share a flight", |_, state: &State| {
-                let aboard = |reader: &&Reader| matches!(reader, Reader::Aboard(_));
-                state.readers.iter().filter(aboard).count() == 2
+                let joined = |reader: &&Reader| matches!(reader, Reader::Joined(_));
+                state.readers.iter().filter(joined).count() == 2
             }),
         ]
     }

@@ -1,5 +1,5 @@
 //! The timing of a lease: when the first write begins in a suspension, no replica serves from the epoch
-//! before it. Time passes in ticks of a clock; `epoch` has this as one step, `Settle`.
+//! before it. Time passes in ticks of a clock; `epoch` has this as one step, `PassLease`.
 //!
 //! **State.** The time; the time stamp of the suspension, and whether it is committed; the poll that a
 //! replica waits for, if any, and the end of its lease; when a writer read the suspension, and
@@ -61,7 +61,7 @@ struct State {
 enum Renewal {
     None,
     Asked(u8),
-    /// And the row said active.
+    /// The row said active; the reply is on its way.
     Active(u8),
 }
 

@@ -20,9 +20,8 @@ use crate::{
     verify,
 };
 
-/// What was acknowledged before its reader asked; if no record of a write in flight is lost, what was
-/// committed.
-const REFLECTS: &str = "a local hit reflects what was written before its reader asked";
+/// Every acknowledged write; if no record of a write in flight is lost, every committed one.
+const REFLECTS: &str = "a local hit reflects every write before its reader asked";
 
 /// A part of the protocol that a model can be without.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,9 +62,9 @@ enum Check {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Reader {
     Idle,
-    /// For the running check, with the writes that its result must reflect.
-    Aboard(Writes),
-    /// For the next check.
+    /// Waits for the running check, with the writes that its result must reflect.
+    Joined(Writes),
+    /// Waits for the next check.
     Waiting(Writes),
 }
 
@@ -144,7 +143,7 @@ impl Model for Local {
             Action::Keep => state.kept = state.arriving.take(),
             Action::Evict => state.kept = None,
             Action::Ask(i) => {
-                let must = if self.protocol.loses_notes {
+                let must = if self.protocol.loses_records {
                     before.shared.acknowledged
                 } else {
                     before.shared.committed
@@ -153,11 +152,11 @@ impl Model for Local {
                     state.serve(before.kept?, must);
                 } else if before.check == Check::None {
                     state.check = Check::Sent;
-                    state.readers[i] = Reader::Aboard(must);
+                    state.readers[i] = Reader::Joined(must);
                 } else if self.has(Protection::NextCheck) {
                     state.readers[i] = Reader::Waiting(must);
                 } else {
-                    state.readers[i] = Reader::Aboard(must);
+                    state.readers[i] = Reader::Joined(must);
                 }
             }
             Action::ReadVersion => {
@@ -175,14 +174,14 @@ impl Model for Local {
                 for i in 0..self.readers {
                     match before.readers[i] {
                         Reader::Idle => {}
-                        Reader::Aboard(must) => {
+                        Reader::Joined(must) => {
                             state.readers[i] = Reader::Idle;
                             if let Some(entry) = state.kept {
                                 state.serve(entry, must);
                             }
                         }
                         Reader::Waiting(must) => {
-                            state.readers[i] = Reader::Aboard(must);
+                            state.readers[i] = Reader::Joined(must);
                             state.check = Check::Sent;
                         }
                     }
@@ -210,9 +209,9 @@ impl Model for Local {
     }
 }
 
-fn local(writes: usize, readers: usize, loses_notes: bool, without: Option<Protection>) -> Local {
+fn local(writes: usize, readers: usize, loses_records: bool, without: Option<Protection>) -> Local {
     Local {
-        protocol: protocol::on_one_tag(writes, 1, loses_notes, None),
+        protocol: protocol::on_one_tag(writes, 1, loses_records, None),
         readers,
         without,
     }

@@ -29,7 +29,7 @@ use crate::{
 
 /// Holds whatever the server loses.
 const REFLECTS: &str = "a hit reflects every acknowledged write";
-/// Holds if no record of a write in flight is lost. A `no-cache` read sees what is committed, so this
+/// Holds if no record of a write in flight is lost. A `no-cache` read sees every committed write, so this
 /// property makes lists linearizable.
 const AGREES: &str = "a hit agrees with the database";
 /// Holds for loaders that go on after all deadlines have passed.
@@ -43,9 +43,9 @@ pub enum Protection {
     /// `close` comes before the commit.
     Close,
     /// `close` records the write as in flight.
-    Note,
+    Record,
     /// A record of a write in flight has a deadline.
-    NoteDeadline,
+    RecordDeadline,
     /// The database refuses a write that is past its deadline.
     WriteDeadline,
     /// `reopen` comes before the acknowledgement.
@@ -75,7 +75,7 @@ pub struct Protocol {
     /// The tag of each loader's key; `None` for no loader.
     pub loaders: [Option<usize>; 2],
     /// Whether the server may lose records of writes in flight.
-    pub loses_notes: bool,
+    pub loses_records: bool,
     /// The missing protection.
     pub without: Option<Protection>,
 }
@@ -139,7 +139,7 @@ pub enum Action {
     Leave(usize),
     LookupAgain,
     LoseVersion(usize),
-    LoseNotes(usize),
+    LoseRecords(usize),
     LoseEntry(usize),
 }
 
@@ -161,8 +161,9 @@ impl Protocol {
         })
     }
 
-    /// The tags that a write closes which begins now, and the writes that it acknowledges. Of the writes
-    /// before it, it closes the tags of the last one, which did the same before its commit.
+    /// The tags that a write closes if it begins now, and the writes that it acknowledges. Of the committed
+    /// writes before it on its row, it closes only the tags of the last one, which did the same before its
+    /// commit.
     fn touched(&self, state: &State, write: usize) -> Touched {
         let Write {
             mut tags,
@@ -202,7 +203,7 @@ impl Protocol {
                 state.tags[0].open(version, state.overdue);
             }
             Action::LoseVersion(i) => state.tags[i].version = None,
-            Action::LoseNotes(i) => state.tags[i].writers = 0,
+            Action::LoseRecords(i) => state.tags[i].writers = 0,
             Action::LoseEntry(i) => state.tags[i].entry = None,
         }
         state.tags.iter_mut().for_each(Tag::forget_dead_entry);
@@ -254,7 +255,7 @@ impl Protocol {
             if self.has(Protection::Close) {
                 tag.close(write);
             }
-            if !self.has(Protection::Note) {
+            if !self.has(Protection::Record) {
                 tag.writers = 0;
             }
         }
@@ -264,7 +265,7 @@ impl Protocol {
         let tag = &mut state.tags[self.loaders[i]?];
         state.loaders[i] = match (action, state.loaders[i]) {
             (Action::Lookup(_), Loader::Idle) => {
-                let overdue = if self.has(Protection::NoteDeadline) {
+                let overdue = if self.has(Protection::RecordDeadline) {
                     state.overdue
                 } else {
                     0
@@ -371,8 +372,8 @@ impl Model for Protocol {
                 }
                 Writer::Over => {}
             }
-            let has_note = state.tags.iter().any(|tag| tag.writers & 1 << i != 0);
-            if has_note && state.overdue & 1 << i == 0 {
+            let has_record = state.tags.iter().any(|tag| tag.writers & 1 << i != 0);
+            if has_record && state.overdue & 1 << i == 0 {
                 actions.push(Action::PassDeadline(i));
             }
         }
@@ -394,8 +395,8 @@ impl Model for Protocol {
             if tag.entry.is_some() {
                 actions.push(Action::LoseEntry(i));
             }
-            if tag.writers != 0 && self.loses_notes {
-                actions.push(Action::LoseNotes(i));
+            if tag.writers != 0 && self.loses_records {
+                actions.push(Action::LoseRecords(i));
             }
         }
     }
@@ -420,7 +421,7 @@ impl Model for Protocol {
                 },
             ),
         ];
-        if !self.loses_notes {
+        if !self.loses_records {
             properties.push(Property::always(AGREES, |model, state| {
                 model.hits_reflect(state, state.committed)
             }));
@@ -433,7 +434,7 @@ impl Model for Protocol {
 pub fn on_one_tag(
     writes: usize,
     loaders: usize,
-    loses_notes: bool,
+    loses_records: bool,
     without: Option<Protection>,
 ) -> Protocol {
     let write = Write {
@@ -443,7 +444,7 @@ pub fn on_one_tag(
     Protocol {
         writes: vec![write; writes],
         loaders: [0, 1].map(|i| (i < loaders).then_some(0)),
-        loses_notes,
+        loses_records,
         without,
     }
 }
@@ -458,7 +459,7 @@ fn on_one_row(tags: &[u8], without: Option<Protection>) -> Protocol {
     Protocol {
         writes,
         loaders: [Some(0), None],
-        loses_notes: true,
+        loses_records: true,
         without,
     }
 }
@@ -507,13 +508,17 @@ fn without_close_before_the_commit_a_write_appears_and_disappears() {
 
 #[test]
 fn without_the_record_of_the_write_a_reader_opens_the_tag_before_the_commit() {
-    refute(&on_one_tag(1, 2, false, Some(Protection::Note)), AGREES, 6);
+    refute(
+        &on_one_tag(1, 2, false, Some(Protection::Record)),
+        AGREES,
+        6,
+    );
 }
 
 #[test]
 fn without_the_deadline_of_the_record_a_dead_writer_closes_its_tags_for_good() {
     refute(
-        &on_one_tag(1, 2, false, Some(Protection::NoteDeadline)),
+        &on_one_tag(1, 2, false, Some(Protection::RecordDeadline)),
         RECOVERS,
         2,
     );

@@ -3,7 +3,7 @@
 /// A set of writes, the bit `1 << i` for write `i`. A list is the set of writes that it reflects.
 pub type Writes = u8;
 
-/// A tag's version. Versions are random, so all that matters is which are equal; see [`renumber`].
+/// A tag's version. Versions are random, so only their equality matters; see [`renumber`].
 pub type Version = u8;
 
 /// A version that isn't in use.
@@ -16,7 +16,7 @@ pub struct Entry {
     pub list: Writes,
 }
 
-/// What the server holds of one tag, with one key under it.
+/// One tag on the server, with one key under it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct Tag {
     pub version: Option<Version>,

@@ -1,7 +1,7 @@
 //! Updates by field mask (AIP-134, AIP-161).
 //!
-//! An update merges the masked fields of the request into the current location as a message, by the
-//! descriptor, and converts the result. Fields of `Location` need no code here.
+//! An update merges the masked fields of the request into the message of the current location, and
+//! converts the result. The fields come from the message's descriptor, so most need no code here.
 
 use std::collections::BTreeSet;
 
@@ -30,13 +30,13 @@ const OWNER: &str = "owner_id";
 /// A field whose unset value stands for a default, so that a mask can't clear it.
 const STATE: &str = "state";
 
-/// The position, which is there as a whole or not at all.
+/// The position, which is set as a whole or not at all.
 const COORDINATES: &str = "coordinates";
 
 /// The parts of the position.
 const COORDINATE_PATHS: [&str; 2] = ["coordinates.latitude", "coordinates.longitude"];
 
-/// The prefix of violations.
+/// The path of the location in a request.
 const LOCATION: &str = "location";
 
 /// Maximum number of characters of an unknown path that an error shows.
@@ -92,7 +92,7 @@ impl Changes {
                 changes.paths.push(path);
             }
         }
-        // Reports invalid values even if the location can't be read.
+        // Reports invalid values without the current location.
         changes.merge(&v1::Location::default(), violations)?;
         Ok(changes)
     }
@@ -155,8 +155,8 @@ impl Changes {
     }
 }
 
-/// Checks the fields that a mask names, other than by `*`: each must be able to have an effect.
-/// Returns the new owner, if it is one of them.
+/// Checks the fields of a mask that is neither empty nor `*`: each must be able to have an effect.
+/// Returns the new owner, if the mask names it.
 fn check_explicit(
     location: &v1::Location,
     mask: &BTreeSet<String>,

@@ -5,14 +5,15 @@
 //! an unknown key, at most once in [`MIN_INTERVAL`] however many such tokens come. One fetch runs at a
 //! time, and the tokens that need it wait for it. If a fetch fails, the old keys stay in use: the
 //! issuer's outage isn't one of this service. At start there are no old keys, and the start fails after
-//! [`START_ATTEMPTS`], so that whatever supervises the service sees it.
+//! [`START_ATTEMPTS`], so that the supervisor of the service notices.
 
 #[cfg(test)]
 mod tests;
 
-use std::{sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use arc_swap::{ArcSwap, Guard};
+use futures_util::FutureExt as _;
 use http::Uri;
 use parking_lot::Mutex;
 use serde_json::Value;
@@ -28,7 +29,7 @@ use super::{
 };
 use crate::config::RemoteKeys;
 
-/// The time between two fetches. A key that the issuer withdraws is accepted for this long.
+/// The time between two fetches. A key that the issuer withdraws is accepted until the next one.
 const INTERVAL: Duration = Duration::from_mins(5);
 
 /// The shortest time between two fetches, and between a failed one and the next.
@@ -37,7 +38,7 @@ const MIN_INTERVAL: Duration = Duration::from_secs(30);
 /// Fetches before the start fails.
 const START_ATTEMPTS: u32 = 3;
 
-/// The time between those, which doubles each time.
+/// The pause after the first failed attempt at start. It doubles each time.
 const START_PAUSE: Duration = Duration::from_secs(1);
 
 /// The keys of an issuer.
@@ -61,7 +62,7 @@ struct Flight {
     began: Instant,
 }
 
-/// The last fetch, so that only changes are logged.
+/// The outcome of the last fetch, kept so that only changes are logged.
 struct Outcome {
     /// The digest of the last key set that was usable.
     digest: blake3::Hash,
@@ -165,7 +166,8 @@ impl Shared {
             // A task of its own: a caller that leaves must not end the fetch that others wait for.
             let shared = Arc::clone(self);
             tokio::spawn(async move {
-                shared.fetch().await;
+                // Otherwise a panic would let all later fetches wait for this one.
+                let _ = AssertUnwindSafe(shared.fetch()).catch_unwind().await;
                 shared
                     .flight
                     .send_modify(|flight| flight.is_running = false);

@@ -25,7 +25,7 @@ use crate::{
     config::AuthConfig,
 };
 
-/// What the issuer sends.
+/// A reply of the issuer.
 #[derive(Clone)]
 enum Reply {
     Body(String),

@@ -23,7 +23,8 @@ use super::{
 };
 use crate::model::Epoch;
 
-/// Entries that `close` drops before it returns. The rest is dropped in the background.
+/// Maximum number of entries that an invalidation drops before it returns. More are dropped in the
+/// background.
 const DROP_AT_ONCE: usize = 1_000;
 
 /// How often expired entries are dropped.
@@ -82,7 +83,7 @@ impl Shared {
             body,
         };
         for (evicted, entry) in self.entries.insert(*key, entry) {
-            // Under the key itself it is the previous entry, or this one, which didn't fit.
+            // Under the key itself it is this entry, which didn't fit: it is unindexed below.
             if evicted != *key {
                 tags.forget(&evicted, &entry);
             }

@@ -7,7 +7,8 @@ use std::{
 
 use crate::cache::{Tag, Version, WriteId, key::Digest, local::Entry};
 
-/// Tags that may be known without an entry. Beyond it the oldest are forgotten, which costs speed only.
+/// Maximum number of tags that are kept without an entry. Beyond it the oldest are forgotten, which only
+/// rejects the fills of reads in progress.
 pub(super) const MAX_BARE_TAGS: usize = 16_384;
 
 #[derive(Debug, Default)]
@@ -16,7 +17,6 @@ pub(super) struct Tags {
     states: HashMap<Tag, TagState>,
     /// Tags in the order in which they may have become bare, each with the mark it got then.
     bare: VecDeque<(Tag, u64)>,
-    /// The last mark.
     last_mark: u64,
 }
 
@@ -32,7 +32,7 @@ pub(super) struct TagState {
     mark: u64,
 }
 
-/// A set of keys. It takes little memory for one, as most tags have: a location's.
+/// A set of keys. Most tags are those of single locations and have one key, which needs no allocation.
 #[derive(Debug, Default)]
 pub(super) enum Keys {
     #[default]
@@ -77,7 +77,7 @@ impl Tags {
         Some(tag)
     }
 
-    /// Removes an entry that is gone from its tag's index.
+    /// Removes an evicted or expired entry from its tag's index.
     pub(super) fn forget(&mut self, key: &Digest, entry: &Entry) {
         if let Some(tag) = &entry.tag {
             self.unindex(tag, key, entry.version);

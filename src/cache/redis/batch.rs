@@ -17,12 +17,12 @@ const MAX_QUEUED: usize = 4_096;
 /// The target of a read: a tag's version, and the entry under a key, if one is given.
 pub(super) type Wanted = (Tag, Option<Key>);
 
-/// What was read of a [`Wanted`] in one script.
+/// The result of a read.
 #[derive(Debug, Clone)]
 pub(super) struct BatchedRead {
     /// `None` if the tag is closed.
     pub(super) version: Option<Version>,
-    /// Whether this script opened the tag, so that nothing is filled under its version.
+    /// Whether the script of this read opened the tag, so that no entry has its version yet.
     pub(super) opened: bool,
     pub(super) entry: Option<Bytes>,
 }
@@ -61,9 +61,9 @@ impl ReadQueue {
 }
 
 impl ReadBatches {
-    /// Runs one round trip at a time, each for all reads that were queued during the last one. So each
-    /// result was read after its request, as by [`NextFlight`](crate::cache::NextFlight), but for all
-    /// tags and keys together; what several requests want is read once.
+    /// Runs one round trip at a time, each for the reads that were queued during the last one. So no
+    /// result is older than its request, as with [`NextFlight`](crate::cache::NextFlight), here for all
+    /// tags and keys together. Equal requests share a read.
     pub(super) async fn run(mut self, steps: Arc<Steps>) {
         let mut requests = Vec::new();
         let mut many = false;

@@ -51,8 +51,10 @@ const READ_TIMEOUT: Duration = Duration::from_millis(500);
 /// The timeout of connecting and of setting up a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The first and the longest delay before a reconnection, in milliseconds.
+/// The first delay before a reconnection, in milliseconds. It doubles each time.
 const RECONNECT_MIN_MS: u32 = 50;
+
+/// The longest delay before a reconnection, in milliseconds.
 const RECONNECT_MAX_MS: u32 = 1_000;
 
 /// The delay before a client that ended or hung is replaced.
@@ -62,7 +64,7 @@ const RESTART_DELAY: Duration = Duration::from_millis(200);
 /// before its timeout.
 const MAX_IN_FLIGHT: usize = 1_024;
 
-/// The most keys of one tag that a command has.
+/// Maximum number of keys of one tag in a command.
 const KEYS_PER_TAG: usize = 4;
 
 /// Keys that one step of a scan looks at.
@@ -71,8 +73,8 @@ const SCAN_COUNT: u32 = 1_000;
 /// The timeout of a scan from one matching key to the next.
 const SCAN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A server, a Sentinel set or a Cluster. Each method is one round trip (on a Cluster, one for each
-/// node).
+/// A server, a Sentinel set or a Cluster. The calls of a script take one round trip (on a Cluster, one for
+/// each node).
 #[derive(Debug)]
 pub(super) struct RedisClient {
     /// Replaced when it hangs.
@@ -365,17 +367,16 @@ impl RedisClient {
     }
 }
 
-/// A master, to which commands are sent that aren't for the owner of a key. They fail at once while
-/// there is no connection.
+/// A master, for commands that no key routes to a node. They fail at once while there is no connection.
 #[derive(Debug)]
 pub(super) struct Master {
     client: Client,
-    /// `None` is the server that the client is connected to.
+    /// `None` stands for the one server that the client is connected to.
     node: Option<Server>,
 }
 
 impl Master {
-    /// A text of which the hash tag `{text}` lies on this master.
+    /// A text whose hash tag `{text}` is in a slot of this master. `None` if it has no slot.
     pub(super) fn own_hash_tag(&self, stem: &str) -> Option<String> {
         let Some(node) = &self.node else {
             return Some(stem.to_owned());
@@ -416,7 +417,7 @@ impl Master {
         Ok(!known.contains(&false))
     }
 
-    /// Runs a script here, whatever its keys' slots.
+    /// Runs a script on this node, whatever its keys' slots.
     pub(super) async fn run(&self, script: &Script, call: Call) -> Result<(), CacheError> {
         let mut arguments: Vec<Value> = vec![script.sha1().clone().into()];
         arguments.push(i64::try_from(call.keys.len()).unwrap_or(i64::MAX).into());

@@ -1,4 +1,4 @@
-//! How to reach Redis.
+//! The settings of the Redis engine.
 
 use std::{fmt, time::Duration};
 
@@ -44,7 +44,7 @@ pub enum RedisConfigError {
     /// The prefix has a brace, which would move keys to other slots of a Cluster.
     #[error("the Redis key prefix {0:?} has a brace: choose one without")]
     Prefix(String),
-    /// There are files for TLS, and the URL is without.
+    /// There are files for TLS, and the URL connects without TLS.
     #[error(
         "there are TLS files for Redis, but its URL connects without TLS: give a rediss://, \
          rediss-sentinel:// or rediss-cluster:// URL"
@@ -58,8 +58,8 @@ pub enum RedisConfigError {
 /// Changes whenever the names or the meaning of keys change.
 const LAYOUT: u8 = 1;
 
-/// The settings that all replicas on one database must share, because each invalidates what the others
-/// cache. The epoch's row names them.
+/// The settings that all replicas on one database must share, because each invalidates the others'
+/// entries. The epoch's row has their fingerprint.
 #[derive(Debug, Clone)]
 pub(super) struct SharedSettings {
     pub(super) prefix: String,

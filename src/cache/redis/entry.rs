@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use crate::cache::{Key, Version};
 
-/// The length of the version, and of the time of the fill in milliseconds of the Unix epoch, which is
-/// only displayed.
+/// The length of the version (16), and of the time of the fill in milliseconds since the Unix epoch (8),
+/// which is only displayed.
 pub(super) const HEADER_BYTES: u8 = 24;
 
-/// Changes whenever entries become other bytes for the same response. They are gRPC frames.
+/// Changes whenever the same response is encoded differently. Entries are gRPC frames.
 const FORMAT: &[u8] = b"frame";
 
 /// An entry as it was read.

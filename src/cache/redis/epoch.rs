@@ -13,7 +13,7 @@ use crate::{
     model::{CacheEpoch, CacheServer, Epoch},
 };
 
-/// For how long the cache is known to be active, or suspended, as it is now.
+/// The last known epoch, and the time until which this replica may serve from the cache in it.
 #[derive(Debug)]
 pub(super) struct Lease {
     settings: SharedSettings,
@@ -27,11 +27,11 @@ struct Held {
     until: Instant,
 }
 
-/// An epoch.
+/// An epoch, and whether the cache is active in it.
 #[derive(Debug)]
 pub(super) struct EpochState {
     pub(super) epoch: Epoch,
-    /// The row's server.
+    /// The server that the row names; `None` while the cache is suspended.
     server: Option<CacheServer>,
     active: Result<ActiveEpoch, CacheError>,
 }
@@ -53,7 +53,7 @@ impl Lease {
         }
     }
 
-    /// Holds the epoch of a row that was read when `asked` says.
+    /// Takes over the epoch of a row, with a lease from `asked` on, the time of the request.
     pub(super) fn renew(&self, row: &CacheEpoch, asked: Instant) {
         let mut held = self.held.lock();
         let same = held.as_ref().filter(|held| held.state.is(row));
@@ -128,7 +128,7 @@ impl ActiveEpoch {
         else {
             return Err(CacheError::SettingsDiffer(settings.to_string()));
         };
-        // Without epochs all share one name space.
+        // The failpoint makes all epochs share their keys.
         let name = if is_enabled(Failpoint::NoEpoch) {
             Uuid::nil()
         } else {
@@ -153,9 +153,14 @@ pub(super) fn record(name: Uuid, settings: &SharedSettings, replication_ids: &st
 
 /// The scripts of an epoch. Their text ends with the name that the epoch gave to the server's
 /// processes. Redis keeps scripts in memory only, and doesn't replicate them, so a process that wasn't
-/// told the name doesn't know them: one that was restarted, or promoted. It refuses every step.
+/// told the name, because it was restarted or promoted, doesn't know them and refuses every step.
 ///
-/// Redis has no command that removes one script. When many have gathered, an activation removes all.
+/// Redis has no command that removes one script. When many have accumulated, an activation removes all.
+///
+/// A replica doesn't recognize a server that another release has named with other scripts: each release
+/// would suspend the epochs of the other for as long as both run, and responses would come from the
+/// database. So a release that changes a script, even a comment, keeps the previous one as well, for the
+/// epochs that were activated with it, and activates with the new one a release later.
 #[derive(Debug)]
 pub(super) struct Scripts {
     pub(super) lookup: Script,
@@ -189,5 +194,31 @@ impl Scripts {
             &self.explain,
         ]
         .into_iter()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_have_the_same_scripts() {
+        let scripts = Scripts::new(Uuid::nil());
+        let hashes: Vec<_> = scripts
+            .all()
+            .map(|script| script.sha1().to_string())
+            .collect();
+        assert_eq!(
+            hashes,
+            [
+                "3505d880a93cbf9c721f42ecd9d800e6071654ef",
+                "1e0abd82355ef5bf98c78a71c974173b7659a69b",
+                "0cdcbea3618464c0e4083a78525318d3352550e0",
+                "7d7a5394147eae87d358d509ded49db647d83fe3",
+                "0f156da7f9ccb993ea1028dfd261927db3318ccf",
+                "b519cc5bc43099154a6b92cf09d20c8d617f4316",
+            ],
+            "see `Scripts`"
+        );
     }
 }

@@ -42,7 +42,7 @@ impl Namespace {
     }
 }
 
-/// The kinds of keys that every tag has.
+/// The kinds of a tag's keys, except its entries.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum KeyKind {
     Version,

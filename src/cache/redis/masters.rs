@@ -18,9 +18,9 @@ use crate::{cache::CacheError, model::CacheServer};
 /// The oldest major version of Redis whose scripts can declare that they may run without free memory.
 const OLDEST_MAJOR: u32 = 7;
 
-/// The number of scripts on a server from which on an activation removes all of them: those of some
-/// hundred past epochs, about 1 MB. Other users of the server load theirs again, as they must after
-/// its restart; another database's replicas begin a new epoch.
+/// An activation removes all scripts of a server that has more than this: those of about a hundred past
+/// epochs, 1 MB. Other users of the server load theirs again, as they must after its restart; another
+/// database's replicas begin a new epoch.
 const MAX_SCRIPTS: u64 = 600;
 
 /// The time to live of a probe's keys, which the probe deletes.
@@ -87,7 +87,7 @@ pub(super) async fn install_scripts(
         let loaded = memory.field("number_of_cached_scripts");
         if loaded.is_some_and(|number| number.parse().is_ok_and(|number: u64| number > MAX_SCRIPTS))
         {
-            // Best effort: without the right to do it they take memory.
+            // Best effort: without the permission, they keep taking memory.
             let _ = master.remove_scripts().await;
         }
         let loads = scripts.all().map(|script| master.load(script));
@@ -97,8 +97,7 @@ pub(super) async fn install_scripts(
     Ok(record(name, settings, &replication_ids))
 }
 
-/// The replication ids of the data of all nodes, which must be masters and have the scripts, in an
-/// order of their own.
+/// The sorted replication ids of the data of all nodes, which must be masters and have the scripts.
 async fn replication_ids(
     client: &RedisClient,
     scripts: Option<&Scripts>,
@@ -138,7 +137,7 @@ async fn probe(master: &Master, namespace: &Namespace, clustered: bool) -> Resul
             "it is Redis {version}: {OLDEST_MAJOR}.0 or later is needed"
         ));
     }
-    // Valkey names it without Redis.
+    // Valkey calls it `server_mode`.
     let mode = info.field("redis_mode").or(info.field("server_mode"));
     match (mode, clustered) {
         (Some("cluster"), false) => {

@@ -24,16 +24,16 @@
 //! | `<prefix><name>:{T}:dropped:<random>` | set | an index that `close` has detached, until it is reclaimed |
 //!
 //! Each step is a script whose text ends with the name, so only a process that was told the name knows
-//! it: Redis 7 keeps scripts in memory only, and doesn't replicate them. A replica refuses them all,
-//! because none declares that it doesn't write. See [`coordination`](crate::coordination).
+//! it: Redis 7 keeps scripts in memory only, and doesn't replicate them. A read-only replica of Redis
+//! refuses them all, because none has the flag `no-writes`. See [`coordination`](crate::coordination).
 //!
 //! Scripts declare every key on which correctness depends. The entries that `close`, `fill` and
 //! `reclaim` delete are derived from the members of an index: an entry that is missed takes memory
 //! until it expires.
 //!
-//! Every key has a time to live, which a fill renews for all that leads to its entry; reading renews
-//! nothing, because an entry that is read often is read from the process. The server may lose any of
-//! them at any moment:
+//! Every key has a time to live. A fill renews those of its tag's version and index; a read renews none,
+//! because an entry that is read often is read from the process. The server may lose any of the keys at
+//! any moment:
 //!
 //! - without `version` the tag is closed, until a reader sets a fresh one; older entries carry an
 //!   older version and are dead, whatever else is lost;
@@ -43,11 +43,10 @@
 //!   version, and take memory until they expire;
 //! - without an entry there is a miss.
 //!
-//! A command that timed out may still be executed, and later than its caller thinks, but once only. That
-//! is harmless for each: a late `close` keeps the tag closed until the write's deadline, in an epoch that
-//! is over; a late `lookup` sets a version under which the database hasn't been read; a late `fill`
-//! compares versions first; a late `reopen` deletes a version, and removes a write that is no longer in
-//! flight.
+//! A command that timed out may still be executed later, at most once. That is harmless for each: a late
+//! `close` keeps the tag closed until the write's deadline, in an epoch that is over; a late `lookup`
+//! sets a version under which the database hasn't been read; a late `fill` compares versions first; a
+//! late `reopen` deletes a version, and removes a write that is no longer in flight.
 
 mod batch;
 mod client;
@@ -78,7 +77,7 @@ use self::{
     config::SharedSettings,
     entry::StoredEntry,
     epoch::{EpochState, Lease},
-    steps::{DetachedIndex, Steps, TAGS_PER_ROUND_TRIP},
+    steps::{DetachedIndex, Steps, TAGS_PER_ROUND_TRIP, WRITE_WAIT},
 };
 use super::{
     Cache, CacheError, Encoding, Explanation, Key, Lookup, Stats, Tag, Tier, Version, WriteId,
@@ -141,8 +140,8 @@ impl RedisCache {
         })
     }
 
-    /// Takes the database's row, read at this time. Nothing is served before the first, nor later than
-    /// [`LEASE`](super::LEASE) after the last.
+    /// Takes the database's row, which was requested at `asked`. Nothing is served before the first row,
+    /// nor later than [`LEASE`](super::LEASE) after the last request.
     pub fn renew_lease(&self, row: &CacheEpoch, asked: Instant) {
         self.lease.renew(row, asked);
     }
@@ -229,7 +228,8 @@ impl RedisCache {
         self.local.insert(*key.digest(), entry);
     }
 
-    /// Closes tags, for a write or for good, and returns the number of entries that their indexes held.
+    /// Closes tags for a write; without one, only drops their versions and entries. Returns the number of
+    /// entries that their indexes held.
     async fn close_tags(
         &self,
         epoch: &Arc<EpochState>,
@@ -237,8 +237,13 @@ impl RedisCache {
         write: Option<WriteId>,
     ) -> Result<u64, CacheError> {
         let mut entries = 0;
+        let mut permits_until = Instant::now() + WRITE_WAIT;
         for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
-            let closed = self.steps.close(epoch, tags, write).await?;
+            if write.is_none() {
+                // No transaction waits for it.
+                permits_until = Instant::now() + WRITE_WAIT;
+            }
+            let closed = self.steps.close(epoch, tags, write, permits_until).await?;
             self.counters.invalidations.add(tags.len());
             entries += closed.entries;
             for index in closed.detached {
@@ -292,7 +297,7 @@ impl Cache for RedisCache {
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError> {
         let _span = span("close");
-        let epoch = self.lease.of(epoch)?;
+        let epoch = self.counted(self.lease.of(epoch))?;
         match epoch.active() {
             Ok(_) => {
                 let tags: Vec<_> = tags.iter().collect();
@@ -311,7 +316,7 @@ impl Cache for RedisCache {
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError> {
         let _span = span("reopen");
-        let epoch = self.lease.of(epoch)?;
+        let epoch = self.counted(self.lease.of(epoch))?;
         let active = match epoch.active() {
             Ok(active) => active,
             Err(CacheError::Suspended) => return Ok(()),

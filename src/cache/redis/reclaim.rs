@@ -9,7 +9,7 @@ use super::steps::{DetachedIndex, Steps};
 /// Detached indexes that may be queued. Those beyond it take memory until they expire.
 const MAX_QUEUED: usize = 4_096;
 
-/// Failed steps until an index is left to expire.
+/// Failed steps of an index that are retried. After one more it is left to expire.
 const MAX_FAILURES: u32 = 20;
 
 /// The delay after a failed step.

@@ -22,15 +22,15 @@ use crate::{
     failpoints::{Failpoint, is_enabled},
 };
 
-/// How long a `close` or `reopen` waits for permits for all its tags. Less than the database lets a
-/// transaction stay idle.
-const WRITE_WAIT: Duration = Duration::from_secs(3);
+/// How long a round trip of `close`, or a whole `reopen`, waits for permits. Less than the database lets
+/// a transaction stay idle.
+pub(super) const WRITE_WAIT: Duration = Duration::from_secs(3);
 
 /// Tags that one round trip of `close` or `reopen` takes. More would block other clients for too long.
 pub(super) const TAGS_PER_ROUND_TRIP: usize = 512;
 
-/// Entries that `close` itself deletes in one script. Few, because each takes as long as everything
-/// else that it does on a tag, and a write waits for it.
+/// Entries that `close` itself deletes in one script. Few, because the deletion of one takes as long as
+/// all other commands for a tag, and a write waits for it.
 const DELETED_AT_ONCE: i64 = 100;
 
 /// Entries that a background step deletes. Few, because Redis is single-threaded, and the memory of a
@@ -40,8 +40,8 @@ const RECLAIMED_AT_ONCE: i64 = 250;
 /// Time to live of a version under which nothing is filled.
 const UNFILLED_TTL: Duration = Duration::from_mins(1);
 
-/// Time to live of the writers of a tag, at least. Much longer than [`WRITE_DEADLINE`], which is in the
-/// scores: a server that evicts what expires first evicts them last.
+/// Minimum time to live of the writers of a tag. Much longer than [`WRITE_DEADLINE`], which is in the
+/// scores: a server that evicts the keys closest to expiry evicts them last.
 const WRITERS_TTL: Duration = Duration::from_hours(24);
 
 /// Reads per script.
@@ -50,15 +50,15 @@ pub(super) const READS_PER_SCRIPT: usize = 512;
 /// Entries per script: Redis is single-threaded, so a large reply blocks every other client.
 const ENTRIES_PER_SCRIPT: usize = 32;
 
-/// Members of an index that a fill samples in a round. The next round comes only if a fifth of the
-/// sample was dead.
+/// Members of an index that a fill samples in a round. Another round follows only if at least a fifth of
+/// the sample was dead.
 ///
 /// A fill adds at most one member, so in a steady state dead members are less than a quarter of an
 /// index; after a burst of fills has expired, each of the fills that follow removes up to a hundred
 /// until that holds again.
 const SAMPLE: i64 = 5;
 
-/// Rounds of samples at most.
+/// Maximum number of rounds.
 const SAMPLE_ROUNDS: i64 = 20;
 
 /// The longest time to live, about a century.
@@ -88,7 +88,7 @@ pub(super) struct Closed {
     pub(super) detached: Vec<DetachedIndex>,
 }
 
-/// What the server has of a tag and a key.
+/// The server's state of a tag and a key.
 pub(super) struct ServerState {
     pub(super) version: Option<Version>,
     pub(super) writers: u64,
@@ -105,8 +105,8 @@ impl Steps {
         }
     }
 
-    /// Reads tags and entries in one round trip, versions only before those with entries, and opens the
-    /// tags without a version. Each has an error of its own: a Cluster's node may be away.
+    /// Reads tags and entries in one round trip, and opens the tags without a version. Those without a key
+    /// must come first in `wanted`. Each has a result of its own: a node of a Cluster may be away.
     pub(super) async fn lookup(
         &self,
         wanted: &[Wanted],
@@ -203,14 +203,14 @@ impl Steps {
         self.client.run(&active.scripts.fill, call).await
     }
 
-    /// Closes tags, for a write or for good.
+    /// Closes tags for a write; without one, only drops their versions and entries.
     pub(super) async fn close(
         &self,
         epoch: &Arc<EpochState>,
         tags: &[&Tag],
         write: Option<WriteId>,
+        permits_until: Instant,
     ) -> Result<Closed, CacheError> {
-        let deadline = Instant::now() + WRITE_WAIT;
         let active = epoch.active()?;
         let write = write.map(|WriteId(id)| id.to_string()).unwrap_or_default();
         let args = [
@@ -225,7 +225,7 @@ impl Steps {
         let calls = self.calls(active, tags, &kinds, &args);
         let held: Vec<Vec<i64>> = self
             .client
-            .run_all(&active.scripts.close, calls, deadline)
+            .run_all(&active.scripts.close, calls, permits_until)
             .await?;
         let mut closed = Closed::default();
         for (tag, held) in tags.iter().zip(held.concat()) {

@@ -10,8 +10,8 @@ use clap::{
 
 use crate::cli::{Cli, file::File};
 
-/// Help and the version show the environment and the valid values, so they come from the command as
-/// it is.
+/// The help or the version. It comes from the unchanged command, because it shows the environment
+/// variables and the valid values.
 pub fn help(args: &[OsString], raw: clap::Error) -> clap::Error {
     let is_help = |error: &clap::Error| !error.use_stderr();
     let alone = args.iter().take(2).cloned().chain(["--help".into()]);
@@ -28,7 +28,7 @@ pub fn without_environment(command: Command) -> Command {
         .mut_subcommands(without_environment)
 }
 
-/// The command with any value for each flag, and nothing required.
+/// The command without validation: flags accept any value, and none is required.
 pub fn without_parsers(command: Command) -> Command {
     command
         .mut_args(|arg| {
@@ -42,7 +42,7 @@ pub fn without_parsers(command: Command) -> Command {
         .mut_subcommands(without_parsers)
 }
 
-/// Replaces the defaults of the flags, in each command that has them.
+/// Makes the settings of the file the defaults of their flags, except those in `wrong`.
 pub fn with_defaults(command: Command, file: &File, wrong: &BTreeSet<String>) -> Command {
     command
         .mut_args(|arg| {

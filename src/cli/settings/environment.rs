@@ -13,10 +13,10 @@ use crate::cli::{Cli, transfer::TOKEN_VARIABLE};
 /// The prefix of the environment variables with settings.
 const PREFIX: &str = "LOCATION_SERVICE_";
 
-/// Variables that no flag has. The first switches off protections of a debug build.
+/// Variables without a flag. The first one switches off protections of a debug build.
 const WITHOUT_FLAG: [&str; 2] = ["LOCATION_SERVICE_FAILPOINT", TOKEN_VARIABLE];
 
-/// How similar the name is that a misspelled one may mean, from 0 to 1.
+/// The minimum similarity of a suggested name, from 0 to 1.
 const SIMILAR: f64 = 0.8;
 
 /// The transport protocols of Kubernetes.
@@ -26,7 +26,7 @@ const PROTOCOLS: [&str; 3] = ["tcp", "udp", "sctp"];
 pub struct Environment(pub BTreeMap<String, OsString>);
 
 impl Environment {
-    /// Those of the process.
+    /// The variables of the process.
     pub fn of_process() -> Self {
         let variables = std::env::vars_os()
             .map(|(name, value)| (name.to_string_lossy().into_owned(), value))
@@ -72,7 +72,7 @@ impl Environment {
         let suffix = name.strip_prefix(PREFIX).unwrap_or(name);
         let is_service =
             |suffix: &str| suffix == "HOST" || suffix == "PORT" || suffix.starts_with("PORT_");
-        // `LOCATION_SERVICE_HOST` alone is a mistake.
+        // Without `LOCATION_PORT`, `LOCATION_SERVICE_HOST` is a mistake.
         let location = self.0.get("LOCATION_PORT");
         if location.is_some_and(|value| is_port_of_service(value)) && is_service(suffix) {
             return true;
@@ -102,7 +102,8 @@ fn is_port_of_service(value: &OsStr) -> bool {
         .is_some_and(|(scheme, _)| PROTOCOLS.contains(&scheme))
 }
 
-/// The most similar name, if one is similar. A prefix that all have isn't compared.
+/// The known name that is most similar, if one is similar enough. `prefix`, which all names share, isn't
+/// compared.
 pub fn nearest<'a>(
     name: &str,
     known: impl Iterator<Item = &'a str>,

@@ -55,7 +55,7 @@ pub struct Sources {
 }
 
 impl Sources {
-    /// The name of a setting where it was set.
+    /// The name of a setting as its source spells it, for messages.
     pub fn name(&self, flag: &str) -> String {
         match self.by_flag.get(flag) {
             None | Some(Source::Flag) => format!("--{flag}"),
@@ -83,8 +83,8 @@ pub struct Conflict {
     pub message: String,
 }
 
-/// Parses the command line, whose first argument is the name of the program and whose second one is
-/// that of the command, the environment, and the settings file that one of the two names.
+/// Parses the command line, the environment, and the settings file that one of them names. The first
+/// argument is the name of the program, the second one that of the command.
 pub fn parse(args: &[OsString], environment: &Environment) -> Result<Cli, ConfigError> {
     let mut report = Report {
         sources: Sources {
@@ -138,7 +138,7 @@ pub fn parse(args: &[OsString], environment: &Environment) -> Result<Cli, Config
             Err(error) => Err(report.end(Some(error))),
         };
     }
-    // The settings that are right may contradict each other.
+    // The valid settings may contradict each other.
     let words = words.into_iter().map(|word| match word {
         Word::Variable(text) | Word::Flag(text) => text,
     });
@@ -164,7 +164,7 @@ enum Word {
     Variable(OsString),
 }
 
-/// What the settings are, and what is wrong with them.
+/// The sources of the settings, and the problems that were found.
 struct Report {
     sources: Sources,
     problems: Vec<String>,
@@ -338,7 +338,7 @@ impl Report {
         Some(file)
     }
 
-    /// Records a wrong value, which `shown` is unless it may hold a password.
+    /// Records a wrong value. `shown` is the value as text, or `None` if it may hold a password.
     fn wrong(&mut self, arg: &Arg, place: &str, shown: Option<String>, problem: &str) {
         let shown = shown.unwrap_or_default();
         self.problems.push(format!("{place}{shown}: {problem}"));

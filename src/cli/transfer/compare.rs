@@ -1,4 +1,4 @@
-//! Rows and the locations that are there.
+//! The comparison of rows with the locations in the service.
 
 use std::{fmt, sync::LazyLock};
 
@@ -81,8 +81,8 @@ impl Difference {
     }
 }
 
-/// Whether all fields are the same that the service doesn't set: the common case, without a look at
-/// the descriptor of each field.
+/// Whether all fields that the service doesn't set are equal: the common case, checked without the
+/// descriptors of the fields.
 fn is_same(row: &Location, there: &Location) -> bool {
     let Location {
         id: _,

@@ -12,7 +12,7 @@ use flate2::write::GzEncoder;
 pub enum Compression {
     Gzip,
     Zstd,
-    /// A compression that only another program knows.
+    /// A compression that needs another program, such as `bzcat`.
     Other {
         decompress: &'static str,
     },

@@ -17,6 +17,15 @@ use super::{
 /// it was rejected.
 pub const REJECT_COLUMNS: [&str; 2] = ["reject_line", "reject_reason"];
 
+/// The number of columns of an earlier file of rejected rows that a header begins with.
+pub fn reject_columns(header: &[String]) -> usize {
+    if header.starts_with(&REJECT_COLUMNS.map(str::to_owned)) {
+        REJECT_COLUMNS.len()
+    } else {
+        0
+    }
+}
+
 /// Appends a row, quoted where it is needed.
 pub fn append_row<'a>(cells: impl IntoIterator<Item = &'a str>, delimiter: u8, out: &mut Vec<u8>) {
     let mut is_first = true;
@@ -45,14 +54,17 @@ pub fn append_row<'a>(cells: impl IntoIterator<Item = &'a str>, delimiter: u8, o
 #[derive(Debug)]
 pub struct Columns {
     fields: Vec<Column<Field>>,
-    /// The values of `--map` that are text.
+    /// The values of `--map` that are text, each after the number of mapped columns before it.
     texts: Vec<(usize, Field, String)>,
     /// The column that ids are derived from.
     id_from: Option<Column<String>>,
+    /// The number of columns of an earlier file of rejected rows, which come first.
+    pub skipped: usize,
     /// The column with the original lines of rejected rows.
     original_line: Option<usize>,
-    /// The number of columns, and how many of them are named: the others end a row in delimiters.
+    /// The number of columns.
     width: usize,
+    /// The number of columns up to the last one with a name. A row may lack the others.
     named: usize,
     /// Whether quoted cells keep the white space around their text, as in an export.
     is_exact: bool,
@@ -130,6 +142,7 @@ impl Columns {
             });
         }
         Ok(Self {
+            skipped: reject_columns(header),
             original_line: header
                 .iter()
                 .position(|name| name == REJECT_COLUMNS[0] && header.len() > 1),
@@ -237,25 +250,17 @@ impl Columns {
 
     /// Whether all cells are empty, apart from those that tell why the row was rejected.
     pub fn is_blank(&self, record: &Record) -> bool {
-        is_blank_from(record, self.reject_columns())
-    }
-
-    /// The number of columns that tell why the row was rejected.
-    fn reject_columns(&self) -> usize {
-        match self.original_line {
-            Some(0) => REJECT_COLUMNS.len(),
-            _ => 0,
-        }
+        is_blank_from(record, self.skipped)
     }
 
     /// Parses a row. An empty cell leaves its field unset.
     pub fn parse(&self, record: &Record) -> Result<Parsed, String> {
         if !self.fits(record) {
-            let count = record.len().saturating_sub(self.reject_columns());
+            let count = record.len().saturating_sub(self.skipped);
             return Err(format!(
                 "has {count} {}, the header has {}",
                 if count == 1 { "field" } else { "fields" },
-                self.named.saturating_sub(self.reject_columns())
+                self.named.saturating_sub(self.skipped)
             ));
         }
         let mut row = RowBuilder::new(&self.rules);

@@ -34,7 +34,7 @@ pub struct DeleteArgs {
 /// Deletes the locations of a file.
 ///
 /// # Errors
-/// As an import.
+/// Those of [`import::import`].
 pub async fn delete(args: DeleteArgs) -> Result<ImportSummary, TransferError> {
     import::import(ImportArgs {
         file: args.from,

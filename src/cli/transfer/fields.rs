@@ -17,8 +17,8 @@ use prost_reflect::{
 
 use super::{json_text, numbers::NumberStyle, values, wire};
 
-/// The fields that the service sets. An import ignores them, except the id, which has a field of its
-/// own in the request.
+/// The fields that the service sets and an import ignores. The id isn't one of them: it has a field of
+/// its own in the request.
 const OUTPUT_ONLY: [&str; 3] = ["create_time", "update_time", "etag"];
 
 /// The message of a position. All of its fields must be given together, because an omitted one would
@@ -56,17 +56,17 @@ impl Field {
         fields
     }
 
-    /// The id.
+    /// Whether it is the id.
     pub fn is_id(&self) -> bool {
         self.is_at_top("id")
     }
 
-    /// The state.
+    /// Whether it is the state.
     pub fn is_state(&self) -> bool {
         self.is_at_top("state")
     }
 
-    /// The owner.
+    /// Whether it is the owner.
     pub fn is_owner(&self) -> bool {
         self.is_at_top("owner_id")
     }

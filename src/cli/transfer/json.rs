@@ -16,10 +16,10 @@ use super::{
     values,
 };
 
-/// The key of a rejected row that isn't an object, as text.
+/// In a file of rejected rows, the key with the text of a row that isn't an object.
 pub const REJECT_ROW: &str = "reject_row";
 
-/// The number of names of ignored keys that are kept.
+/// Maximum number of ignored keys that are reported.
 const MAX_IGNORED: usize = 50;
 
 /// Parses rows.
@@ -73,7 +73,7 @@ impl Keys {
             parsed.original_line = original_line(&row);
             return Ok(parsed);
         }
-        // Taken out, so that `self` can be changed meanwhile.
+        // `fill` changes `self`, so it can't borrow the rules and the map from it.
         let rules = Arc::clone(&self.rules);
         let mut builder = RowBuilder::new(&rules);
         let map = std::mem::take(&mut self.map);
@@ -201,7 +201,7 @@ impl Keys {
     }
 }
 
-/// Where a member stands.
+/// The context of a member.
 #[derive(Clone, Copy)]
 struct Member<'a> {
     /// The path of the message that it is in.

@@ -2,9 +2,9 @@
 //! service.
 //!
 //! All commands are plain clients. [`import`] reads rows from a file and creates them in batches,
-//! several calls at a time; [`delete`] reads a file alike. [`export`] pages through the locations that
-//! the caller may read. [`csv`] and [`json`] convert locations to rows and back, without loss; the
-//! fields and their names follow from the protobuf descriptor ([`fields`]).
+//! several calls at a time; [`delete`] reads a file in the same way. [`export`] pages through the
+//! locations that the caller may read. [`csv`] and [`json`] convert locations to rows and back, without
+//! loss; the fields and their names follow from the protobuf descriptor ([`fields`]).
 //!
 //! A call has up to 1,000 rows. Streams would save less than a fiftieth of the time: on SQLite, the
 //! service takes 126 ms for 1,000 creations and 27 ms for 1,000 reads, and the call itself less than
@@ -67,7 +67,7 @@ impl Format {
     }
 }
 
-/// What the extensions of a file name.
+/// The format, compression and delimiter that the extensions of a file indicate.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct FileName {
     format: Option<Format>,

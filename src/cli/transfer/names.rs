@@ -5,7 +5,7 @@ use std::{collections::HashMap, sync::LazyLock};
 use super::fields::Field;
 
 impl Field {
-    /// The field that a name stands for, whatever its case and its spaces, underscores and hyphens.
+    /// The field that a name stands for, compared without case, spaces, underscores and hyphens.
     pub fn by_name(name: &str) -> Option<Self> {
         static NAMES: LazyLock<HashMap<String, Field>> = LazyLock::new(|| {
             let fields = Field::all();
@@ -23,7 +23,8 @@ impl Field {
         (field.is_map() && !key.is_empty()).then(|| field.entry(key))
     }
 
-    /// The path of a field with a similar name: its last component, or a typing error away.
+    /// The path of a field with a similar name: one that begins or ends with it, or that a typing error
+    /// may have changed.
     pub fn suggest(name: &str) -> Option<String> {
         let wanted = normalize(name);
         if wanted.len() < 3 {

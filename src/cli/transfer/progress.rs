@@ -1,7 +1,7 @@
 //! The progress of a transfer, on stderr: a bar on a terminal, otherwise a line every few seconds.
 
 use std::{
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
     time::{Duration, Instant},
 };
 
@@ -45,7 +45,7 @@ impl Progress {
             bar.set_message(describe_rate(self.rows, self.elapsed()));
         } else if self.printed.elapsed() >= LINE_EVERY {
             self.printed = Instant::now();
-            eprintln!("{}", self.line());
+            note(&self.line());
         }
     }
 
@@ -53,7 +53,7 @@ impl Progress {
     pub fn note(&self, text: &str) {
         match &self.bar {
             Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            None => note(text),
         }
     }
 
@@ -96,6 +96,12 @@ fn bar(total_bytes: Option<u64>) -> ProgressBar {
     let bar = bar.with_style(style).with_finish(ProgressFinish::AndClear);
     bar.enable_steady_tick(TICK);
     bar
+}
+
+/// Prints a line to stderr. Unlike `eprintln!`, it doesn't panic if stderr is broken: the transfer goes
+/// on.
+pub fn note(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
 }
 
 /// `1,234 rows, 617/s`.

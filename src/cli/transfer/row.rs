@@ -1,4 +1,4 @@
-//! The location of a row, as it is put together from the values of its fields.
+//! Builds the location of a row from the values of its fields.
 
 use location_service::proto::location::v1::{Location, LocationState};
 use prost::Message as _;
@@ -12,13 +12,13 @@ use super::{
     numbers::NumberStyle,
 };
 
-/// The longest value of a field, in bytes. The limits of the service are below.
+/// The longest value of a field, in bytes. The limits of the service are lower.
 const MAX_VALUE_BYTES: usize = 1024 * 1024;
 
 /// The fields that a row has, with or without a value.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Given {
-    /// The bits of the fields in [`Field::all`].
+    /// A bit set of the fields, by their [`Field::index`].
     fields: u64,
     /// The entries of maps whose other entries the row doesn't have.
     entries: Vec<Field>,
@@ -59,11 +59,11 @@ impl Given {
 pub struct Parsed {
     pub location: Location,
     pub given: Given,
-    /// The line in the file that a file of rejected rows was made from.
+    /// For a row of a file of rejected rows: its line in the original file.
     pub original_line: Option<u64>,
 }
 
-/// What all rows have in common.
+/// The options that apply to every row.
 #[derive(Debug, Clone)]
 pub struct RowRules {
     pub constants: Vec<Constant>,
@@ -219,7 +219,7 @@ impl<'a> RowBuilder<'a> {
         }
         let mut location = Location::decode(&*encoded).map_err(|error| error.to_string())?;
         for field in &self.rules.all {
-            // A location without a state becomes active, one without an owner its creator's.
+            // A location without a state becomes active; one without an owner belongs to its creator.
             if field.is_state() && self.given.has(field) && location.state == 0 {
                 location.state = LocationState::Active.into();
             } else if field.is_owner() && location.owner_id.is_empty() {

@@ -606,7 +606,6 @@ fn the_id_of_a_row_without_one_depends_on_line_content_and_owner() {
     assert_ne!(id("A", 2, 0), id("A", 2, 1));
 }
 
-/// A row of a CSV file, and the locations that the service may have.
 #[test]
 fn rows_are_compared_in_the_fields_that_the_file_has() {
     let header = [

@@ -56,7 +56,7 @@ pub struct MetricsPort {
 }
 
 impl MetricsPort {
-    /// Opens the port, before there is a server: until then only `/livez` succeeds.
+    /// Opens the port. Until it shows a server, only `/livez` succeeds.
     pub fn open(listener: TcpListener) -> Self {
         let stop = CancellationToken::new();
         let pages = Arc::default();
@@ -68,7 +68,7 @@ impl MetricsPort {
         }
     }
 
-    /// Shows a server, once. `serving` is its health.
+    /// Shows the metrics of a server and its health. Later calls have no effect.
     pub(in crate::server) fn show(&self, metrics: Metrics, serving: watch::Receiver<bool>) {
         let _ = self.pages.set(Pages { metrics, serving });
     }

@@ -91,7 +91,7 @@ impl Metrics {
                 "Open connections of clients.",
                 float(self.connections.open() as u64),
             ),
-            // No method watches yet: these are true, and let dashboards have their panels.
+            // No method watches locations yet, so these are 0. Dashboards have panels for them.
             single(
                 "location_service_watchers",
                 "Streams that watch locations.",

@@ -1,6 +1,6 @@
 //! The standard metrics of a process:
 //! <https://prometheus.io/docs/instrumenting/writing_clientlibs/#process-metrics>. The collector of the
-//! crate `prometheus` counts whole seconds of CPU time.
+//! crate `prometheus` isn't used, because it counts whole seconds of CPU time.
 
 use std::{fs, str::FromStr};
 
@@ -9,7 +9,7 @@ use rustix::process::{Resource, getrlimit};
 
 use super::family::{counters, float, gauge, gauges, seconds};
 
-/// The unit of times in `/proc`: `USER_HZ`, which is the same on every architecture.
+/// The unit of times in `/proc`: `USER_HZ`, which is the same on all architectures that Rust supports.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 /// The metrics of this process; none if `/proc` can't be read.
@@ -85,7 +85,7 @@ impl Process {
             threads: field(20)?,
             virtual_bytes: field(23)?,
             resident_bytes: number_of(resident)? * 1024.0,
-            // Without the folder itself.
+            // Without the descriptor of the folder itself.
             open_fds: float(open_fds.saturating_sub(1)),
         })
     }

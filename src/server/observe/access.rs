@@ -40,7 +40,7 @@ pub struct Line<'a> {
     pub cache: Option<&'a HeaderValue>,
     /// The address of the client, or of a proxy.
     pub peer: Option<IpAddr>,
-    /// The bytes of the response's message.
+    /// The bytes of the response's body.
     pub response_bytes: u64,
 }
 
@@ -71,8 +71,8 @@ impl Access {
         }
     }
 
-    /// Counts a line, and returns whether it is within the bound. Logs the number of those that were not
-    /// once their second is over.
+    /// Counts a line, and returns whether it is within the limit of its second. The first line of a later
+    /// second logs how many were not.
     fn may_log(&self) -> bool {
         let second = self.started.elapsed().as_secs();
         let mut left_out = 0;
@@ -107,8 +107,8 @@ enum Severity {
     Usual,
 }
 
-/// How a status concerns those who operate the service, as interceptors for gRPC see it:
-/// <https://github.com/grpc-ecosystem/go-grpc-middleware>.
+/// How a status concerns the operators of the service. Failures are the codes that OpenTelemetry
+/// treats as errors of a server: <https://opentelemetry.io/docs/specs/semconv/rpc/grpc>.
 fn severity(code: Code) -> Severity {
     match code {
         Code::Unknown
@@ -164,7 +164,7 @@ fn write(call: Call, line: &Line<'_>) {
             )
         };
     }
-    // The line names the call's request.
+    // Within the call, so that the line has the request's id.
     call.enter(|| match severity(line.code) {
         Severity::Failure => event!(warn),
         Severity::Refusal | Severity::Usual => event!(info),

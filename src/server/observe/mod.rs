@@ -1,4 +1,4 @@
-//! The outermost layer: what is counted and logged of each call, however it ends.
+//! The outermost layer: counts, logs and traces each call, however it ends.
 
 mod access;
 mod calls;
@@ -101,7 +101,7 @@ struct Record {
     /// Known once the response has begun or the call was given up.
     call: Option<Call>,
     span: Span,
-    // For the log.
+    // For the log and the span.
     path: Option<Box<str>>,
     peer: Option<IpAddr>,
     cache: Option<HeaderValue>,
@@ -263,7 +263,7 @@ where
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
         if let Some(record) = this.record {
-            // If it panics.
+            // Remains if the poll panics.
             record.code = Code::Internal;
         }
         let outcome = this.response.as_mut().poll(context);

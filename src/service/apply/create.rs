@@ -19,7 +19,7 @@ use crate::{
 struct Known {
     fingerprint: [u8; 32],
     location: Location,
-    /// [`Generated::Nothing`] for that of an earlier call.
+    /// [`Generated::Nothing`] for the result of an earlier call.
     generated: Generated,
 }
 

@@ -39,7 +39,7 @@ impl Statements<'_> {
             return self.reject(Error::EtagMismatch, stale).await;
         }
         let mut images = self.transaction.take_previous_images(&ids).await?;
-        // Of the locations that are missing, the response reveals the deletion.
+        // The response reveals that the missing locations were deleted.
         let is_deleted = |image: &Image| deleted.iter().any(|other| other.id == image.id);
         let revealed = images
             .iter()

@@ -22,14 +22,14 @@ pub(super) struct Applied {
     /// tags.
     pub images: Vec<Image>,
     /// Those of the images that earlier writes have left, and that the response reveals even if this
-    /// write isn't executed.
+    /// write is only validated.
     pub revealed: Vec<Image>,
     /// The records of the images before moves. The next write needs them until this one has reopened
     /// its tags.
     pub previous_images: Option<PreviousImages>,
 }
 
-/// Records of images, which were made at one time.
+/// Records of images that were made at the same time.
 pub(super) struct PreviousImages {
     pub ids: Vec<LocationId>,
     pub recorded: Micros,
@@ -58,7 +58,7 @@ impl From<StoreError> for Rejected {
     }
 }
 
-/// A write's transaction and its circumstances.
+/// The transaction in which a write's statements run, and its caller.
 pub(super) struct Statements<'a> {
     pub transaction: &'a mut dyn Transaction,
     pub caller: &'a Principal,
@@ -94,7 +94,7 @@ impl Statements<'_> {
         self.caller.scope().is_none_or(|scope| scope == owner)
     }
 
-    /// The locations that requests fail for. `None` if there are none.
+    /// The locations that make requests fail. `None` if there are none.
     fn culprits(&self, items: Vec<(usize, LocationId)>) -> Option<Culprits> {
         Culprits::new(items, self.batch)
     }

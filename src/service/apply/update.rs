@@ -22,7 +22,7 @@ struct Failures {
     stale: Vec<(usize, LocationId)>,
 }
 
-/// A location before the batch, and as of the requests so far.
+/// A location before the batch, and after the requests so far.
 struct State {
     before: Option<Location>,
     after: Option<Location>,

@@ -16,7 +16,7 @@ use super::{
 };
 use crate::model::Location;
 
-/// The time-out of most statements.
+/// The timeout of most statements.
 pub(in crate::store) const TIMEOUT: Option<Duration> = Some(STATEMENT_TIMEOUT);
 
 /// Longer statements aren't kept prepared: they are batches, each of which is unlikely to recur.
@@ -32,7 +32,7 @@ pub(in crate::store) struct ConnectionGuard<DB: Dialect> {
     /// Whether a statement hasn't ended.
     busy: bool,
     pub(super) in_transaction: bool,
-    /// The use of SQLite's write-ahead log, which ends with the statement.
+    /// The use of SQLite's write-ahead log, which ends with the guard.
     pub(super) wal: Option<wal::Use>,
 }
 
@@ -149,7 +149,7 @@ where
             .map_err(DB::map_error)
     }
 
-    /// Runs statements without values, in one message. The outer error is a time-out.
+    /// Runs statements without values, in one message. The outer error is a timeout.
     pub(in crate::store) async fn command(
         &mut self,
         sql: String,
@@ -165,7 +165,7 @@ fn is_short<DB: Dialect>(statement: &QueryBuilder<DB>) -> bool {
     statement.sql().as_str().len() <= MAX_PREPARED_BYTES
 }
 
-/// Waits for a statement until its time-out, after which `busy` stays set.
+/// Waits for a statement until its timeout, after which `busy` stays set.
 async fn in_time<T>(
     busy: &mut bool,
     time_limit: Option<Duration>,

@@ -17,16 +17,16 @@ use crate::model::{ListQuery, OrderField, Predicate};
 /// The index that a list is read from; the rows must match the other filters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::store) enum Driver {
-    /// One on the columns of the predicate, or else the one of the order.
+    /// The one on the columns of the predicate, or else the one of the order.
     Predicate,
-    /// The one on labels, for the label of this index.
+    /// The one on labels, for the list's label at this index.
     Label(usize),
-    /// The one of the order. PostgreSQL chooses between this and the former.
+    /// The one of the order. PostgreSQL chooses between this and [`Driver::Predicate`] itself.
     Order,
 }
 
-/// Rows of a filter that are counted at most. So many are sorted in some 50 ms. If a list of 50 has
-/// more among a million, evenly distributed, its page is found among 10,000 rows in its order.
+/// Maximum number of rows that are counted per filter. Sorting so many takes some 50 ms. If more rows of
+/// a million match, evenly distributed, a page of 50 is found among the first 10,000 in the list's order.
 const PROBE_LIMIT: i64 = 5_000;
 
 impl Driver {
@@ -53,7 +53,7 @@ impl Driver {
     }
 }
 
-/// More than a list has filters with an index: the predicate, and the labels.
+/// An upper bound of the filters of a list that have an index: the predicate, and the labels.
 const MAX_FILTERS: i64 = 256;
 
 /// Whether the predicate has an index of its own that is usually selective.
@@ -80,7 +80,7 @@ pub(super) fn probe_statement<DB: Dialect>(query: &ListQuery) -> Option<QueryBui
         ));
         union = " UNION ALL ";
     };
-    // Of the index, not of the table.
+    // The order makes the database read the index only.
     let limit = format!("create_time LIMIT {PROBE_LIMIT}) AS counted");
     if is_selective {
         count(&mut statement, 0);

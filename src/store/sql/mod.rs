@@ -54,20 +54,20 @@ pub(super) trait Dialect: Database + HasStatementCache + Bind {
     /// Whether a column of doubles keeps the sign of zero.
     const KEEPS_NEGATIVE_ZERO: bool;
 
-    /// Time-out of a commit, after which its outcome is unknown. `None`: its outcome is waited for.
+    /// Timeout of a commit, after which its outcome is unknown. `None` waits for the outcome.
     const COMMIT_TIMEOUT: Option<Duration>;
 
     /// Whether a connection is ready again after an interrupted statement, without waiting for a server.
     const SURVIVES_INTERRUPT: bool;
 
-    /// Interrupts the connection's query when it is dropped.
+    /// Interrupts the query of its connection when it is dropped.
     type Interrupt: Send;
 
     /// The statements that commit a write, in one message, provided that `epoch` is the cache's
     /// current one.
     fn commit(epoch: Option<Epoch>) -> String;
 
-    /// Makes the connection's queries end when the guard is dropped.
+    /// Returns a guard that interrupts the connection's query when it is dropped.
     async fn interruptible(connection: &mut Self::Connection) -> sqlx::Result<Self::Interrupt>;
 
     /// Whether a prepared statement failed because the schema has changed since it was prepared.

@@ -138,7 +138,7 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
     fn lock_source(&mut self, ids: &[LocationId]) -> &mut Self {
         self.push(" FROM locations WHERE ")
             .id_in(ids)
-            // In one order, so that two batches don't wait for each other.
+            // In one order, so that two batches don't deadlock.
             .push(" ORDER BY id")
             .push(DB::FOR_UPDATE)
     }
@@ -263,10 +263,10 @@ pub(super) struct Prefixes {
     others: &'static str,
 }
 
-/// All rows are read: PostgreSQL may join.
+/// Begins the condition on a label where all rows are read: PostgreSQL may join.
 const EXISTS: &str = "EXISTS (SELECT true";
 
-/// A page of rows is read: PostgreSQL looks each one up, and doesn't join.
+/// Begins the condition on a label where a page is read: PostgreSQL looks up each row, and doesn't join.
 const LOOKED_UP: &str = "(SELECT true";
 
 fn order_column(field: OrderField) -> &'static str {

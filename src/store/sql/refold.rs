@@ -1,4 +1,4 @@
-//! Makes the searched form of the names anew, when its rules have changed.
+//! Recomputes `display_name_lower`, the searched form of the names, when its rules have changed.
 
 use sqlx::{Executor, FromRow, IntoArguments, QueryBuilder};
 use uuid::Uuid;
@@ -12,8 +12,8 @@ use crate::model::{FOLDING_VERSION, fold_case};
 /// Names that are read at a time, and written in one transaction.
 const PAGE: i64 = 1_000;
 
-/// Folds all names by the rules of this release, unless that was done. Repeats and concurrent calls do
-/// no harm.
+/// Folds all names by the rules of this release, unless that was done before. Repeats and concurrent
+/// calls do no harm.
 pub(in crate::store) async fn refold_names<DB: Dialect>(
     connection: &mut DB::Connection,
 ) -> sqlx::Result<()>

@@ -26,7 +26,7 @@ use crate::model::{
     ReportCursor, ReportQuery, SortValue,
 };
 
-/// A store over a database. Reads and writes have pools of their own, which may be the same one.
+/// A store over a database. The pools of reads and writes may be the same one.
 #[derive(Debug)]
 pub(in crate::store) struct SqlStore<DB: Database> {
     pub(in crate::store) read_pool: Pool<DB>,
@@ -62,7 +62,7 @@ impl<DB: Dialect> SqlStore<DB> {
         Ok(writer)
     }
 
-    /// Reads, and begins again when long reads have to stop.
+    /// Runs a read, and begins it again when the write-ahead log interrupts it.
     async fn read<T, F>(&self, read: impl Fn() -> F) -> StoreResult<T>
     where
         F: Future<Output = StoreResult<T>>,
@@ -157,14 +157,23 @@ where
         after: Option<&Cursor>,
     ) -> StoreResult<Page<Location, Cursor>> {
         let mut reader = self.reader().await?;
+        let rows = async {
+            match reader.list_rows(query, after).await {
+                // The plan was stale: see `ConnectionGuard::checked`.
+                Err(StoreError::Conflict(_)) => reader.list_rows(query, after).await,
+                rows => rows,
+            }
+        };
         let ListRows {
             mut items,
             cut,
             total,
-        } = match reader.list_rows(query, after).await {
-            // The plan was stale: see `ConnectionGuard`.
-            Err(StoreError::Conflict(_)) => reader.list_rows(query, after).await?,
-            rows => rows?,
+        } = if query.text.is_empty() {
+            rows.await?
+        } else {
+            timeout(QUERY_TIMEOUT, rows)
+                .await
+                .unwrap_or(Err(StoreError::TooSlow(QUERY_TIMEOUT)))?
         };
         let limit = usize::try_from(query.limit).unwrap_or(usize::MAX);
         let more = cut || items.len() > limit;
@@ -234,13 +243,7 @@ where
         after: Option<&Cursor>,
     ) -> StoreResult<Page<Location, Cursor>> {
         let _timer = self.operations.time(Operation::List);
-        if query.text.is_empty() {
-            self.read(|| self.read_list(query, after)).await
-        } else {
-            timeout(QUERY_TIMEOUT, self.read(|| self.read_list(query, after)))
-                .await
-                .unwrap_or(Err(StoreError::TooSlow(QUERY_TIMEOUT)))
-        }
+        self.read(|| self.read_list(query, after)).await
     }
 
     async fn get(&self, ids: &[LocationId], owner: Option<&OwnerId>) -> StoreResult<Vec<Location>> {

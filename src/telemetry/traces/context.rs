@@ -7,10 +7,10 @@ const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 
-/// Maximum length of a `tracestate`: the least that must be passed on.
+/// Maximum length of a `tracestate`: the least that the standard asks to pass on.
 const MAX_STATE_BYTES: usize = 512;
 
-/// Maximum number of its members.
+/// Maximum number of members of a `tracestate`, by the standard.
 const MAX_STATE_MEMBERS: usize = 32;
 
 /// A place in a trace.
@@ -60,8 +60,8 @@ impl TraceContext {
     }
 }
 
-/// The `tracestate` in the headers of a request. Nothing if it is invalid, or longer or of more
-/// members than the limits.
+/// The `tracestate` in the headers of a request. Empty if it is invalid, or exceeds the limits of length
+/// or members.
 pub(super) fn state(headers: &HeaderMap) -> TraceState {
     if !headers.contains_key(TRACESTATE) {
         return TraceState::NONE;

@@ -1,7 +1,8 @@
-//! Traces by OpenTelemetry: spans of calls, of the cache's round trips and of the database, sent by OTLP.
+//! Traces by OpenTelemetry: spans of calls, of the cache's steps and of the database's operations, sent by
+//! OTLP.
 //!
 //! The standard variables configure them: <https://opentelemetry.io/docs/specs/otel/protocol/exporter>. They
-//! are off unless one names an endpoint. A queue of spans is bounded, and spans beyond it are dropped.
+//! are off unless one names an endpoint. The queue of spans is bounded, and spans beyond it are dropped.
 
 mod context;
 mod export;
@@ -68,13 +69,13 @@ impl Traces {
     }
 }
 
-/// A span, which ends when it is dropped. Nothing unless its call is sampled.
+/// A span, which ends when it is dropped. Empty unless its call is sampled.
 #[derive(Debug, Default)]
 pub struct Span(Option<Box<SdkSpan>>);
 
 impl Span {
-    /// Begins the span of a call, if the headers of its request or the sampler choose it. Returns the call's place in
-    /// the trace as well.
+    /// Begins the span of a call, if the headers of its request or the sampler choose it. Returns the
+    /// call's place in the trace as well.
     pub(super) fn of_call(headers: &HeaderMap) -> (Option<TraceContext>, Self) {
         let mut parent = TraceContext::of(headers);
         let Some(tracer) = TRACER.get() else {

@@ -1,4 +1,4 @@
-//! The standard variables, as far as the libraries don't report what they ignore.
+//! The standard variables. Reports the invalid values that the libraries ignore silently.
 
 use std::{env, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
@@ -25,7 +25,7 @@ const SAMPLERS: [&str; 6] = [
     "parentbased_traceidratio",
 ];
 
-/// Whole numbers.
+/// The variables with whole numbers.
 const NUMBERS: [&str; 9] = [
     "OTEL_BSP_SCHEDULE_DELAY",
     "OTEL_BSP_EXPORT_TIMEOUT",
@@ -115,7 +115,11 @@ pub fn timeout() -> Duration {
 /// Whether variables name the service.
 pub fn name_the_service() -> bool {
     let attributes = value("OTEL_RESOURCE_ATTRIBUTES").unwrap_or_default();
-    value("OTEL_SERVICE_NAME").is_some() || attributes.contains("service.name=")
+    let mut names = attributes
+        .split(',')
+        .filter_map(|attribute| attribute.split_once('='))
+        .map(|(name, _)| name.trim());
+    value("OTEL_SERVICE_NAME").is_some() || names.any(|name| name == "service.name")
 }
 
 /// Warns of the values that are ignored because they are invalid.

@@ -138,7 +138,7 @@ struct Args {
 }
 
 const EXAMPLES: &str = "\
-A minute on each topology, with the service in target/debug:
+A minute with one Redis server, and the service in target/debug:
   cargo build --locked
   cargo run --locked -p checker -- --topology single
 
@@ -148,8 +148,9 @@ Hours, with the figures as JSON:
 
 Faults:
   kill-replica stop-replica kill-postgres stop-postgres slow-postgres restore-dump promote
-  lead-to-standby switch-over kill-primary standby-away slow-redis split-redis narrow-redis kill-redis restore-redis stop-redis
-  flush evict refuse-writes move-slots failover cut-replica cut-redis
+  lead-to-standby switch-over kill-primary standby-away slow-redis split-redis narrow-redis
+  kill-redis restore-redis stop-redis flush evict refuse-writes move-slots failover
+  cut-replica cut-redis
 
 Equal seeds repeat the same calls and faults in the same order; their times vary.
 

@@ -69,7 +69,7 @@ pub struct Conditions {
     pub narrow: HashSet<Link>,
 }
 
-/// A direction of traffic between a process and a server.
+/// The connections of a process to a server.
 pub type Link = (Source, Destination);
 
 /// How a link delays traffic.

@@ -26,13 +26,13 @@ const STREAMS: i32 = 256;
 /// The window of a client that takes responses.
 const WINDOW: u32 = 16 << 20;
 
-/// 3.5 MiB, the largest message.
+/// The largest message that the service accepts: 3.5 MiB.
 const LARGEST: usize = 7 << 19;
 
 /// The pause after a refusal: a fifth of the delay that the service requests.
 const BACK_OFF: Duration = Duration::from_millis(200);
 
-/// An attack. Those with one number in the description are of one class.
+/// An attack. Attacks of one class have the same number in their descriptions.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Attack {
     None,
@@ -144,7 +144,7 @@ async fn connect_with_window(target: &Target, window: u32) -> Outcome<Client> {
     Ok(client.with("authorization", &target.hostile))
 }
 
-/// Repeats a call on each of `in_flight` streams, soon after a refusal as well.
+/// Repeats a call on `in_flight` streams, with a short pause after a refusal.
 async fn repeat(
     client: &Client,
     method: &str,

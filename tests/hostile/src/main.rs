@@ -28,10 +28,16 @@ use self::{attacks::Attack, neighbour::Seen, service::Service};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// Bounds of the well-behaved client's latencies (p99) in milliseconds.
+/// Bound of the p99 of the well-behaved client's hits.
 const MAX_HIT_MS: f64 = 20.0;
+
+/// Bound of the p99 of its misses.
 const MAX_MISS_MS: f64 = 250.0;
+
+/// Bound of the p99 of its creations.
 const MAX_CREATION_MS: f64 = 250.0;
+
+/// Bound of the p99 of its health checks.
 const MAX_HEALTH_MS: f64 = 50.0;
 
 /// Bound of SQLite's write-ahead log.
@@ -130,7 +136,7 @@ fn measure(binary: &Path, attack: Attack, time: Duration) -> Outcome<Figures> {
         attacks::prepare(attack, target).await?;
         neighbour::prepare(target).await
     })?;
-    service.forget_peak()?;
+    service.reset_peak()?;
     let before = service.usage()?;
     let log = service.watch_log();
     hostile.spawn(attacks::run(attack, target.clone()));

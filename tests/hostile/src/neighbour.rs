@@ -1,4 +1,4 @@
-//! The well-behaved client: hits, misses, creations and health checks, each one after the other.
+//! The well-behaved client: hits, misses, creations and health checks; calls of one kind follow each other.
 
 use std::{
     cell::RefCell,

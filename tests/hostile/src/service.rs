@@ -21,16 +21,16 @@ const SECRET: &[u8] = b"a secret of the attacks, of 32 bytes or more";
 /// Maximum time for the service to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The soft and hard limit of file descriptors, as many machines have it.
+/// Runs a command with a soft and hard limit of 1,024 file descriptors.
 const DESCRIPTORS: &str = "ulimit -n 1024 && exec \"$0\" \"$@\"";
 
 /// Clock ticks per second in `/proc/PID/stat`: `USER_HZ`, 100 on all of Linux's platforms.
 const TICKS: u64 = 100;
 
-/// The time between two looks at the length of the log.
+/// The time between two readings of the log's length.
 const LOG_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Where the service listens, and tokens for it.
+/// The address of the service, and tokens for it.
 #[derive(Clone)]
 pub struct Target {
     /// The address without the scheme.
@@ -111,7 +111,7 @@ impl Service {
     }
 
     /// Makes the current memory the peak.
-    pub fn forget_peak(&self) -> Outcome<()> {
+    pub fn reset_peak(&self) -> Outcome<()> {
         // See proc(5).
         Ok(fs::write(
             format!("/proc/{}/clear_refs", self.process.pid()),
@@ -136,7 +136,7 @@ impl Service {
     }
 }
 
-/// The greatest length of the log, until it is dropped.
+/// The greatest length of the log. Dropping it ends the watch.
 #[derive(Default)]
 pub struct LogWatch {
     longest: Arc<AtomicU64>,

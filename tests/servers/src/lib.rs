@@ -56,10 +56,10 @@ pub fn service_binary() -> Result<PathBuf, String> {
     ))
 }
 
-/// The time limit for anything that must happen.
+/// The time limit of [`until`].
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Waits for something that must happen, and panics after the time limit.
+/// Waits until `happened` returns true. Panics after the time limit.
 pub fn until(what: &str, mut happened: impl FnMut() -> bool) {
     let deadline = Instant::now() + PATIENCE;
     while !happened() {

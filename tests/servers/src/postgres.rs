@@ -16,11 +16,11 @@ use sqlx::{
 
 use crate::free_port;
 
-/// Debian's programs.
+/// The folder of Debian's programs.
 const BINARIES: &str = "/usr/lib/postgresql/15/bin";
 const USER: &str = "postgres";
 
-/// Attempts to restore a dump.
+/// Maximum number of attempts to restore a dump.
 const RESTORES: usize = 10;
 
 /// Waits for the end of its input, at the latest when the test process ends. Then stops the server,

@@ -19,8 +19,9 @@ pub struct Supervised {
 }
 
 impl Supervised {
-    /// Starts a program with arguments. The command is a prefix of it, with the environment and the
-    /// folder, to whose file `log` the output goes.
+    /// Starts the program and arguments in `args` from a shell, which `command` runs: `env` or `setpriv`
+    /// with options, an environment and a folder. The output goes to the file `log` in that folder. The
+    /// shell runs `last` after it has killed the process.
     pub fn start(
         command: &mut Command,
         args: impl IntoIterator<Item = impl AsRef<OsStr>>,

@@ -27,8 +27,8 @@ use super::{
 /// The number of locations of a page: the most that the service returns.
 const PAGE_SIZE: i32 = 1000;
 
-/// Turns of the tasks that send the request for the next page, before a page is written. The writes
-/// block their thread.
+/// Yields to the tasks that send the request for the next page, before a page is written: the write
+/// blocks their thread.
 const YIELDS: usize = 4;
 
 /// Options of `export`.

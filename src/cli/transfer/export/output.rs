@@ -10,6 +10,7 @@ use std::{
 use crate::cli::transfer::{
     TransferError,
     compression::{Compression, Writer},
+    progress,
 };
 
 /// A file under a temporary name. Unless [`Output::keep`] gives it its own name, dropping it deletes
@@ -17,13 +18,9 @@ use crate::cli::transfer::{
 pub struct Output {
     /// `None` once it is complete.
     file: Option<Writer>,
+    path: PathBuf,
     /// `None` for a device or a pipe, which is written in place.
-    names: Option<Names>,
-}
-
-struct Names {
-    temporary: PathBuf,
-    own: PathBuf,
+    temporary: Option<PathBuf>,
 }
 
 impl Output {
@@ -40,7 +37,8 @@ impl Output {
                 .map_err(write_error)?;
             return Ok(Self {
                 file: Some(Writer::new(file, compression).map_err(write_error)?),
-                names: None,
+                path: path.to_owned(),
+                temporary: None,
             });
         }
         // The target of a symbolic link is replaced, not the link.
@@ -52,7 +50,8 @@ impl Output {
         let file = File::create(&temporary).map_err(write_error)?;
         Ok(Self {
             file: Some(Writer::new(file, compression).map_err(write_error)?),
-            names: Some(Names { temporary, own }),
+            path: own,
+            temporary: Some(temporary),
         })
     }
 
@@ -62,17 +61,21 @@ impl Output {
             .file
             .take()
             .map_or_else(|| Err(io::ErrorKind::BrokenPipe.into()), Writer::finish);
-        let (own, kept) = match &self.names {
-            None => (PathBuf::new(), file.map(|_| ())),
-            Some(Names { temporary, own }) => {
-                let kept = file
-                    .and_then(|file| file.sync_all())
-                    .and_then(|()| fs::rename(temporary, own));
-                (own.clone(), kept)
-            }
+        let kept = match &self.temporary {
+            None => match file {
+                // The reader of a pipe may leave, as that of stdout.
+                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+                _ => Ok(()),
+            },
+            Some(temporary) => file
+                .and_then(|file| file.sync_all())
+                .and_then(|()| fs::rename(temporary, &self.path)),
         };
-        kept.map_err(|cause| TransferError::Write { path: own, cause })?;
-        self.names = None;
+        kept.map_err(|cause| TransferError::Write {
+            path: self.path.clone(),
+            cause,
+        })?;
+        self.temporary = None;
         Ok(())
     }
 }
@@ -90,16 +93,16 @@ impl Write for Output {
     }
 }
 
-/// The end of the names of files that aren't complete.
+/// The suffix of the names of incomplete files.
 const PARTIAL: &str = ".partial";
 
 /// Names the files that killed exports left beside a file.
 fn note_leftovers(own: &Path) {
     for path in leftovers(own) {
-        eprintln!(
+        progress::note(&format!(
             "{} was left by an export that was killed: delete it",
             path.display()
-        );
+        ));
     }
 }
 
@@ -130,7 +133,7 @@ fn leftovers(own: &Path) -> Vec<PathBuf> {
 
 impl Drop for Output {
     fn drop(&mut self) {
-        if let Some(Names { temporary, .. }) = &self.names {
+        if let Some(temporary) = &self.temporary {
             // The caller reports the error that the export failed with, not this one.
             let _ = fs::remove_file(temporary);
         }
@@ -139,6 +142,8 @@ impl Drop for Output {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
+
     use super::*;
 
     #[test]
@@ -179,7 +184,22 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), "new");
 
         let output = Output::create(Path::new("/dev/null"), None).unwrap();
-        assert!(output.names.is_none());
+        assert!(output.temporary.is_none());
+
+        let mut output = Output::create(Path::new("/dev/full"), None).unwrap();
+        output.write_all(b"new").unwrap();
+        let error = output.keep().unwrap_err().to_string();
+        assert!(error.starts_with("cannot write /dev/full: "), "{error}");
+    }
+
+    #[test]
+    fn the_reader_of_a_pipe_may_leave() {
+        let (reader, writer) = io::pipe().unwrap();
+        let path = format!("/dev/fd/{}", writer.as_raw_fd());
+        let mut output = Output::create(Path::new(&path), None).unwrap();
+        drop(reader);
+        output.write_all(b"new").unwrap();
+        output.keep().unwrap();
     }
 
     #[test]

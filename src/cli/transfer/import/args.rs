@@ -73,12 +73,11 @@ pub struct ImportArgs {
     #[command(flatten)]
     pub(in crate::cli::transfer) options: FileArgs,
 
-    /// What is done with the rows.
     #[arg(skip)]
     pub(in crate::cli::transfer) purpose: Purpose,
 }
 
-/// What is done with the rows of a file.
+/// The operation on the rows of a file.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Purpose {
     /// Their locations are created, compared or updated.
@@ -86,6 +85,16 @@ pub enum Purpose {
     Import,
     /// The locations with their ids are deleted.
     Delete,
+}
+
+impl Purpose {
+    /// The command, up to the name of its file.
+    pub(super) fn command(self) -> &'static str {
+        match self {
+            Self::Import => "import",
+            Self::Delete => "delete --from",
+        }
+    }
 }
 
 /// Options of the commands that read a file.
@@ -125,7 +134,7 @@ pub struct FileArgs {
     #[arg(long)]
     pub(super) dry_run: bool,
 
-    /// Prints what became of each row to stdout
+    /// Prints the result of each row to stdout
     #[arg(long)]
     pub(super) verbose: bool,
 
@@ -185,7 +194,7 @@ impl ImportArgs {
         self.rules().map(drop)
     }
 
-    /// What all rows have in common.
+    /// The options that apply to every row.
     pub(super) fn rules(&self) -> Result<RowRules, TransferError> {
         RowRules::new(self.set.clone(), self.style(), self.namespace())
     }

@@ -2,8 +2,9 @@
 
 use std::io::{self, Read};
 
-use super::{ImportArgs, records::Records, rejects::reject_columns};
+use super::{ImportArgs, records::Records};
 use crate::cli::transfer::{
+    csv::reject_columns,
     fields::{Field, MappingSource},
     names::normalize,
 };

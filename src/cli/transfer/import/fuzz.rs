@@ -21,7 +21,7 @@ impl Read for Pieces {
     }
 }
 
-/// A row of the file, or a part of the error that ends it.
+/// A row of the file, or the error that ends it.
 #[derive(Debug, PartialEq)]
 struct ReadRow {
     line: u64,

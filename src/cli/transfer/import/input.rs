@@ -21,7 +21,7 @@ use crate::cli::transfer::{
 /// The bytes that are decoded at a time.
 const CHUNK_BYTES: usize = 64 * 1024;
 
-/// A byte that no UTF-8 has, for what can't be decoded: the cell with it is rejected.
+/// Stands for bytes that can't be decoded. It is invalid in UTF-8, so the cell with it is rejected.
 const UNDECODABLE: u8 = 0xff;
 
 /// An open file, or stdin.
@@ -65,8 +65,10 @@ impl Input {
         if let Some(Compression::Other { decompress }) = name.compression {
             return Err(TransferError::Usage(format!(
                 "files of this kind aren't decompressed: run {decompress} {} | location-service \
-                 import - --format csv",
+                 {} - --format {}",
                 path.display(),
+                args.purpose.command(),
+                format.extension(),
             )));
         }
         let file = if path == Path::new(STANDARD_STREAM) {
@@ -125,7 +127,7 @@ fn is_spreadsheet(path: &Path) -> bool {
 fn spreadsheet(path: &Path) -> TransferError {
     TransferError::Usage(format!(
         "{} is a workbook or an archive, which isn't read: in the spreadsheet program, save the \
-         sheet as \"CSV UTF-8\", and import that file",
+         sheet as \"CSV UTF-8\", and use that file",
         path.display()
     ))
 }
@@ -163,7 +165,7 @@ fn decode(
         Box::new(Decoded {
             inner: rest,
             decoder: encoding.new_decoder_without_bom_handling(),
-            encoded: Vec::new(),
+            encoded: vec![0; CHUNK_BYTES],
             text: Vec::new(),
             position: 0,
             is_at_end: false,
@@ -176,7 +178,8 @@ fn decode(
     Ok((encoding, text))
 }
 
-/// UTF-16 has a zero in its first character, which is of the header or a bracket.
+/// The encoding of a file without a byte order mark. It begins with an ASCII character, of the header or
+/// a bracket, and UTF-16 encodes that with a zero byte.
 fn guess(first: &[u8]) -> &'static Encoding {
     match first {
         [0, second, ..] if *second != 0 => UTF_16BE,
@@ -186,7 +189,7 @@ fn guess(first: &[u8]) -> &'static Encoding {
 }
 
 impl TextEncoding {
-    /// What a file in this encoding begins with.
+    /// The encoded byte order mark, or nothing if the file has none.
     pub fn mark(self) -> Vec<u8> {
         if self.has_mark {
             self.encode("\u{feff}")
@@ -195,7 +198,7 @@ impl TextEncoding {
         }
     }
 
-    /// Whether the bytes of a row are those of the file.
+    /// Whether the file is UTF-8, so that its rows weren't decoded.
     pub fn is_utf8(self) -> bool {
         self.encoding == UTF_8
     }
@@ -243,6 +246,7 @@ impl<R: Read> Read for Counted<R> {
 struct Decoded<R> {
     inner: R,
     decoder: Decoder,
+    /// The buffer of the bytes that are decoded at a time.
     encoded: Vec<u8>,
     /// Decoded text, read up to `position`.
     text: Vec<u8>,
@@ -252,10 +256,7 @@ struct Decoded<R> {
 
 impl<R: Read> Decoded<R> {
     fn refill(&mut self) -> io::Result<()> {
-        let kept = self.encoded.len();
-        self.encoded.resize(kept + CHUNK_BYTES, 0);
-        let count = self.inner.read(&mut self.encoded[kept..])?;
-        self.encoded.truncate(kept + count);
+        let count = self.inner.read(&mut self.encoded)?;
         self.is_at_end = count == 0;
         self.text.clear();
         self.position = 0;
@@ -265,7 +266,7 @@ impl<R: Read> Decoded<R> {
             let start = self.text.len();
             self.text.resize(self.text.capacity(), 0);
             let (result, read, written) = self.decoder.decode_to_utf8_without_replacement(
-                &self.encoded[from..],
+                &self.encoded[from..count],
                 &mut self.text[start..],
                 self.is_at_end,
             );
@@ -277,7 +278,6 @@ impl<R: Read> Decoded<R> {
                 DecoderResult::Malformed(..) => self.text.push(UNDECODABLE),
             }
         }
-        self.encoded.clear();
         Ok(())
     }
 }

@@ -7,10 +7,13 @@ use std::{
 
 use memchr::memchr2;
 
-use super::{reader::MAX_ROW_BYTES, records::reserve};
+use super::{
+    reader::MAX_ROW_BYTES,
+    records::{count_breaks, reserve},
+};
 use crate::cli::transfer::json_text::ValueEnd;
 
-/// Blanks after the brace of the first line.
+/// Maximum number of blanks that are read ahead after the brace of the first line.
 const MAX_BLANKS: usize = 64 * 1024;
 
 /// A row of the file.
@@ -27,12 +30,28 @@ pub struct JsonRow {
 /// Reads rows.
 pub struct JsonRows<R> {
     input: BufReader<R>,
-    /// The line of the next byte.
-    line: u64,
-    is_after_return: bool,
+    place: Place,
     layout: Option<Layout>,
     /// The beginning of the first row, which was read to tell the layout.
     ahead: Vec<u8>,
+}
+
+/// The place of the next byte.
+struct Place {
+    /// The line, counted from 1.
+    line: u64,
+    is_after_return: bool,
+}
+
+impl Place {
+    /// Passes bytes. Those that break no line may be passed again.
+    fn pass(&mut self, bytes: &[u8]) {
+        let ends_pair = self.is_after_return && bytes.starts_with(b"\n");
+        self.line += count_breaks(bytes) - u64::from(ends_pair);
+        if let Some(last) = bytes.last() {
+            self.is_after_return = *last == b'\r';
+        }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +69,10 @@ impl<R: Read> JsonRows<R> {
     pub fn new(input: R) -> Self {
         Self {
             input: BufReader::with_capacity(64 * 1024, input),
-            line: 1,
-            is_after_return: false,
+            place: Place {
+                line: 1,
+                is_after_return: false,
+            },
             layout: None,
             ahead: Vec::new(),
         }
@@ -86,7 +107,7 @@ impl<R: Read> JsonRows<R> {
                 None => Ok(None),
                 Some(_) => Err(io::Error::new(
                     io::ErrorKind::InvalidData,
-                    format!("line {}: text after the end of the array", self.line),
+                    format!("line {}: text after the end of the array", self.place.line),
                 )),
             },
         }
@@ -116,12 +137,10 @@ impl<R: Read> JsonRows<R> {
             let Some(first) = available.first().copied() else {
                 return Ok(None);
             };
+            self.place.pass(&[first]);
             if !first.is_ascii_whitespace() {
                 return Ok(Some(first));
             }
-            let ends_line = first == b'\r' || (first == b'\n' && !self.is_after_return);
-            self.line += u64::from(ends_line);
-            self.is_after_return = first == b'\r';
             self.input.consume(1);
         }
     }
@@ -131,7 +150,7 @@ impl<R: Read> JsonRows<R> {
             return Ok(None);
         }
         let mut row = JsonRow {
-            line: self.line,
+            line: self.place.line,
             raw: mem::take(&mut self.ahead),
             ..JsonRow::default()
         };
@@ -151,7 +170,7 @@ impl<R: Read> JsonRows<R> {
 
     fn next_object(&mut self) -> io::Result<JsonRow> {
         let mut row = JsonRow {
-            line: self.line,
+            line: self.place.line,
             raw: mem::take(&mut self.ahead),
             ..JsonRow::default()
         };
@@ -169,7 +188,7 @@ impl<R: Read> JsonRows<R> {
                 *byte == b'}' && end.is_closed()
             });
             let count = last.map_or(available.len(), |last| last + 1);
-            self.line += memchr::memchr_iter(b'\n', &available[..count]).count() as u64;
+            self.place.pass(&available[..count]);
             row.append(&available[..count]);
             self.input.consume(count);
             if last.is_some() {
@@ -181,7 +200,7 @@ impl<R: Read> JsonRows<R> {
     fn next_element(&mut self) -> io::Result<Option<JsonRow>> {
         let mut row = JsonRow::default();
         let first = self.skip_blank()?;
-        row.line = self.line;
+        row.line = self.place.line;
         match first {
             Some(b']') => {
                 self.input.consume(1);
@@ -205,9 +224,10 @@ impl<R: Read> JsonRows<R> {
                 .iter()
                 .position(|byte| end.is_at(*byte) && *byte != b':');
             let count = at.unwrap_or(available.len());
-            self.line += memchr::memchr_iter(b'\n', &available[..count]).count() as u64;
-            row.append(&available[..count]);
             let last = at.map(|at| available[at]);
+            self.place.pass(&available[..count]);
+            self.place.pass(last.as_slice());
+            row.append(&available[..count]);
             self.input.consume(count);
             match last {
                 None => {}
@@ -305,8 +325,31 @@ mod tests {
                 .contains("line 1 is incomplete")
         );
         assert_eq!(read("1\r2\r\r3"), lines(&[(1, "1"), (2, "2"), (4, "3")]));
+        assert_eq!(
+            read("1\r2\n3\r\n4"),
+            lines(&[(1, "1"), (2, "2"), (3, "3"), (4, "4")])
+        );
         assert_eq!(read("[{}},1]"), lines(&[(1, "{}}"), (1, "1")]));
         assert!(read("[] x").unwrap_err().contains("after the end"));
+    }
+
+    #[test]
+    fn lines_are_counted_whatever_ends_them() {
+        for end in ["\n", "\r\n", "\r"] {
+            for text in [
+                "{\n\"a\":\n1\n}\n\n{\n}\n",
+                "[{\n\"a\":\n1\n},\n\n{}\n]",
+                "[\n1\n\n,\n2\n,\n\n3]",
+            ] {
+                let expected: Vec<_> = read(text).unwrap().iter().map(|row| row.0).collect();
+                let read = read(&text.replace('\n', end)).unwrap();
+                let lines: Vec<_> = read.iter().map(|row| row.0).collect();
+                assert_eq!(lines, expected, "{text:?} with {end:?}");
+            }
+        }
+        let mixed = read("[1\r,\n2\n,\r3]").unwrap();
+        let lines: Vec<_> = mixed.iter().map(|row| row.0).collect();
+        assert_eq!(lines, [1, 3, 5]);
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! `location-service import`: brings the locations of a file into the service.
 //!
 //! A thread reads the file ([`reader`]) and passes batches of rows through a bounded channel. The
-//! main task keeps several calls in flight ([`send`]) and counts what became of each row, in their
-//! order. Every row has an id: its own, one that is derived from a key, or one that is derived from
-//! its line and its content. So a row is created once, however often it is sent, and one that is
-//! there is compared. The service creates a batch as a whole or not at all, so a row that it refuses
-//! is written to the rejects file ([`rejects`]) and the rest of the batch is sent again.
+//! main task keeps several calls in flight ([`send`]) and counts the results of the rows, in the order
+//! of the file. Every row has an id: its own, one that is derived from a key, or one that is derived
+//! from its line and its content. So a row is created once, however often it is sent; if its location
+//! exists, the two are compared. The service creates a batch as a whole or not at all, so a row that
+//! it refuses is written to the rejects file ([`rejects`]) and the rest of the batch is sent again.
 
 mod args;
 mod delete;
@@ -47,7 +47,10 @@ use self::{
     summary::Counts,
 };
 use super::{
-    Interrupts, STANDARD_STREAM, TransferError, client::Client, fields::Field, progress::Progress,
+    Interrupts, STANDARD_STREAM, TransferError,
+    client::Client,
+    fields::Field,
+    progress::{self, Progress},
 };
 
 /// The capacity of the channel between the reader and the calls, in batches.
@@ -66,6 +69,12 @@ pub async fn import(args: ImportArgs) -> Result<ImportSummary, TransferError> {
     let input = Input::open(&args)?;
     let size = input.size;
     let rows = Rows::new(input, &args)?;
+    if !rows.unused.is_empty() {
+        progress::note(&format!(
+            "columns that aren't imported: {}",
+            rows.unused.join(", ")
+        ));
+    }
     let client = Client::connect(&args.options.connection).await?;
     let interrupts = Interrupts::listen()?;
     let rejects = Rejects::new(&args, rows.header.clone(), rows.encoding)?;
@@ -97,7 +106,7 @@ pub async fn import(args: ImportArgs) -> Result<ImportSummary, TransferError> {
         interrupts,
     )
     .await;
-    // Those of a part that was interrupted.
+    // The rows of a part that was interrupted.
     run.count();
     // After an early end, the reader may still be blocked in a read. Otherwise it has ended, and a
     // panic in it must not look like the end of the file.
@@ -183,10 +192,10 @@ impl Run {
         }
     }
 
-    /// Counts the rows of a part of the file, in their order, which is that of the rejected rows.
+    /// Counts the rows of a part of the file, and writes the rejected ones, in the order of their lines.
     fn count(&mut self) {
         let mut fates = std::mem::take(&mut self.fates);
-        // Those of one line stay in their order.
+        // The sort is stable: rows of one line stay in their order.
         fates.sort_by_key(|(line, _)| *line);
         for (line, fate) in fates {
             if let Err(error) = self.count_row(line, &fate) {
@@ -256,7 +265,7 @@ impl Run {
             counts: self.counts,
             purpose: args.purpose,
             is_dry_run: args.options.dry_run,
-            // A file that isn't complete isn't named.
+            // An incomplete rejects file isn't named.
             rejects: (self.rejects.count == self.counts.rejected).then_some(self.rejects.path),
             elapsed: self.progress.finish(),
             is_interrupted: self.is_interrupted,

@@ -21,7 +21,6 @@ use super::{
     input::{Input, TextEncoding},
     json_rows::JsonRows,
     records::Records,
-    rejects::reject_columns,
     rows::{Batch, Derived, Part, Reject, Row},
     seen::Seen,
 };
@@ -40,12 +39,12 @@ const MAX_PART_BYTES: usize = 2 * 1024 * 1024;
 /// of the pages of the database's indexes that as many random ids change.
 const BATCHES_SORTED: usize = 4;
 
-/// The bytes of all batches that are read and not done yet, each of which takes several times as much
-/// memory until then. A single row may have more.
+/// Maximum number of bytes of rows that are read and not done yet. They take several times as much
+/// memory. A single row may have more.
 const MAX_BYTES_IN_FLIGHT: usize = 4 * 1024 * 1024;
 
-/// Sends batches until the end of the file, or until the receiver is dropped. Returns the rows, which
-/// know what was skipped.
+/// Sends batches until the end of the file, or until the receiver is dropped. Returns `rows`, which has
+/// the number of blank rows and the ignored keys.
 pub fn read_batches(
     mut rows: Rows,
     batch_size: usize,
@@ -77,7 +76,7 @@ pub fn read_batches(
         }
         drop(permit);
         if size >= MAX_BYTES_IN_FLIGHT / 2 {
-            // Two of its kind don't fit.
+            // Wait until it is done, before the next part is read: two of this size don't fit.
             drop(acquire(runtime, &memory, MAX_BYTES_IN_FLIGHT));
         }
     }
@@ -94,6 +93,8 @@ fn acquire(runtime: &Handle, memory: &Arc<Semaphore>, size: usize) -> Option<Own
 pub struct Rows {
     /// The header of a CSV file.
     pub header: Option<Header>,
+    /// The columns that aren't imported.
+    pub unused: Vec<String>,
     pub encoding: TextEncoding,
     source: Source,
     path: PathBuf,
@@ -102,7 +103,7 @@ pub struct Rows {
     seen: Seen,
     /// The bytes of the file that were read.
     read: Arc<AtomicU64>,
-    /// Of them, those of batches.
+    /// The bytes that earlier parts reported.
     counted: u64,
     /// Rows without any text, which are skipped.
     pub blank: u64,
@@ -117,8 +118,6 @@ enum Source {
     Csv {
         records: Records<Text>,
         columns: csv::Columns,
-        /// The number of columns of an earlier file of rejected rows.
-        skipped: usize,
     },
     Json {
         rows: JsonRows<Text>,
@@ -140,6 +139,7 @@ impl Rows {
         let rules = args.rules()?;
         let id_from = args.options.id_from.as_deref();
         let mut header = None;
+        let mut unused = Vec::new();
         let source = match input.format {
             Format::Csv => {
                 let mut records = Records::new(input.text);
@@ -156,17 +156,11 @@ impl Rows {
                     Purpose::Import => csv::Columns::new(&found.names, &args.map, rules, id_from)?,
                     Purpose::Delete => csv::Columns::of_ids(&found.names, rules, id_from)?,
                 };
-                let unused = columns.unused(&found.names);
-                if !unused.is_empty() && args.purpose == Purpose::Import {
-                    eprintln!("columns that aren't imported: {}", unused.join(", "));
+                if args.purpose == Purpose::Import {
+                    unused = columns.unused(&found.names);
                 }
-                let skipped = reject_columns(&found.names);
                 header = Some(found);
-                Source::Csv {
-                    records,
-                    columns,
-                    skipped,
-                }
+                Source::Csv { records, columns }
             }
             Format::Ndjson => Source::Json {
                 rows: JsonRows::new(input.text),
@@ -178,6 +172,7 @@ impl Rows {
         };
         Ok(Self {
             header,
+            unused,
             encoding: input.encoding,
             source,
             path: input.path,
@@ -304,11 +299,7 @@ impl Rows {
             cause,
         };
         match &mut self.source {
-            Source::Csv {
-                records,
-                columns,
-                skipped,
-            } => loop {
+            Source::Csv { records, columns } => loop {
                 let Some(mut record) = records.next_record().map_err(read_error)? else {
                     return Ok(None);
                 };
@@ -317,7 +308,7 @@ impl Rows {
                     continue;
                 }
                 if record.problem.is_none() && record.is_multiline() && !columns.fits(&record) {
-                    // A cell took the next row for a part of it.
+                    // A quoted cell may contain the next row.
                     let second = record.raw.split(|byte| matches!(byte, b'\n' | b'\r'));
                     let second = second.skip(1).find(|line| !line.is_empty());
                     let is_row = second
@@ -336,7 +327,7 @@ impl Rows {
                 return Ok(Some(ReadRow {
                     line: record.line,
                     parsed,
-                    raw: record.into_raw(*skipped),
+                    raw: record.into_raw(columns.skipped),
                 }));
             },
             Source::Json { rows, keys } => {

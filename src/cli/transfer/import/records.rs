@@ -110,8 +110,8 @@ pub struct Records<R> {
     /// The line of the next record.
     line: u64,
     is_at_end: bool,
-    /// The start and the line of the last record, and the length of its first line.
-    last: (usize, u64, usize),
+    /// The start of the last record in the buffer. `None` if it took the buffer over.
+    last_start: Option<usize>,
 }
 
 /// Why a record isn't valid.
@@ -130,7 +130,7 @@ impl<R: Read> Records<R> {
             start: 0,
             line: 1,
             is_at_end: false,
-            last: (0, 1, 0),
+            last_start: None,
         }
     }
 
@@ -198,7 +198,6 @@ impl<R: Read> Records<R> {
                 line_end
             }
         };
-        self.last = (self.start, self.line, 0);
         if end > MAX_ROW_BYTES / 8 {
             // A large row takes over the buffer, instead of a copy.
             self.buffer.drain(..self.start);
@@ -206,11 +205,11 @@ impl<R: Read> Records<R> {
             let rest = self.buffer.split_off(next.min(self.buffer.len()));
             record.raw = std::mem::replace(&mut self.buffer, rest);
             record.raw.truncate(end);
-            self.last.2 = usize::MAX;
+            self.last_start = None;
         } else {
             record.raw = self.buffer[self.start..self.start + end].to_vec();
+            self.last_start = Some(self.start);
             self.start += next;
-            self.last.2 = record.first_line_len();
         }
         let breaks = record.cells.iter().filter(|cell| cell.is_quoted);
         self.line += 1 + breaks
@@ -222,20 +221,19 @@ impl<R: Read> Records<R> {
     /// Reduces the record that [`Self::next_record`] returned last to its first line. The next record is
     /// its second line.
     pub fn split_last(&mut self, record: &mut Record) -> io::Result<()> {
-        let (start, line, first_line) = self.last;
-        if first_line == usize::MAX {
+        let Some(start) = self.last_start else {
             return Ok(());
-        }
+        };
+        let first_line = record.first_line_len();
         self.start = start;
         record.raw.truncate(first_line);
         record.keep_cells(first_line);
         self.start += first_line + self.line_end_len(first_line)?;
-        self.line = line + 1;
+        self.line = record.line + 1;
         Ok(())
     }
 
-    /// The cells of one line of the record that [`Self::next_record`] returned last: whether they are well
-    /// formed, and their number.
+    /// The number of cells of a line. `None` if it isn't a well-formed record.
     pub fn count_cells(&self, line: &[u8]) -> Option<usize> {
         let mut records = Records::new(line);
         records.delimiter = self.delimiter;
@@ -422,8 +420,8 @@ impl<R: Read> Records<R> {
     }
 }
 
-/// Makes room in the buffer of a row. Memory that isn't written costs nothing, so a buffer that has
-/// become large isn't copied again and again while it grows.
+/// Makes room in the buffer of a row. A large buffer gets the maximum at once, so that it isn't copied
+/// again and again while it grows: memory that isn't written costs nothing.
 pub fn reserve(buffer: &mut Vec<u8>, additional: usize) {
     const LARGE: usize = 1024 * 1024;
     let length = buffer.len() + additional;
@@ -432,7 +430,8 @@ pub fn reserve(buffer: &mut Vec<u8>, additional: usize) {
     }
 }
 
-fn count_breaks(bytes: &[u8]) -> u64 {
+/// The number of line breaks: `\n`, `\r\n` and `\r`.
+pub fn count_breaks(bytes: &[u8]) -> u64 {
     memchr::memchr2_iter(b'\n', b'\r', bytes)
         .filter(|at| !(bytes[*at] == b'\n' && *at > 0 && bytes[at - 1] == b'\r'))
         .count() as u64

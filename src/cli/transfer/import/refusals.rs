@@ -1,4 +1,4 @@
-//! What the service says about the rows that it refuses.
+//! Finds the rows that an error refuses, and divides their batch.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use tonic_types::StatusExt as _;
 
 use super::{rows::Row, send::Outcome};
 
-/// Single calls of a batch that are in flight.
+/// Maximum number of single calls of a batch in flight.
 pub const SINGLES_IN_FLIGHT: usize = 16;
 
 /// Whether the error is about the rows of the batch, so that other rows may succeed. `OUT_OF_RANGE`
@@ -19,7 +19,7 @@ pub fn is_about_rows(status: &Status) -> bool {
     ) || is_too_large(status)
 }
 
-/// Whether the caller may not do it with this location.
+/// Whether the caller may not see or change the location.
 pub fn is_refusal(status: &Status) -> bool {
     matches!(status.code(), Code::PermissionDenied | Code::NotFound)
 }
@@ -30,8 +30,8 @@ fn is_too_large(status: &Status) -> bool {
         .is_some_and(|info| info.reason == "MESSAGE_TOO_LARGE")
 }
 
-/// Items that are sent in batches, each of which the service does as a whole or not at all. Those that
-/// it refuses are sent singly afterwards, and the others again.
+/// Items that are sent in batches, each of which the service does as a whole or not at all. Of a refused
+/// batch, the refused items are sent singly afterwards, and the others again in batches.
 pub struct Batches<T> {
     batches: Vec<Vec<T>>,
     singles: Vec<T>,
@@ -66,7 +66,7 @@ impl<T> Batches<T> {
         self.singles.push(item);
     }
 
-    /// Takes a batch apart that the service has refused because of some of its items.
+    /// Divides a batch that the service has refused because of some of its items.
     pub fn refuse(&mut self, status: &Status, batch: Vec<T>) {
         let (refused, rest) = partition(status, batch);
         self.singles.extend(refused);

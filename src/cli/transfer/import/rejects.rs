@@ -51,7 +51,7 @@ impl Rejects {
         });
         if is_input(&path, &args.file) {
             return Err(TransferError::Usage(format!(
-                "--rejects {} is the file to import: use another file",
+                "--rejects {} is the file that is read: use another file",
                 path.display()
             )));
         }
@@ -132,16 +132,7 @@ impl Rejects {
     }
 }
 
-/// The number of columns of an earlier file of rejected rows that a header begins with.
-pub fn reject_columns(header: &[String]) -> usize {
-    if header.starts_with(&REJECT_COLUMNS.map(str::to_owned)) {
-        REJECT_COLUMNS.len()
-    } else {
-        0
-    }
-}
-
-/// Whether a path leads to the file that is read, by whatever name.
+/// Whether a path leads to the input file, perhaps by another name.
 fn is_input(path: &Path, input: &Path) -> bool {
     let Ok(metadata) = fs::metadata(path) else {
         return false;

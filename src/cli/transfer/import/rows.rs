@@ -18,19 +18,21 @@ pub struct Row {
     /// The location, with its id.
     pub location: Location,
     pub given: Given,
-    /// For a row without an id: the number of ids of others that were derived from it.
+    /// How the id was derived, if the file has none for the row.
     pub derived: Option<Derived>,
 }
 
-/// How the id of a row was derived from its content.
+/// The parts of a derived id beside the content of the row.
 #[derive(Debug, Clone, Copy)]
 pub struct Derived {
+    /// The line of the row in the original file.
     pub line: u64,
+    /// The number of earlier ids of the row that other owners have.
     pub attempt: u8,
 }
 
 impl Row {
-    /// Gives a row whose id belongs to another owner the next one. Returns whether there is one.
+    /// Replaces the derived id, which another owner has, by the next one. Returns whether there is one.
     pub fn derive_next_id(&mut self, namespace: Uuid) -> bool {
         let Some(derived) = &mut self.derived else {
             return false;
@@ -83,7 +85,7 @@ pub struct Batch {
     /// For the last batch of a part, the size of the part in the file.
     pub bytes: u64,
     pub ends_part: bool,
-    /// The memory that the rows of the part take, returned when they are done.
+    /// The permit for the memory of the part, released when all its batches are done.
     pub memory: Option<Arc<OwnedSemaphorePermit>>,
 }
 

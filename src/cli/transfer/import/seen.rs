@@ -1,4 +1,4 @@
-//! The ids of a run, to find those that come twice.
+//! The ids of an import, to find repeated ones.
 
 use std::{
     collections::HashMap,
@@ -10,14 +10,16 @@ use std::{
 
 use uuid::Uuid;
 
-/// The ids that are kept in memory.
+/// The number of ids in memory at which they are moved to the temporary file.
 const MAX_IN_MEMORY: usize = 128 * 1024;
 
 /// The size of an id and its line in the temporary file.
 const ENTRY_BYTES: usize = 24;
 
-/// Bits of a filter for each id, and those that an id sets. One id in 400 that isn't there passes.
+/// Bits of a filter for each id. Of ids that aren't in the run, one in 400 passes.
 const BITS_PER_ID: usize = 16;
+
+/// Bits of a filter that an id sets.
 const BITS_SET: u64 = 4;
 
 /// The ids that were read, and the line of each. Most of those of a large file are in a temporary
@@ -32,16 +34,16 @@ pub struct Seen {
 /// Ids in the temporary file, in order.
 #[derive(Debug)]
 struct SortedRun {
-    /// The first entry and the number of entries.
+    /// The index of the first entry in the file.
     first: u64,
+    /// The number of entries.
     length: u64,
     /// A Bloom filter: without all of its bits, an id isn't in the run.
     filter: Vec<u64>,
 }
 
 impl Seen {
-    /// Adds an id in its canonical form. Returns the line of the first row that has it, if that is
-    /// another one.
+    /// Adds an id in its canonical form. If an earlier row has it, returns the line of that row.
     pub fn add(&mut self, id: &str, line: u64) -> io::Result<Option<u64>> {
         let Ok(id) = Uuid::try_parse(id) else {
             return Ok(None);

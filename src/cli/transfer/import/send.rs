@@ -21,7 +21,7 @@ use crate::cli::transfer::{
     compare::{Difference, differences},
 };
 
-/// What became of a row.
+/// The result of a row.
 #[derive(Debug)]
 pub enum Fate {
     Created,
@@ -30,14 +30,14 @@ pub enum Fate {
     Different(Vec<Difference>),
     Rejected(Reject),
     Deleted,
-    /// Not there to be deleted.
+    /// There is no location to delete.
     Missing,
 }
 
 /// The result of a batch.
 #[derive(Debug, Default)]
 pub struct Outcome {
-    /// The rows by their lines.
+    /// The results of the rows, by their lines.
     pub fates: Vec<(u64, Fate)>,
     /// The size of the batch in the file.
     pub bytes: u64,
@@ -86,7 +86,7 @@ impl Outcome {
     }
 }
 
-/// Rows and what to do with them.
+/// Rows to create or to compare.
 enum Step {
     Create(Vec<Row>),
     Compare {
@@ -105,7 +105,7 @@ pub struct Sender<'a> {
     update: bool,
     validate_only: bool,
     namespace: Uuid,
-    /// Whether the rows of the last batch were there, so that those of the next one probably are.
+    /// Whether the locations of the last batch existed, so that those of the next one probably do.
     expects_rows: AtomicBool,
 }
 
@@ -121,8 +121,8 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// Creates the rows of a batch that aren't there, and compares or updates the others. A row that
-    /// the service refuses costs no other one.
+    /// Creates the locations of a batch that don't exist, and compares or updates the others. A row that
+    /// the service refuses doesn't affect the other rows.
     pub async fn send(&self, batch: Batch) -> Outcome {
         if self.purpose == Purpose::Delete {
             return delete::delete(self.client, batch, self.validate_only).await;
@@ -234,7 +234,7 @@ impl<'a> Sender<'a> {
         match response {
             Ok(response) => {
                 let there = rows.into_iter().zip(response.locations);
-                self.judge(there, may_be_ours, outcome).await;
+                self.compare_pairs(there, may_be_ours, outcome).await;
             }
             Err(status) if status.code() == Code::NotFound && !exist => {
                 self.expects_rows.store(false, Ordering::Relaxed);
@@ -262,8 +262,8 @@ impl<'a> Sender<'a> {
         }
     }
 
-    /// Creates a row whose derived id another owner has with its next id, and rejects one whose id is
-    /// in the file.
+    /// Creates a row again with its next derived id, because another owner has this one. Rejects a row
+    /// with an id or a key of its own.
     fn replace_id(&self, mut row: Row, steps: &mut Vec<Step>, outcome: &mut Outcome) {
         if row.derive_next_id(self.namespace) {
             steps.push(Step::Create(vec![row]));
@@ -277,8 +277,8 @@ impl<'a> Sender<'a> {
         outcome.reject(row, reason);
     }
 
-    /// Compares rows with the locations that have their ids, and updates these.
-    async fn judge(
+    /// Compares rows with the locations that have their ids, and with `--update` changes those that differ.
+    async fn compare_pairs(
         &self,
         pairs: impl Iterator<Item = (Row, Location)>,
         may_be_ours: bool,

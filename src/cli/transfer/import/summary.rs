@@ -9,7 +9,7 @@ use crate::cli::transfer::{
     EXIT_INTERRUPTED, TransferError, compare::Difference, progress::describe_rate,
 };
 
-/// The number of rows by what became of them.
+/// The number of rows by their result.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     pub created: u64,
@@ -142,8 +142,8 @@ impl fmt::Display for ImportSummary {
         if counts.different > 0 {
             write!(
                 f,
-                "\nto change the {} different locations, run it with --update; if they are others \
-                 with the same keys, with --id-namespace",
+                "\nto change the {} different locations, run it with --update; if they are other \
+                 locations with the same keys, run it with --id-namespace",
                 HumanCount(counts.different)
             )?;
         }

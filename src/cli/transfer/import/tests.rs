@@ -460,6 +460,12 @@ fn rejected_rows_can_be_corrected_and_imported() {
 }
 
 #[test]
+fn rows_after_the_line_of_a_rejects_file_without_its_reason_are_not_blank() {
+    let batch = read("a.csv", b"reject_line,display_name\n3,A\n", &[]);
+    assert_eq!(names(&batch), [(2, "A")]);
+}
+
+#[test]
 fn a_rejects_file_of_an_earlier_run_is_removed_but_never_the_input() {
     let (rows, args, dir) = rows("a.csv", b"display_name\nA\n", &STORAGE);
     let path = dir.path().join("a.csv.rejects.csv");
@@ -543,7 +549,21 @@ fn invalid_arguments_are_refused() {
     args(&lines).check().unwrap();
     let open = |arguments: &[&str]| Input::open(&args(arguments)).err().unwrap().to_string();
     assert!(open(&["-"]).contains("--format csv or --format ndjson"));
-    assert!(open(&["a.csv.bz2"]).contains("bzcat a.csv.bz2 |"));
+    assert!(
+        open(&["a.csv.bz2"])
+            .ends_with("run bzcat a.csv.bz2 | location-service import - --format csv")
+    );
+    let deleted = ImportArgs {
+        purpose: Purpose::Delete,
+        ..args(&["a.jsonl.xz"])
+    };
+    assert!(
+        Input::open(&deleted)
+            .err()
+            .unwrap()
+            .to_string()
+            .ends_with("run xzcat a.jsonl.xz | location-service delete --from - --format ndjson")
+    );
     assert!(open(&["a.xlsx"]).contains("save the sheet as \"CSV UTF-8\""));
     let dir = tempfile::tempdir().unwrap();
     let archive = dir.path().join("a.csv");

@@ -92,7 +92,7 @@ fn concerns_rows(status: &Status) -> bool {
     is_about_rows(status) || is_refusal(status) || status.code() == Code::Aborted
 }
 
-/// Updates a location to what its row has. Returns the line of the row.
+/// Updates a location to the values of its row. Returns the line of the row and its result.
 async fn update_single(
     client: &Client,
     mut update: Update,
@@ -131,7 +131,7 @@ async fn update_single(
             Err(status) => return (line, Err(TransferError::call("UpdateLocation", status))),
         }
     }
-    let reason = "can't be updated: the location changes all the time".to_owned();
+    let reason = "can't be updated: the location changed during every attempt".to_owned();
     (line, Ok(update.rejected(reason)))
 }
 

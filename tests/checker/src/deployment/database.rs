@@ -10,7 +10,7 @@ use crate::{
     network::{Destination, Network, Route},
 };
 
-/// Settings of every server: a standby may be away, and returns soon.
+/// Settings of every server, with which a standby that was away soon catches up.
 const CONFIGURATION: &str = "wal_keep_size = '256MB'\nwal_retrieve_retry_interval = '200ms'";
 
 /// Whether a commit waits for the standby.
@@ -33,7 +33,7 @@ pub struct Database {
 }
 
 impl Database {
-    /// Starts the servers, with some databases.
+    /// Starts the servers, creates the databases, and opens an address for each replica of the service.
     pub(super) async fn start(
         network: &mut Network,
         replication: Option<Replication>,
@@ -67,7 +67,7 @@ impl Database {
         database
     }
 
-    /// The URL of the database of a replica: they take turns.
+    /// The URL of the database of a replica. Replicas take turns with the databases.
     pub(super) fn url(&self, replica: usize) -> String {
         let url = self.primary.url(&self.names[replica % self.names.len()]);
         url.replace(
@@ -109,7 +109,7 @@ impl Database {
         }
     }
 
-    /// The process of the primary that sends its log to the standby.
+    /// The id of the primary's process that sends its log to the standby.
     pub async fn log_sender(&self) -> String {
         let sql = "SELECT pid::bigint FROM pg_stat_replication";
         number(&self.primary.url("postgres"), sql).await.to_string()

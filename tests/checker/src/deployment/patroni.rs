@@ -26,7 +26,7 @@ const POSTGRES: &str = "/usr/lib/postgresql/15/bin";
 /// The name of the database.
 const DATABASE: &str = "checker";
 
-/// Time-out of a request to Patroni.
+/// Timeout of a request to Patroni.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Maximum time for the cluster to start.
@@ -230,7 +230,7 @@ impl Node {
     }
 }
 
-/// Starts a program as a user, in a folder.
+/// Starts a program as a user, in a folder. The shell command `last` runs after its end.
 fn start(dir: &Path, user: &str, args: &[String], last: &str) -> Supervised {
     let mut command = Command::new("setpriv");
     command

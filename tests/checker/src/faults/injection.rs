@@ -11,7 +11,7 @@ use crate::{
     network::{Delay, Destination, Link, Part, Source},
 };
 
-/// Maximum delay of a message: shorter than the time-outs, so no call fails.
+/// Maximum delay of a message: shorter than the timeouts, so no call fails.
 const MAX_DELAY: Duration = Duration::from_millis(300);
 
 /// A fault and its targets.

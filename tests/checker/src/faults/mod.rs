@@ -101,7 +101,7 @@ impl Kind {
             Self::KillPostgres | Self::StopPostgres | Self::SlowPostgres => {
                 !matches!(topology, Topology::Embedded | Topology::Patroni)
             }
-            // The judge of each database would have to know.
+            // With `Shared`, the judges of both databases would observe the loss.
             Self::RestoreDump => !matches!(
                 topology,
                 Topology::Embedded | Topology::Patroni | Topology::Shared
@@ -164,9 +164,9 @@ impl Plan {
         deck.shuffle(&mut rng(seed, ORDER, round));
         let kind = *deck.get(usize::try_from(number % count).ok()?)?;
         let mut rng = rng(seed, DETAILS, number);
-        // Shorter than the time-out of a command, longer than that, longer than the lease and the
-        // clients' deadlines. Long runs also exceed the maximum duration of a write (20 s) and the
-        // time that its tags stay closed (45 s).
+        // Shorter than the timeout of a command, longer than that, longer than the lease and the
+        // clients' deadlines. Some faults of long runs take longer than a write may (15 s), or than it
+        // keeps its tags closed (30 s).
         let lengths: &[u64] = match kind {
             Kind::KillReplica | Kind::KillPostgres => &[0, 1_000],
             Kind::KillRedis => &[0, 3_000],
@@ -175,7 +175,7 @@ impl Plan {
             Kind::RestoreRedis | Kind::Flush | Kind::RestoreDump => &[1_000],
             Kind::CutRedis => &[2_000, 5_000],
             Kind::LeadToStandby => &[3_000],
-            // Longer than a commit in progress may delay a lease, and a write keeps its tags closed.
+            // Longer than a write keeps its tags closed.
             Kind::StandbyAway if long => &[45_000],
             Kind::StandbyAway => &[32_000],
             Kind::MoveSlots | Kind::Failover | Kind::SwitchOver => &[0],
@@ -189,7 +189,7 @@ impl Plan {
         let pause_ms = if long { LONG_PAUSE_MS } else { PAUSE_MS };
         let pause = Duration::from_millis(rng.random_range(pause_ms));
         if rng.random_ratio(1, 4) && long && duration > 1_000 {
-            duration = [20_000, 45_000][variant % 2];
+            duration = duration.max([20_000, 45_000][variant % 2]);
         }
         Some(Self {
             number,

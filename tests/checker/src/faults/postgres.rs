@@ -25,7 +25,7 @@ const LAG: Duration = Duration::from_secs(1);
 /// Maximum time for a switchover or a failover.
 const FAILOVER: Duration = Duration::from_secs(30);
 
-/// The delay of a standby that applies what it receives late.
+/// The delay of a standby that applies the log late.
 const APPLY_DELAY: &str = "2s";
 
 impl Plan {
@@ -124,7 +124,7 @@ pub(super) fn led_to_standby(deployment: &Deployment, plan: &Plan, replica: usiz
     }
 }
 
-/// Leads replicas of the service to the standby, which may apply what it receives late.
+/// Leads replicas of the service to the standby, which may apply the log late.
 pub(super) async fn lead_to_standby(deployment: &Deployment, plan: &Plan, replica: usize) {
     let database = deployment.database();
     let is_late = plan.variant.is_multiple_of(2);

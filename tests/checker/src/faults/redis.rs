@@ -219,6 +219,6 @@ pub(super) async fn failover(deployment: &Deployment, master: usize, variant: us
             sleep(Duration::from_millis(50)).await;
         }
     };
-    // A failover that isn't possible is no fault.
+    // An impossible failover isn't an error.
     let _ = tokio::time::timeout(FAILOVER, done).await;
 }

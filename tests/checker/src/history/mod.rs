@@ -193,7 +193,7 @@ pub struct Loss {
 }
 
 /// Replicas that reach another server than the rest: an old primary, which knows nothing of its
-/// successor. What they return isn't judged, and what they acknowledge is in doubt.
+/// successor. Their responses aren't judged, and writes that they acknowledge are in doubt.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Apart {
     /// The time of the event.

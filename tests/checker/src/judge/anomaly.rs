@@ -77,7 +77,7 @@ pub struct Violation {
 pub enum Finding {
     /// It is right.
     Right,
-    /// A read of which nothing is known.
+    /// A read that can't be judged.
     NotJudged,
     /// It is wrong.
     Wrong(Violation),

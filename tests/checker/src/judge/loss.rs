@@ -27,7 +27,7 @@ impl Judge {
         }
         let names: Vec<_> = self.living.keys().copied().collect();
         for name in names {
-            self.bury(name, loss.at);
+            self.retire(name, loss.at);
         }
     }
 
@@ -47,7 +47,8 @@ impl Judge {
             .is_some_and(|(since, until)| end >= *since && until.is_none_or(|until| start <= until))
     }
 
-    /// Whether it is known what a read may return.
+    /// Whether a read can be judged: no loss and no old primary affects it, and it isn't longer than the
+    /// retention.
     pub(super) fn is_judged(&self, read: &Read) -> bool {
         let Some(Span { start, end }) = read.span() else {
             return false;

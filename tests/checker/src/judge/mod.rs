@@ -3,8 +3,8 @@
 //! Each location is a register whose writes are known in their order, because a single client does all
 //! of them, one after another. A response narrows down the state at the time of its call: a list that
 //! shows `c3.17.2` shows that the third write was the last one, and a list of run r1 without c3.17 shows
-//! that the location was in another run or didn't exist. A response is right if, for each location that
-//! it covers, some state explains it that the location can have had between the call's start and end:
+//! that the location was in another run or didn't exist. A response is right if each location that it
+//! covers is explained by a state that the location can have had between the call's start and end:
 //!
 //! - the state after the last write that was acknowledged before the call started;
 //! - the state after a later write that was sent before the call ended. A write with an unknown outcome
@@ -56,7 +56,7 @@ pub struct Judge {
     losing_since: Option<Micros>,
     /// The end of the last loss.
     lost_until: Option<Micros>,
-    /// The replicas that have reached an old primary, each with the time since when, and until when.
+    /// The replicas that have reached an old primary, each with the time of the start and of the end, if any.
     apart: HashMap<usize, (Micros, Option<Micros>)>,
 }
 
@@ -162,12 +162,12 @@ impl Judge {
             lines.extend(entry.seen.as_ref().map(|seen| seen.line.clone()));
             Wrong::new(anomaly, name, lines)
         });
-        self.bury(name, written.at);
+        self.retire(name, written.at);
         judged
     }
 
     /// Moves a location that doesn't exist any more to the dead ones.
-    fn bury(&mut self, name: Name, at: Micros) {
+    fn retire(&mut self, name: Name, at: Micros) {
         if let Some(register) = self.living.get(&name)
             && register.is_over()
             && let Some(register) = self.living.remove(&name)

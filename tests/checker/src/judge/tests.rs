@@ -169,7 +169,7 @@ fn created() -> History {
     history
 }
 
-/// And moved to r2 from 30 to 40.
+/// The same, and c1.0 was moved to r2 from 30 to 40.
 fn moved() -> History {
     let mut history = created();
     history
@@ -557,7 +557,7 @@ fn an_hour_takes_no_more_memory_than_a_minute() {
         .wrong(Anomaly::Stale);
 }
 
-/// The writes that remain after a loss from `begun` to `ended`.
+/// Records a loss from `begun` to `ended`, after which the database has the states `left`.
 fn loss(history: &mut History, (begun, ended): (Micros, Micros), left: &[&str]) {
     let labels = left.iter().map(|label| label.parse().expect("a label"));
     let loss = |at, left| Event::Loss(Loss { at, left });
@@ -587,7 +587,7 @@ fn a_database_that_lost_writes_begins_anew() {
     for span in [(45, 50), (51, 52), (59, 62), (60, 62)] {
         restored().listed(ANY, span, &[]).fine();
     }
-    // The next write counts as ever.
+    // The next write is judged as usual.
     restored()
         .sent("c1.0.2", 70, Some("r2"))
         .acknowledged("c1.0.2", 80)

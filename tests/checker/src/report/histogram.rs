@@ -23,7 +23,7 @@ impl Histogram {
         self.longest = self.longest.max(time);
     }
 
-    /// The duration that `per_mille` of a thousand don't exceed.
+    /// The duration that `per_mille` in a thousand of the counted ones don't exceed.
     fn quantile(&self, per_mille: u64) -> Micros {
         let total: u64 = self.counts.values().sum();
         let rank = (total * per_mille).div_ceil(1_000);

@@ -109,7 +109,7 @@ struct Current {
 }
 
 impl Figures {
-    /// Counts the next event, which was judged unless it is a read of which nothing is known.
+    /// Counts the next event. `judged` is false for a read that can't be judged.
     pub fn observe(&mut self, event: &Event, judged: bool) {
         match event {
             Event::Write(write) => self.until = self.until.max(write.at),

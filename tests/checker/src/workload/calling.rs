@@ -171,12 +171,12 @@ fn cache_status(metadata: &MetadataMap) -> String {
     status.unwrap_or("none").to_owned()
 }
 
-/// Why a call failed, in the service's own words.
+/// The reason in the `ErrorInfo` of an error.
 fn reason(status: &Status) -> Option<String> {
     status.get_details_error_info().map(|info| info.reason)
 }
 
-/// An error in a line.
+/// An error as one line of text.
 pub(super) fn describe(status: &Status) -> String {
     match reason(status) {
         Some(reason) => format!("{:?} {reason}", status.code()),

@@ -84,10 +84,11 @@ impl Worker {
                     owned.doubt = None;
                 }
             }
-            // A creation that may still take effect. After the last read, the location is abandoned.
+            // Deleted, or a creation that had no effect within the maximum number of reads.
             Ok(None) if looks == LOOKS || owned.version > 0 => {
                 self.owned.swap_remove(index);
             }
+            // A creation that may still take effect.
             Ok(None) => owned.doubt = Some((Doubt::State(looks + 1), later)),
             Err(()) => owned.doubt = Some((Doubt::State(looks), later)),
         }

@@ -50,7 +50,8 @@ impl Worker {
         }
     }
 
-    /// Reads the location of a write or a list of it, in half of the cases, as interactive clients do.
+    /// After half of the writes, reads the location, or a list or report that covers it, as interactive
+    /// clients do.
     pub(super) async fn echo(&mut self, rng: &mut StdRng, name: Name, before: Option<Content>) {
         if rng.random_ratio(1, 2) {
             return;

@@ -193,7 +193,7 @@ impl Worker {
             Sent::Failed(Code::NotFound) => {
                 self.owned.swap_remove(index);
             }
-            // The other one of two writes in doubt has taken effect.
+            // An earlier write in doubt has taken effect.
             Sent::Failed(Code::Aborted) => {
                 owned.careful = true;
                 owned.doubt = Some((Doubt::State(0), 0));
