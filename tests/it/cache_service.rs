@@ -1,4 +1,4 @@
-//! `CacheService`: what it says is what the next read gets.
+//! `CacheService`: its explanations, invalidations and statistics match the reads.
 
 use std::sync::Arc;
 
@@ -67,7 +67,7 @@ fn assert_without_version(explained: &v1::ExplainListResponse) {
     );
 }
 
-/// What `cache-status` says of a list, without `location-service; `.
+/// The `cache-status` of a list, without `location-service; `.
 async fn list(client: &mut Client, request: v1::ListLocationsRequest) -> String {
     let list = client.list_locations(request).await.expect("listed");
     let status = cache_status(&list).split_once("; ");
@@ -304,7 +304,7 @@ async fn an_explanation_of_what_cant_be_listed_is_the_lists_error(pair: Pair) {
     app.stop().await;
 }
 
-/// Requests with five different tags, and the names of their owners.
+/// Makes seven reads with different tags, and returns `hit` or the `fwd` of each.
 async fn warm(admin: &mut Client, ann: &mut Client, id: &str) -> Vec<String> {
     let get = v1::GetLocationRequest { id: id.to_owned() };
     let found = admin.get_location(get).await.expect("found");
@@ -319,7 +319,7 @@ async fn warm(admin: &mut Client, ann: &mut Client, id: &str) -> Vec<String> {
         statuses.push(list(admin, request).await);
     }
     statuses.push(list(ann, of_run("paris")).await);
-    // Which tier it was doesn't matter here.
+    // The tier doesn't matter here.
     for status in &mut statuses {
         *status = status.split("; ").next().expect("a word").to_owned();
     }
@@ -387,7 +387,7 @@ async fn what_is_invalidated_is_dropped_and_nothing_else(pair: Pair) {
             })
             .collect();
         let statuses = match &replica {
-            // What it holds in its process is dropped as well.
+            // Its local entries are dropped as well.
             Some(replica) => warm(&mut replica.admin(), &mut replica.user("ann"), &id).await,
             None => warm(&mut admin, &mut ann, &id).await,
         };

@@ -84,6 +84,17 @@ fn every_rule_of_the_table_has_a_step_or_a_test() {
             .iter()
             .all(|name| rules.iter().any(|step| step["rule"] == **name));
         assert_eq!(row.contains("`rules`"), in_rules, "{row}");
+        let tests = row.split('|').nth(3).expect("a column");
+        assert!(tests.contains('`'), "{row} names no test");
+        for test in tests.split('`').skip(1).step_by(2) {
+            let (module, name) = test.split_once("::").unwrap_or((test, ""));
+            let function = format!("fn {}", name.trim_end_matches('…'));
+            let exists = ["it/conformance", "it"].iter().any(|folder| {
+                let path = in_repository(&format!("tests/{folder}/{module}.rs"));
+                std::fs::read_to_string(path).is_ok_and(|source| source.contains(&function))
+            });
+            assert!(exists || test == "rules", "{test} doesn't exist");
+        }
     }
 }
 
@@ -168,7 +179,7 @@ async fn grpcurl_with_reflection() {
     let described = grpcurl.run(&[], &["describe", "location.v1.Location"]);
     assert!(described.await.stdout.contains("string display_name = 3;"));
     let health = grpcurl.run(&[], &["grpc.health.v1.Health/Check"]).await;
-    assert!(health.stdout.contains("SERVING"), "{}", health.stderr);
+    assert!(health.stdout.contains("\"SERVING\""), "{}", health.stderr);
 
     let list = ["location.v1.LocationService/ListLocations"];
     let stranger = grpcurl.run(&[], &list).await;

@@ -61,9 +61,9 @@ impl Balancer {
     }
 }
 
-/// Whether the service didn't process a request because its connection ended: it wasn't sent, or was
-/// above the last one that the service accepted. Clients of gRPC send such a request again by
-/// themselves (transparent retries), except tonic.
+/// Whether the service didn't process a request because its connection ended: the request wasn't sent,
+/// or its stream is above the last one in the service's GOAWAY. gRPC clients other than tonic retry
+/// such a request by themselves (transparent retries).
 fn was_not_processed(status: &Status) -> bool {
     let cause = status.source().and_then(StdError::source);
     let Some(error) = cause.and_then(|error| error.downcast_ref::<hyper::Error>()) else {

@@ -1,5 +1,5 @@
-//! What calls cost on PostgreSQL and Redis: counted, not timed, through the API, by the servers
-//! themselves where they count.
+//! The cost of calls on PostgreSQL and Redis: their round trips, commands and statements, not their
+//! times.
 
 use std::{
     collections::BTreeSet,
@@ -31,10 +31,10 @@ use crate::{
 };
 use servers::{postgres::Postgres, redis::RedisServer};
 
-/// How many callers ask at once.
+/// The number of concurrent callers.
 const CALLERS: usize = 1_000;
 
-/// A server takes 256 calls at once on a connection.
+/// Fewer than the 256 concurrent streams that the service allows on a connection.
 const CALLERS_PER_CONNECTION: usize = 200;
 
 /// The service, with servers of its own whose statements and commands are counted.
@@ -87,15 +87,14 @@ impl Counted {
     }
 }
 
-/// What the service asks of the database by itself.
-const BACKGROUND: [&str; 6] = [
+/// The beginnings of the statements that background tasks and new connections run.
+const BACKGROUND: [&str; 5] = [
     "SELECT pg_advisory_xact_lock(",
     "SELECT id FROM locations LIMIT 1",
     "SELECT epoch, incarnation, ",
-    // Once for each connection.
+    // These two once for each connection.
     "SELECT database_identity(), ",
     "SELECT pg_advisory_lock_shared(",
-    "DELETE FROM create_requests WHERE create_time < ",
 ];
 
 async fn list(client: &mut Client) -> String {
@@ -140,7 +139,7 @@ async fn a_hit_that_the_process_doesnt_hold_is_one_round_trip() {
 async fn a_miss_is_two_round_trips_and_one_statement() {
     let counted = Counted::spawn().await;
     let mut client = counted.app.admin();
-    // The last one's entry was invalidated by a write, and is still in the local cache.
+    // The last request's entry was invalidated by a write, and is still in the local cache.
     for page_size in [1, 2, 2] {
         let before = Counted::stats(&counted.app).await.round_trip_count;
         let statements = counted.statements().len();
@@ -169,7 +168,7 @@ async fn a_miss_is_two_round_trips_and_one_statement() {
 async fn a_no_cache_read_is_two_round_trips_and_one_statement() {
     let counted = Counted::spawn().await;
     let mut client = counted.app.admin();
-    // First the tag is closed or unknown, then open, and its entry in the process.
+    // First the tag has no version; then it is open, and the entry is in the local cache.
     for _ in 0..2 {
         let before = Counted::stats(&counted.app).await.round_trip_count;
         let statements = counted.statements().len();
@@ -212,8 +211,8 @@ async fn a_read_during_a_write_is_one_round_trip_and_one_statement() {
     counted.stop().await;
 }
 
-/// Lookups of many pages that a replica doesn't hold, and one command of the server's for all that
-/// wait together.
+/// Lookups of many entries that the local cache doesn't hold: those that wait together share a
+/// command.
 #[tokio::test]
 async fn a_hundred_hits_on_entries_that_the_process_doesnt_hold_share_commands() {
     const ENTRIES: u64 = 100;
@@ -281,13 +280,13 @@ async fn a_create_is_two_round_trips_and_one_transaction() {
             .iter()
             .filter_map(|statement| statement.split_whitespace().next())
             .collect();
-        // The commit's message begins with its check of the write's age.
+        // The commit is one message, `SELECT check_commit(…); COMMIT`.
         assert_eq!(first_words, ["BEGIN", "INSERT", "SELECT"], "{executed:?}");
     }
     counted.stop().await;
 }
 
-/// Holds the first lookups until all callers have come to theirs, so that they are truly at once.
+/// Holds the lookups until all callers have reached theirs, so that they run concurrently.
 struct AllAtOnce {
     inner: Arc<dyn Cache>,
     armed: AtomicUsize,
@@ -392,7 +391,8 @@ where
     join_all(calls).await
 }
 
-// One thread, so that all callers that are released together have sent their calls before the first response.
+// One thread, so that all callers that are released together have sent their calls before the first
+// response.
 #[tokio::test]
 async fn a_thousand_hits_on_one_entry_share_a_handful_of_version_reads() {
     let (counted, at_once) = all_at_once().await;
@@ -441,7 +441,7 @@ async fn a_miss_of_a_thousand_callers_is_at_most_two_queries_on_a_replica() {
     counted.stop().await;
 }
 
-/// An hour's traffic, squeezed: many pages of many lists that live for a moment, and few writes.
+/// An hour's traffic in 15 seconds: many pages of many lists with a short time to live, and few writes.
 #[tokio::test(flavor = "multi_thread")]
 async fn traffic_leaves_few_index_members_without_their_entries() {
     const TTL: Duration = Duration::from_secs(1);
@@ -459,8 +459,8 @@ async fn traffic_leaves_few_index_members_without_their_entries() {
     let readers = (0..8).map(|_| {
         let (cache, requests) = (Arc::clone(&cache), Arc::clone(&requests));
         tokio::spawn(async move {
-            // On a machine that stands still for a moment more expires than is filled. The fills that
-            // follow drop it.
+            // If the machine stalls, more entries expire than are filled. The fills that follow drop
+            // their members.
             let mut rest = 0..100;
             while started.elapsed() < TRAFFIC || rest.next().is_some() {
                 let number = requests.fetch_add(1, Ordering::Relaxed);
@@ -497,7 +497,7 @@ async fn traffic_leaves_few_index_members_without_their_entries() {
     let (members, dead) = server.index_members();
     let fills = cache.stats().fills;
     assert!(
-        fills > 2 * members,
+        members > 0 && fills > 2 * members,
         "most of {fills} entries are gone, and {members} are indexed"
     );
     assert!(dead * 4 <= members, "{dead} of {members} members are dead");

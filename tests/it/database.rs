@@ -46,7 +46,7 @@ fn some_server() -> CacheServer {
     }
 }
 
-/// Writes a location past the service: its writer has died before it reopened the tags.
+/// Inserts a location without the service, like a writer that died before it reopened the tags.
 async fn insert(store: &dyn Store, location: &Location) {
     let mut write = store.begin().await.unwrap();
     write.insert(std::slice::from_ref(location)).await.unwrap();
@@ -62,9 +62,8 @@ async fn is_hit(client: &mut Client, run: &str) -> bool {
     cache_status(&list).starts_with("location-service; hit")
 }
 
-/// Lists twice, so that the second list is a hit, and returns the names.
+/// Lists until the list is a hit, and returns the names.
 async fn cached(client: &mut Client, run: &str) -> Vec<String> {
-    let mut listed = Vec::new();
     let found = Arc::new(std::sync::Mutex::new(Vec::new()));
     eventually("the list is cached", || {
         let (mut client, found) = (client.clone(), Arc::clone(&found));
@@ -75,8 +74,7 @@ async fn cached(client: &mut Client, run: &str) -> Vec<String> {
         }
     })
     .await;
-    listed.append(&mut found.lock().unwrap());
-    listed
+    std::mem::take(&mut *found.lock().unwrap())
 }
 
 async fn listed(client: &mut Client, run: &str) -> Vec<String> {
@@ -330,12 +328,11 @@ async fn a_standby_is_not_trusted_and_its_promotion_begins_a_new_epoch() {
         unavailable(read.err()),
         "no epoch belongs to this server yet"
     );
-    let mut promoted = table.read().await;
-    while promoted.is_err() {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        promoted = table.read().await;
-    }
-    let promoted = promoted.unwrap().epoch;
+    eventually("the promoted server is used", || async {
+        table.read().await.is_ok()
+    })
+    .await;
+    let promoted = table.read().await.unwrap().epoch;
     assert_eq!(promoted.server, None);
     assert!(promoted.epoch.0 - active.epoch.0 > 1_000, "{promoted:?}");
     store.get(&[LocationId::generate()], None).await.unwrap();
@@ -507,6 +504,14 @@ async fn settings_of_the_database_do_not_break_statements() {
         execute(&url, &format!("ALTER DATABASE {name} SET {setting}")).await;
     }
     let app = TestApp::spawn_at(url.clone(), redis().url()).await;
+    // Inserts fail unless the service has turned it on again.
+    execute(
+        &url,
+        "BEGIN READ WRITE;
+         ALTER TABLE locations ADD CHECK (current_setting('synchronous_commit') = 'on');
+         COMMIT",
+    )
+    .await;
     let mut client = app.admin();
     let created = client
         .create_location(create(storage("50%_\\", "run")))
@@ -550,7 +555,7 @@ async fn a_changed_column_type_costs_a_retry() {
     let mut client = app.admin();
     let a = client.create_location(create(storage("a", "run"))).await;
     let mut a = a.expect("created").into_inner();
-    // Every connection prepares the statements.
+    // The first calls prepare the statements.
     let no_cache = || with(of_run("run"), "cache-control", "no-cache");
     for number in 0..16 {
         if number == 8 {

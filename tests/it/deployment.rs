@@ -44,7 +44,9 @@ async fn dashboards_and_alerts_name_the_metrics_of_the_service() {
     serde_json::from_str::<serde_json::Value>(&dashboard).expect("JSON");
     let alerts = file("prometheus/alerts.yml");
     for used in [&dashboard, &alerts] {
-        let unknown: Vec<_> = metrics(used).difference(&series).copied().collect();
+        let used = metrics(used);
+        assert!(!used.is_empty(), "no metrics");
+        let unknown: Vec<_> = used.difference(&series).copied().collect();
         assert_eq!(unknown, [""; 0], "no such metric");
     }
     let shown: BTreeSet<_> = metrics(&dashboard).into_iter().map(family).collect();
@@ -94,12 +96,16 @@ async fn manifests_and_settings_name_the_flags_of_the_service() {
             .filter(|name| *name != "PORT")
             .map(|name| name.to_lowercase().replace('_', "-"))
     });
+    let named: Vec<_> = named.collect();
     let settings = file("debian/config.toml");
     let keys = settings.lines().filter_map(|line| {
         let (key, _) = line.trim_start_matches('#').split_once(" = ")?;
         Some(key.to_owned())
     });
+    let keys: Vec<_> = keys.collect();
+    assert!(!named.is_empty() && !keys.is_empty(), "no settings");
     let unknown: Vec<_> = named
+        .into_iter()
         .chain(keys)
         .filter(|name| !flags.contains(name.as_str()))
         .collect();
@@ -111,12 +117,20 @@ async fn every_command_has_a_man_page() {
     let dir = TempDir::new().expect("a folder");
     let path = dir.path().to_str().expect("UTF-8");
     output_of(service(["man", path])).await;
-    for page in [
-        "location-service",
-        "location-service-serve",
-        "location-service-migrate",
-    ] {
-        let text = fs::read_to_string(dir.path().join(format!("{page}.1"))).expect("a page");
+    let help = output_of(service(["--help"])).await;
+    let (_, commands) = help.split_once("\nCommands:\n").expect("a list");
+    let commands = commands
+        .lines()
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        // Another line of a description, and the command that has no page.
+        .filter(|command| !["", "help"].contains(command));
+    let mut pages = vec!["location-service".to_owned()];
+    pages.extend(commands.map(|command| format!("location-service-{command}")));
+    assert!(pages.contains(&"location-service-migrate".to_owned()));
+    for page in pages {
+        let text = fs::read_to_string(dir.path().join(format!("{page}.1")));
+        let text = text.unwrap_or_else(|error| panic!("{page}: {error}"));
         assert!(text.contains(".SH OPTIONS"), "{page}");
     }
     for shell in ["bash", "zsh", "fish"] {

@@ -76,7 +76,7 @@ async fn what_was_acknowledged_survives_kill_9() {
     for kill in 0..=KILLS {
         let service = home.start().await;
         let mut client = service.admin().await;
-        // What was cut off is either done or not: asking again settles it, and does it once.
+        // A request without a response was applied or not. Its retry applies it at most once.
         for request in open_requests.drain(..) {
             let created = client.create_location(request).await.expect("created");
             acknowledged.push(created.into_inner().id);
@@ -232,7 +232,7 @@ async fn a_lock_of_another_program_makes_writes_unavailable_until_it_goes() {
     let retry = refused.get_details_retry_info().expect("when to retry");
     assert!(retry.retry_delay.is_some_and(|delay| !delay.is_zero()));
     assert!(!refused.message().contains("locked"), "the driver's text");
-    // Readers aren't in the way of a writer, nor it in theirs.
+    // The lock doesn't block reads.
     assert_eq!(count(&mut client).await, 1);
     execute(&mut other, "ROLLBACK").await;
     client
@@ -242,8 +242,8 @@ async fn a_lock_of_another_program_makes_writes_unavailable_until_it_goes() {
     assert_eq!(count(&mut client).await, 2);
 }
 
-/// A service whose database is on a file system of a few MiB, which only its process sees and which
-/// goes with it.
+/// A service whose database is on a file system of a few MiB, which is visible only to its process and
+/// ends with it.
 struct Cramped {
     home: Home,
     service: Process,
@@ -279,7 +279,6 @@ impl Cramped {
             .arg(&mount)
             .arg(service.get_program())
             .args(service.get_args());
-        // The configuration is checked for the folder, which is there before and after the mount.
         let service = home.run(command).await.expect("it starts");
         let root = format!("/proc/{}/root", service.id());
         let folder = Path::new(&root).join(mount.strip_prefix("/").expect("absolute"));
@@ -329,7 +328,7 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_recovers() {
     assert_eq!(full.code(), Code::ResourceExhausted, "{full:?} {log}");
     assert_eq!(reason(&full), "STORAGE_FULL");
     assert!(full.get_details_retry_info().is_some());
-    // Reads and refusals go on with the same data.
+    // Reads return the same data, and writes are still refused.
     for _ in 0..5 {
         let again = client.batch_create_locations(large()).await;
         let again = again.expect_err("there is no room");
@@ -346,7 +345,7 @@ async fn a_full_disk_refuses_writes_loses_nothing_and_recovers() {
     kept += 20;
     assert_eq!(usize::try_from(count(&mut client).await), Ok(kept));
 
-    // All of it is in the files, whatever the process remembers.
+    // All of it is in the files, not only in the memory of the process.
     let copy = Home::new();
     for suffix in ["", "-wal"] {
         let from = cramped.folder.join(format!("locations.db{suffix}"));

@@ -38,7 +38,7 @@ const A_FEW_SECONDS: Duration = Duration::from_secs(6);
 
 const LOCAL: &str = "location-service; hit; detail=local";
 
-/// Two replicas on a `PostgreSQL` and a Redis of the test's own; one can be held.
+/// Two replicas on a PostgreSQL database and a Redis of the test's own; `a` can be held.
 struct Replicas {
     a: TestApp,
     b: TestApp,
@@ -113,12 +113,12 @@ fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(|&name| name.to_owned()).collect()
 }
 
-/// How a server loses what it knows.
+/// How Redis loses data.
 #[derive(Debug, Clone, Copy)]
 enum Loss {
     Flush,
     Restart,
-    /// As eviction does: the notes of writes in flight, and nothing else.
+    /// Only the records of writes in flight, as by an eviction.
     Writers,
 }
 
@@ -139,8 +139,8 @@ impl Loss {
     }
 }
 
-/// A write from whose `close` to whose commit the server loses what it knows, and a reader who
-/// thereupon caches the old list; what the reader's replica lists after the acknowledgement.
+/// Redis loses data between a write's `close` and its commit, and a reader then caches the old list.
+/// Returns the list of the reader's replica after the acknowledgement.
 async fn lost_before_commit(loss: Loss, without: Without) -> Vec<String> {
     let mut redis = RedisServer::start();
     let replicas = Replicas::without(&redis, without).await;
@@ -154,7 +154,7 @@ async fn lost_before_commit(loss: Loss, without: Without) -> Vec<String> {
     assert_eq!(list(&reader, "run").await, (owned(&["old"]), CLOSED.into()));
     loss.strike(&mut redis);
     assert_eq!(held(&reader, "run").await, ["old"]);
-    // So that the writer, too, is connected again.
+    // Waits until the writer's replica is connected again, too.
     held(&writer, "other").await;
     replicas.gates.closed.release();
     writing.await.expect("no panic").expect("acknowledged");
@@ -221,7 +221,7 @@ async fn restarts_in_the_middle_of_load_make_nothing_stale() {
     for _ in 0..2 {
         watch.steps(4).await;
         redis.restart();
-        // Both replicas find back.
+        // Both replicas connect again.
         watch.steps(4).await;
         watch.hits(1).await;
     }
@@ -244,7 +244,7 @@ async fn a_cache_that_evicts_all_the_time_makes_nothing_stale() {
         .expect("a number");
     let watch = Watch::start(&clients);
     watch.steps(2).await;
-    // From ample to none at all, back and forth; each time something else has to go.
+    // 0 to 48 KiB more than was used before the load, in turns, so that each round evicts other keys.
     let mut lost_versions = 0;
     for round in 0..40_u64 {
         let policy = ["allkeys-lru", "allkeys-random"][usize::from(round % 8 >= 4)];
@@ -291,7 +291,7 @@ async fn rows(app: &TestApp) -> i64 {
     number(database(app), "SELECT count(*) FROM locations").await
 }
 
-/// Lets writes stand still for longer than the server lets them otherwise.
+/// Disables the time limit of idle transactions for writes, so that a test can hold them for longer.
 async fn let_stand_still(app: &TestApp) {
     execute(
         database(app),
@@ -311,7 +311,7 @@ async fn epoch(app: &TestApp) -> i64 {
     number(database(app), "SELECT epoch FROM cache_epoch").await
 }
 
-/// Redis stands still: one replica's read is under way, and many wait for the next.
+/// While Redis is suspended, one read of a replica is running, and many calls wait for the next.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_suspended_redis_costs_speed_only() {
     let redis = RedisServer::start();
@@ -367,7 +367,7 @@ async fn writes_go_on_while_redis_is_away() {
     redis.kill();
     let killed = Instant::now();
     created(&clients[0], "0").await;
-    // A lease, and what it takes to notice.
+    // A lease, and the time until the failure is noticed.
     assert!(killed.elapsed() < Duration::from_secs(3));
     let mut expected = vec!["0".to_owned()];
     let began = Instant::now();
@@ -431,7 +431,7 @@ async fn a_replica_cut_off_from_redis_leaves_nothing_stale() {
     created(&writer, "new").await;
     assert_eq!(list(&reader, "run").await.0, ["new", "old"]);
     assert_eq!(list(&writer, "run").await.0, ["new", "old"]);
-    // It isn't torn back and forth meanwhile.
+    // The cache stays suspended meanwhile: it isn't activated and suspended in turns.
     let suspended = epoch(&connected).await;
     for number in 0..10 {
         created(&writer, &number.to_string()).await;
@@ -451,7 +451,7 @@ async fn a_write_that_began_before_a_suspension_waits_for_it_too() {
     let writer = replicas.a.admin();
     held(&writer, "run").await;
     replicas.gates.begun.arm();
-    // One that may be a retry closes its tags when it has inserted.
+    // A creation with a request id closes its tags only after its statements.
     let writing = start(
         &writer,
         v1::CreateLocationRequest {
@@ -487,7 +487,7 @@ async fn a_write_whose_reopen_is_lost_is_acknowledged_when_no_replica_serves_the
     replicas.gates.closed.arm();
     replicas.gates.committed.arm();
     let writing = start_create(&writer, "new");
-    // The note is lost, and the reader caches the old list.
+    // The record of the write in flight is lost, and the reader caches the old list.
     replicas.gates.closed.held().await;
     redis.command(&["FLUSHALL"]);
     assert!(held(&reader, "run").await.is_empty());
@@ -581,7 +581,7 @@ async fn a_database_that_is_stopped_is_reported_and_used_again() {
     app.stop().await;
 }
 
-/// A replica that is a process, with a network to its database that can hold a commit; and one that
+/// Two replicas: a process that the test kills or suspends, whose commits a proxy can hold, and one that
 /// stays.
 struct Victim {
     redis: RedisServer,
@@ -594,7 +594,7 @@ struct Victim {
 }
 
 impl Victim {
-    /// Both hold the list of the run, in which there is `old`.
+    /// Starts both replicas. Both have the list of the run, with the location `old`, in their local caches.
     async fn start() -> Self {
         let redis = RedisServer::start();
         let database = Postgres::shared().database().await;
@@ -620,10 +620,10 @@ impl Victim {
         }
     }
 
-    /// How many writes are in flight on the run, as the cache knows.
+    /// The number of keys that record writes in flight on the run: 0 or 1.
     fn writes_in_flight(&self) -> usize {
-        let notes = self.redis.keys("*{\\*,run,\\*}:writers");
-        notes.len()
+        let keys = self.redis.keys("*{\\*,run,\\*}:writers");
+        keys.len()
     }
 
     async fn lists(&self) -> (Vec<String>, String) {
@@ -642,7 +642,7 @@ async fn a_replica_killed_between_close_and_commit_leaves_nothing_stale() {
     // The tags stay closed: the commit may still become visible.
     assert_eq!(victim.lists().await, (owned(&["old"]), CLOSED.into()));
     assert_eq!(victim.writes_in_flight(), 1);
-    // And indeed it is.
+    // It does become visible.
     victim.proxy.holds.commit.release();
     eventually("it is committed", || async {
         rows(&victim.stays).await == 2
@@ -652,7 +652,7 @@ async fn a_replica_killed_between_close_and_commit_leaves_nothing_stale() {
         victim.lists().await,
         (owned(&["new", "old"]), CLOSED.into())
     );
-    // Others write and read as ever, on the same tags too.
+    // The other replica still writes and reads, also on the same tags.
     created(&victim.reader, "newer").await;
     assert_eq!(victim.lists().await.0, ["newer", "new", "old"]);
     held(&victim.reader, "other").await;
@@ -677,9 +677,9 @@ async fn a_replica_killed_whose_commit_never_arrives_leaves_nothing_stale() {
     victim.stays.stop().await;
 }
 
-/// A replica that is killed between its commit and `reopen`, after which the first call is retried
-/// on the other; `lost`: the cache server has forgotten between `close` and commit that a write is
-/// in flight, and the other has cached the old list.
+/// A replica is killed between a commit and its `reopen`, and the call is retried on the other one. If
+/// `lost`, Redis loses the record of the write between its `close` and commit, and the other replica
+/// caches the old list.
 async fn killed_before_reopen(lost: bool) {
     let victim = Victim::start().await;
     let request = v1::CreateLocationRequest {
@@ -730,6 +730,12 @@ async fn a_replica_suspended_past_its_deadline_leaves_nothing_stale() {
     victim.proxy.holds.commit.arm();
     let writing = start_create(&victim.client, "late");
     victim.proxy.holds.commit.held().await;
+    let writer = number(
+        database(&victim.stays),
+        "SELECT pid::bigint FROM pg_stat_activity \
+         WHERE datname = current_database() AND state = 'idle in transaction'",
+    )
+    .await;
     victim.process.signal("STOP");
     let closed = Instant::now();
     assert_eq!(victim.lists().await, (owned(&["old"]), CLOSED.into()));
@@ -742,14 +748,16 @@ async fn a_replica_suspended_past_its_deadline_leaves_nothing_stale() {
     .expect("the tags open at the deadline");
     assert!(closed.elapsed() > Duration::from_secs(29), "and not before");
     assert_eq!(held(&victim.reader, "run").await, ["old"]);
-    // Only now does the commit arrive, and is refused.
+    // The commit arrives only now, and is refused.
     victim.proxy.holds.commit.release();
     victim.process.signal("CONT");
     let outcome = writing.await.expect("no panic");
     outcome.expect_err("it took too long");
     eventually("the commit is refused", || async {
         let log = fs::read_to_string(Postgres::shared().log()).expect("a log");
-        log.contains("the write is too old to be committed")
+        log.contains(&format!(
+            "[{writer}] ERROR:  the write is too old to be committed"
+        ))
     })
     .await;
     assert_eq!(rows(&victim.stays).await, 1);
@@ -763,8 +771,8 @@ async fn a_replica_suspended_past_its_deadline_leaves_nothing_stale() {
     victim.stays.stop().await;
 }
 
-/// A write that builds on one that isn't acknowledged acknowledges that one too. Its writer's note is
-/// lost, so that a reader has cached the old list meanwhile.
+/// A write that builds on an unacknowledged one acknowledges that one too. Redis loses the record of the
+/// first, so a reader caches the old list meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repeated_delete_closes_what_the_first_has_left() {
     let redis = RedisServer::start();
@@ -793,7 +801,7 @@ async fn a_repeated_delete_closes_what_the_first_has_left() {
     writer.await.expect("no panic").expect("deleted");
 }
 
-/// As with a delete, and the run that the location was in is no more in the row.
+/// As with a delete, except that the row no longer has the run that the location was in.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_closes_what_the_move_before_it_has_left() {
     let redis = RedisServer::start();

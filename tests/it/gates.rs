@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use crate::harness::PATIENCE;
 
-/// A point that, once armed, holds the next one to pass it until it is released.
+/// A point that, once armed, holds the next task that passes it, until it is released.
 pub struct Gate {
     armed: AtomicBool,
     arrived: Semaphore,
@@ -42,7 +42,7 @@ impl Default for Gate {
 }
 
 impl Gate {
-    /// Holds the next one to pass.
+    /// Holds the next task that passes.
     pub fn arm(&self) {
         self.armed.store(true, Ordering::SeqCst);
     }
@@ -56,12 +56,12 @@ impl Gate {
             .forget();
     }
 
-    /// Lets go who is held.
+    /// Releases the held task.
     pub fn release(&self) {
         self.released.add_permits(1);
     }
 
-    /// Passes, once it is released if it was armed.
+    /// Passes at once, or after the release if the gate is armed.
     pub async fn pass(&self) {
         if self.armed.swap(false, Ordering::SeqCst) {
             self.arrived.add_permits(1);
@@ -79,7 +79,8 @@ impl Gate {
 pub struct Gates {
     /// The database was read for a list; the cache isn't filled yet.
     pub list_read: Gate,
-    /// A creation has begun; nothing is inserted, and nothing closed unless it was foreseen.
+    /// A creation's transaction has begun; nothing is inserted. Its tags may be closed already, if they
+    /// are known in advance.
     pub begun: Gate,
     /// The tags are closed; nothing is committed.
     pub closed: Gate,
@@ -93,15 +94,16 @@ pub struct Gates {
     pub die_before_commit: AtomicBool,
     /// The next writer dies between its commit and `reopen`.
     pub die_before_reopen: AtomicBool,
-    /// The number of lists that are read from the database now, and its maximum since the start.
+    /// The number of lists that are being read from the database.
     pub lists_now: AtomicUsize,
+    /// The maximum of `lists_now` since the start.
     pub lists_at_once: AtomicUsize,
 }
 
 /// A protection of the protocol that a control takes out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Without {
-    /// All are there.
+    /// Every protection is in place.
     Nothing,
     /// `fill` takes whatever version is current, not the one from before the read.
     VersionCheck,
@@ -113,7 +115,7 @@ pub enum Without {
     Invalidation,
     /// A commit takes any epoch.
     Guard,
-    /// `close` drops the version but doesn't note the write as in flight.
+    /// `close` drops the version but doesn't record the write as in flight.
     Writers,
 }
 

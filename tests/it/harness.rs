@@ -273,7 +273,7 @@ pub fn config(dir: &TempDir) -> ServeConfig {
             max_connections: None,
             max_connection_age: None,
             tls: None,
-            // Races of one caller need all of the few connections.
+            // In the race tests, one caller uses all of the few connections.
             max_calls_per_caller: Some(64),
             shutdown_grace: Duration::from_secs(5),
             access_log: AccessLog::Off,

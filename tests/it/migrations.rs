@@ -117,6 +117,10 @@ async fn the_status_and_the_sql_of_sqlite_change_nothing() {
 async fn the_status_and_the_sql_of_postgres_change_nothing() {
     const OBJECTS: &str = "SELECT relname::text FROM pg_class \
         WHERE relnamespace = 'public'::regnamespace AND relname NOT LIKE '%sqlx%' ORDER BY 1";
+    const COLUMNS: &str = "SELECT concat_ws(' ', table_name, column_name, data_type, is_nullable, \
+            column_default) \
+        FROM information_schema.columns \
+        WHERE table_schema = 'public' AND table_name NOT LIKE '%sqlx%' ORDER BY 1";
     let server = Postgres::shared();
     let url = server.database().await;
     let (code, text) = status(&url).await;
@@ -131,7 +135,9 @@ async fn the_status_and_the_sql_of_postgres_change_nothing() {
     assert!(migrate(&url, &[]).await.status.success());
     let (code, text) = status(&url).await;
     assert_eq!(code, 0, "{text}");
-    assert_eq!(texts(&url, OBJECTS).await, texts(&script, OBJECTS).await);
+    for names in [OBJECTS, COLUMNS] {
+        assert_eq!(texts(&url, names).await, texts(&script, names).await);
+    }
 
     execute(&url, "DELETE FROM _sqlx_migrations WHERE version = 7").await;
     let (code, text) = status(&url).await;

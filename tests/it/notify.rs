@@ -42,7 +42,7 @@ async fn the_service_manager_is_notified() {
         (UnixDatagram::bind_addr(&address), format!("@{name}")),
     ] {
         let socket = socket.expect("a socket");
-        socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         let mut command = home.command();
         command
             .env("NOTIFY_SOCKET", address)

@@ -68,7 +68,7 @@ pub async fn http(address: SocketAddr, request: &str) -> (u16, String) {
 /// The value of each series, by its name and labels.
 pub type Samples = BTreeMap<String, f64>;
 
-/// The page of metrics, once the service serves: its address is known a moment before.
+/// Returns the page of metrics, once the service serves: the port opens a moment earlier.
 pub async fn metrics(address: SocketAddr) -> String {
     eventually("the service serves", || async {
         http(address, "GET /metrics").await.0 != 503

@@ -1,4 +1,5 @@
-//! What is PostgreSQL's own: migrations, conflicts, time-outs, failures, TLS and plans.
+//! The store: operations on both databases, and PostgreSQL's migrations, conflicts, timeouts,
+//! failures, TLS, plans and epochs.
 
 use std::{
     collections::BTreeMap,
@@ -25,6 +26,8 @@ use location_service::{
 use uuid::Uuid;
 
 use servers::postgres::{Postgres, execute, kill, number};
+
+use crate::harness::COUNT_TABLES;
 
 const AUTO: Options = Options {
     max_connections: 4,
@@ -88,7 +91,7 @@ async fn exists(store: &dyn Store, id: LocationId) -> bool {
     !store.get(&[id], None).await.unwrap().is_empty()
 }
 
-/// Polls until it holds; how long that took.
+/// Polls until the condition holds, and returns how long that took.
 async fn until(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool) -> Duration {
     let start = Instant::now();
     while !holds().await {
@@ -98,7 +101,7 @@ async fn until(what: &str, limit: Duration, mut holds: impl AsyncFnMut() -> bool
     start.elapsed()
 }
 
-/// How many statements or idle transactions the service's connections have under way.
+/// The number of the service's connections with a running statement or an open transaction.
 async fn under_way(url: &str) -> i64 {
     number(
         url,
@@ -108,7 +111,7 @@ async fn under_way(url: &str) -> i64 {
     .await
 }
 
-/// How many of the service's statements wait for a lock.
+/// The number of statements on the database that wait for a lock.
 async fn waiting(url: &str) -> i64 {
     number(
         url,
@@ -118,7 +121,7 @@ async fn waiting(url: &str) -> i64 {
     .await
 }
 
-// What both databases do alike.
+// Operations on both databases.
 
 async fn lists_what_it_is_given(store: &dyn Store) {
     let key = store.page_token_key().await.unwrap();
@@ -291,14 +294,7 @@ async fn postgres_refuses_another_schema() {
     let url = Postgres::shared().database().await;
     let refused = postgres::open(&url, NEVER).await;
     assert!(matches!(refused, Err(OpenError::Older { version: 1, .. })));
-    assert_eq!(
-        number(
-            &url,
-            "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
-        )
-        .await,
-        0
-    );
+    assert_eq!(number(&url, COUNT_TABLES).await, 0);
 
     postgres::migrate(&url).await.unwrap();
     postgres::migrate(&url).await.unwrap();
@@ -399,7 +395,7 @@ async fn a_second_writer_waits_for_the_first_but_not_for_ever() {
 
     let mut third = store.begin().await.unwrap();
     let late = tokio::join!(third.lock(&ids), async {
-        // Stays busy, so that only the third is given up on.
+        // The second stays busy, so that only the third reaches its time limit.
         until("the third waits", Duration::from_secs(3), async || {
             waiting(&url).await == 1
         })
@@ -548,7 +544,7 @@ async fn a_write_whose_statement_failed_is_not_committed() {
 async fn a_late_commit_is_refused() {
     let url = Postgres::shared().database().await;
     postgres::migrate(&url).await.unwrap();
-    // A clock that the test sets, in front of the server's own.
+    // A clock that the test sets. It shadows the server's own.
     execute(
         &url,
         "CREATE SCHEMA clock; \
@@ -686,7 +682,7 @@ async fn a_dropped_read_ends_its_query() {
         under_way(&url).await == 0
     })
     .await;
-    // Its place in the pool is free at once.
+    // The pool's only connection can be used again.
     store.page_token_key().await.unwrap();
 }
 
@@ -701,14 +697,24 @@ async fn a_database_that_is_away_fails_fast_and_comes_back() {
     insert(&*store, std::slice::from_ref(&place)).await;
 
     let query = all();
+    let search = ListQuery {
+        text: "a".to_owned(),
+        ..all()
+    };
     let assert_away = async |how: &str| {
         for _ in 0..2 {
             let start = Instant::now();
-            let (read, write) = tokio::join!(store.list(&query, None), store.begin());
-            assert!(
-                matches!(read, Err(StoreError::Unavailable(_))),
-                "{how}: {read:?}"
+            let (read, search, write) = tokio::join!(
+                store.list(&query, None),
+                store.list(&search, None),
+                store.begin()
             );
+            for read in [read, search] {
+                assert!(
+                    matches!(read, Err(StoreError::Unavailable(_))),
+                    "{how}: {read:?}"
+                );
+            }
             assert!(
                 matches!(write.err(), Some(StoreError::Unavailable(_))),
                 "{how}"
@@ -887,7 +893,7 @@ async fn lists_run_over_an_index() {
         },
     ] {
         let mut after = None;
-        // The first ones are planned for their values, later ones for any.
+        // The first executions have custom plans, later ones may have a generic plan.
         for _ in 0..8 {
             let page = store.list(&query, after.as_ref()).await.unwrap();
             assert_eq!(page.items.len(), 50);
@@ -987,7 +993,7 @@ async fn a_suspension_lasts_while_a_replica_is_without_contact() {
     assert!(!allowed().await);
     let reported = until("it may be used again", Duration::from_secs(10), allowed).await;
     assert!(reported > Duration::from_millis(1_800), "{reported:?}");
-    // Torn back and forth, it rests longer.
+    // A second suspension, soon after an activation, lasts longer.
     table.activate(Epoch(2), &some_server()).await.unwrap();
     table.suspend(Epoch(3)).await.unwrap();
     let longer = until("it may be used again", Duration::from_secs(10), allowed).await;
@@ -1013,7 +1019,12 @@ async fn a_commit_sees_an_epoch_that_began_while_it_waited() {
         async || under_way(&url).await == 1,
     )
     .await;
-    let outcome = write_in(&*store, Epoch(1)).await;
+    let (outcome, _) = tokio::join!(
+        write_in(&*store, Epoch(1)),
+        until("the commit waits", Duration::from_secs(5), async || {
+            waiting(&url).await == 1
+        })
+    );
     assert!(
         matches!(outcome, Err(StoreError::Conflict(_))),
         "{outcome:?}"

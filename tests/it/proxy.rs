@@ -1,4 +1,4 @@
-//! A TCP proxy between the service and `PostgreSQL` that can hold a commit or its reply.
+//! A TCP proxy between the service and PostgreSQL that can hold a commit or its reply.
 
 use std::sync::{
     Arc,

@@ -1,5 +1,5 @@
-//! The races of the protocol, each held at the moment that matters. A test of what a protection is
-//! for also runs without it, and must then see the anomaly: a check that can't fail proves nothing.
+//! The races of the protocol, with one call held at the decisive step. The test of a protection also
+//! runs without it (the control), and must then see the anomaly: a check that can't fail proves nothing.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -77,7 +77,7 @@ async fn list(client: &Client, run: &str) -> Vec<String> {
         .collect()
 }
 
-/// What `cache-status` says of a list, without `location-service; `.
+/// The `cache-status` of a list, without `location-service; ` and `; detail=local`.
 async fn status(client: &Client, run: &str) -> String {
     let list = start_list(client, run)
         .await
@@ -91,8 +91,8 @@ async fn status(client: &Client, run: &str) -> String {
         .to_owned()
 }
 
-/// A list that reads the database, then is held while a location is created, and only then fills
-/// the cache; and what the next list says.
+/// Holds a list between its read of the database and its fill while a location is created. Returns the
+/// next list.
 async fn fill_races_a_write(pair: Pair, without: Without) -> Vec<String> {
     let (app, gates, client) = gated(pair, without).await;
     gates.list_read.arm();
@@ -117,7 +117,7 @@ async fn a_fill_that_a_write_overtook_is_refused(pair: Pair) {
     );
 }
 
-/// A commit that fails after `close`, and whether the list that it closed is cached again.
+/// Makes a commit fail after `close`. Returns the cache status of a list that it closed.
 async fn a_write_fails_after_close(pair: Pair, without: Without) -> String {
     let (app, gates, client) = gated(pair, without).await;
     created(&client, "old", "run").await;
@@ -202,7 +202,7 @@ async fn a_caller_who_leaves_after_close_doesnt_stop_the_write(pair: Pair) {
     app.stop().await;
 }
 
-/// A writer that dies after its commit; what the database has and what a list says then.
+/// Makes a writer die after its commit. Returns the list in the database, and the list that a read gets.
 async fn a_writer_dies_before_reopen(pair: Pair, without: Without) -> (Vec<String>, Vec<String>) {
     let (app, gates, client) = gated(pair, without).await;
     list(&client, "run").await;
@@ -234,8 +234,8 @@ async fn a_writer_that_dies_between_close_and_commit_leaves_its_tags_closed(pair
         .expect("no panic");
     assert_eq!(died.expect_err("it died").code(), Code::Internal);
     assert_eq!(list(&client, "run").await, ["old"]);
-    // The commit may still become visible: the deadline decides, which the unit tests
-    // of the engine show.
+    // The commit may still become visible, so the tags stay closed until the deadline, which the
+    // engines' unit tests cover.
     assert_eq!(
         status(&client, "run").await,
         "fwd=bypass; detail=write-in-flight"
@@ -243,7 +243,8 @@ async fn a_writer_that_dies_between_close_and_commit_leaves_its_tags_closed(pair
     app.stop().await;
 }
 
-/// A write held between its commit and `reopen`, seen by one reader; what it and a later one see.
+/// Holds a write between its commit and `reopen`. Returns the list of a reader that sees it, and that of
+/// a later reader.
 async fn a_write_is_seen_before_its_acknowledgement(
     pair: Pair,
     without: Without,
@@ -277,8 +278,8 @@ async fn what_a_reader_has_seen_is_seen_by_later_ones(pair: Pair) {
     assert!(then.is_empty(), "control");
 }
 
-/// Two writes on one tag, the second acknowledged while the first is between `close` and its
-/// acknowledgement; and whether the tag is open then.
+/// Acknowledges a second write on a tag while the first is held after its commit. Returns the cache
+/// status of a list meanwhile.
 async fn two_writers(pair: Pair, without: Without) -> String {
     let (app, gates, client) = gated(pair, without).await;
     gates.committed.arm();
@@ -301,8 +302,8 @@ async fn a_tag_stays_closed_until_the_last_of_its_writers_is_done(pair: Pair) {
     assert_eq!(two_writers(pair, Without::Writers).await, "hit", "control");
 }
 
-/// A list of the old run that is read before a location moves to another run, and fills the cache
-/// after; and what both runs' lists say then.
+/// Holds a list of the old run between its read of the database and its fill while a location moves to
+/// another run. Returns the lists of both runs after it.
 async fn a_location_moves(pair: Pair, without: Without) -> (Vec<String>, Vec<String>) {
     let (app, gates, mut client) = gated(pair, without).await;
     let location = created(&client, "mover", "old").await;
@@ -353,7 +354,7 @@ async fn who_lists_after_a_write_was_acknowledged_joins_no_read_from_before_it(p
     app.stop().await;
 }
 
-/// The list as the database has it, with another page size so that the list's entry stays as it is.
+/// Lists from the database, with another page size so that the cached entry stays as it is.
 async fn list_from_database(client: &Client, run: &str) -> Vec<String> {
     let list = v1::ListLocationsRequest {
         page_size: 1_000,

@@ -1,4 +1,4 @@
-//! The Redis engine against real servers: what it promises beyond the protocol's own rules.
+//! The Redis engine against real servers: the protocol, round trips, failures, limits and TLS.
 
 use std::{
     collections::BTreeSet,
@@ -54,7 +54,7 @@ async fn connect(url: &str) -> RedisCache {
     connect_with(url, |_| {}).await
 }
 
-/// The engine, in `EPOCH`.
+/// Connects the engine, and enters `EPOCH`.
 pub async fn connect_with(url: &str, change: impl FnOnce(&mut RedisConfig)) -> RedisCache {
     let mut config = config(url);
     change(&mut config);
@@ -64,16 +64,17 @@ pub async fn connect_with(url: &str, change: impl FnOnce(&mut RedisConfig)) -> R
     cache
 }
 
-/// Begins to use the cache in an epoch, which has this number and the server's name in it.
+/// Enters the epoch with this number, which is also the server's name in it.
 pub async fn enter(cache: &RedisCache, number: i64) -> Result<(), CacheError> {
     let name = Uuid::from_u128(number.unsigned_abs().into());
     let installed = cache.install_scripts(name).await;
-    know(cache, number, installed.as_ref().ok().cloned());
+    renew_lease(cache, number, installed.as_ref().ok().cloned());
     installed.map(|_| ())
 }
 
-/// Renews the lease for as long as a test takes.
-pub fn know(cache: &RedisCache, number: i64, server: Option<CacheServer>) {
+/// Gives the cache the row of this epoch, and a lease that outlasts the test. Without a server the cache
+/// is suspended.
+pub fn renew_lease(cache: &RedisCache, number: i64, server: Option<CacheServer>) {
     let row = CacheEpoch {
         epoch: Epoch(number),
         server,
@@ -140,7 +141,7 @@ async fn write_in(epoch: Option<Epoch>, cache: &RedisCache, tags: &[&Tag]) {
     reopened.expect("Redis responds");
 }
 
-/// Polls until the server has the next epoch's scripts, and a step succeeds: in `NEXT_EPOCH`.
+/// Polls until the cache has entered `NEXT_EPOCH` and a lookup succeeds.
 async fn recovered(cache: &RedisCache, tag: &Tag) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while enter(cache, 2).await.is_err() || cache.lookup(tag, &unfilled()).await.is_err() {
@@ -350,7 +351,7 @@ async fn a_dead_writer_keeps_its_tags_closed_until_its_deadline() {
     assert!(version(&cache, &run).await.is_some());
 }
 
-/// Loses every set of keys at every point of a write, with readers at work, and reads after it.
+/// Deletes every set of keys at every point of a write, while readers run, and reads after it.
 #[tokio::test]
 async fn no_lost_key_makes_a_response_stale() {
     let server = RedisServer::start();
@@ -365,6 +366,7 @@ async fn no_lost_key_makes_a_response_stale() {
             for cache in [&a, &b] {
                 assert_eq!(read_through(cache, &run, &key, database).await, "old");
             }
+            assert!(hit(&b, &run, &key).await.is_some(), "it is cached");
             let (mut late_fills, writing) = (Vec::new(), WriteId::generate());
             for step in 0..4 {
                 match step {
@@ -553,7 +555,7 @@ async fn a_thousand_hits_share_a_version_read() {
         assert_eq!(found, Some(("entry".into(), Tier::Local)));
     }
     let reads = server.calls("mget");
-    assert!(reads <= 2, "{reads} version reads");
+    assert!((1..=2).contains(&reads), "{reads} version reads");
 }
 
 #[tokio::test]
@@ -574,7 +576,7 @@ async fn every_key_has_a_time_to_live() {
     );
     for key in keys {
         let ttl: u64 = server.command(&["TTL", &key]).parse().expect("it has one");
-        // A server that evicts what expires first evicts the writers last.
+        // With the policy `volatile-ttl` the writers are evicted last.
         let expected = if key.ends_with(":writers") {
             86_000..=86_400
         } else {
@@ -647,7 +649,7 @@ async fn nothing_is_served_without_a_lease() {
     let (tags, writing) = (set(&[&run]), WriteId::generate());
     cache.close(&tags, writing, EPOCH).await.expect("closed");
     cache.reopen(&tags, writing, EPOCH).await.expect("reopened");
-    know(&cache, 2, None);
+    renew_lease(&cache, 2, None);
     assert!(refused().await, "suspended");
     let suspended = Some(Epoch(2));
     let late = cache.close(&tags, writing, EPOCH).await;
@@ -686,7 +688,7 @@ async fn a_snapshot_of_an_earlier_time_is_of_another_server() {
     .await;
     let closed = cache.close(&set(&[&run]), WriteId::generate(), EPOCH).await;
     assert!(closed.is_err(), "closing returns an error");
-    cache.check().await.expect_err("who checks too");
+    cache.check().await.expect_err("the check fails too");
 }
 
 /// A replica that has the data of a moment ago, and a master that is made a replica.
@@ -715,7 +717,7 @@ async fn neither_a_promoted_nor_a_demoted_server_serves() {
         .install_scripts(Uuid::from_u128(1))
         .await
         .expect("Redis responds");
-    know(&promoted, 1, Some(server));
+    renew_lease(&promoted, 1, Some(server));
     let found = promoted.lookup(&run, &key(1)).await;
     assert!(found.is_err(), "it missed what came since: {found:?}");
     promoted
@@ -733,11 +735,12 @@ async fn neither_a_promoted_nor_a_demoted_server_serves() {
         let found = cache.lookup(&run, &key(1)).await;
         assert!(found.is_err(), "it may take another's data: {found:?}");
         cache.check().await.expect_err("it isn't a master");
-        cache.install_scripts(Uuid::from_u128(2)).await.ok();
+        let named = cache.install_scripts(Uuid::from_u128(2)).await;
+        named.expect_err("only a master gets a name");
     }
 }
 
-/// It never stopped, and knows its name; but what it holds is another's.
+/// It never restarted, and still has its scripts, but its data is the other server's.
 #[tokio::test]
 async fn a_master_that_was_a_replica_for_a_moment_is_another_server() {
     let (server, other) = (RedisServer::start(), RedisServer::start());
@@ -779,7 +782,7 @@ async fn a_burst_of_writes_waits_for_room() {
     for i in 0..600 {
         let cache = Arc::clone(&cache);
         tasks.spawn(async move {
-            // A read waits less long for permits: it can read the database instead.
+            // A read waits for permits for a shorter time, and falls back to the database.
             let _ = cache.lookup(&tag("else"), &key(i)).await;
             Ok(())
         });
@@ -901,7 +904,7 @@ async fn closing_very_many_entries_takes_as_long_as_closing_a_thousand() {
         times
     };
     let (small, large) = (times(small).await[4], times(large).await[0]);
-    // A step of the background may come before either.
+    // A step of the background task may come before either.
     let step = Duration::from_millis(5);
     assert!(
         large <= 2 * small.max(step),
@@ -909,7 +912,7 @@ async fn closing_very_many_entries_takes_as_long_as_closing_a_thousand() {
     );
 
     let deadline = Instant::now() + Duration::from_mins(1);
-    // The writers' notes are left, or have expired meanwhile.
+    // The twelve `writers` keys are left, or have expired meanwhile.
     let left = || server.command(&["DBSIZE"]).parse::<u32>();
     while left().expect("a number") > 12 {
         assert!(
@@ -1060,10 +1063,10 @@ async fn eviction_costs_speed_only() {
         RedisServer::start_with(&["--maxmemory", "3mb", "--maxmemory-policy", "allkeys-lru"]);
     let caches = [connect(&server.url()).await, connect(&server.url()).await];
     let run = tag("run-1");
-    let mut filler = 0;
+    let (mut filler, mut hits) = (0, 0);
     for round in 0..200_u64 {
         let text: &'static str = if round % 2 == 0 { "even" } else { "odd" };
-        // Others' entries, whose fills throw out whatever is oldest.
+        // Entries of other tags, whose fills evict the oldest keys.
         for _ in 0..20 {
             filler += 1;
             let other = tag(&format!("filler-{filler}"));
@@ -1077,7 +1080,9 @@ async fn eviction_costs_speed_only() {
         for cache in &caches {
             assert_eq!(read_through(cache, &run, &key(1), text).await, text);
         }
+        hits += usize::from(hit(&caches[1], &run, &key(1)).await.is_some());
     }
+    assert!(hits > 100, "{hits} hits");
     let evicted = server.command(&["INFO", "stats"]);
     assert!(
         !evicted.contains("evicted_keys:0\r\n"),
@@ -1217,7 +1222,6 @@ async fn a_failover_is_followed() {
     recovered(&cache, &tag("run-2")).await;
     fill(&cache, &tag("run-3"), &key(1), "entry").await;
     assert!(set_of.replica.keys("loc:*2:{*,run-3,*}:*").len() == 3);
-    assert_eq!(set_of.sentinels.len(), 3);
 }
 
 /// The URL that this test, started again as a process of its own, is to connect to.
@@ -1272,7 +1276,7 @@ async fn a_client_certificate_is_presented() {
     };
     for (tls, is_accepted) in [(anonymous.clone(), false), (known, true)] {
         let cache = connect_with(&url, |config| config.tls = tls).await;
-        know(&cache, 0, None);
+        renew_lease(&cache, 0, None);
         assert_eq!(cache.check().await.is_ok(), is_accepted);
     }
 

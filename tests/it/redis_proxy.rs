@@ -21,7 +21,7 @@ pub struct RedisProxy {
     _connections: JoinSet<()>,
 }
 
-/// What happens on the way.
+/// The faults that a test can inject, and the scripts that were forwarded.
 #[derive(Default)]
 pub struct Path {
     /// Holds a script, and everything behind it.
@@ -35,7 +35,7 @@ pub struct Path {
 }
 
 impl Path {
-    /// Holds the script that is the next but `others`.
+    /// Lets `others` more scripts pass, and holds the next one.
     pub fn hold_after(&self, others: usize) {
         self.hold_in.store(others + 1, Ordering::SeqCst);
     }

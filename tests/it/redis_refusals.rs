@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::{
     harness::eventually,
-    redis::{connect_with, enter, fill, hit, key, know, tag, write},
+    redis::{connect_with, enter, fill, hit, key, renew_lease, tag, write},
 };
 
 /// The default of `--redis-key-prefix`, which the documented rights are for.
@@ -21,12 +21,12 @@ const PREFIX: &str = "location-service:";
 /// A replica's view of a suspended cache on a server.
 async fn suspended(url: &str) -> RedisCache {
     let cache = connect_with(url, |config| PREFIX.clone_into(&mut config.prefix)).await;
-    know(&cache, 0, None);
+    renew_lease(&cache, 0, None);
     cache
 }
 
-/// The reason for which a suspended cache isn't activated. It must be certain, so that an active one is
-/// suspended at once.
+/// The reason why a suspended cache isn't activated. The error must be certain, so that an active cache
+/// is suspended at once.
 async fn refusal(cache: &RedisCache) -> String {
     let error = cache.check().await.expect_err("it can't be used");
     assert!(error.is_certain(), "{error:?}");
@@ -177,7 +177,7 @@ async fn a_replica_with_other_settings_neither_serves_nor_closes() {
     ] {
         let b = connect_with(&url, |config| config.prefix = prefix.to_owned()).await;
         for cache in [&a, &b] {
-            know(cache, 7, Some(used.clone()));
+            renew_lease(cache, 7, Some(used.clone()));
         }
         a.check().await.expect("it is in use");
         let run = tag("run-1");

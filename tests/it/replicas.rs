@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use location_service::proto::location::v1;
-use tonic::Response;
+use tonic::{Code, Response};
 use uuid::Uuid;
 
 use crate::{
@@ -50,7 +50,7 @@ fn of_report() -> v1::ListLocationReportsRequest {
     v1::ListLocationReportsRequest::default()
 }
 
-/// What a replica says of a location and of all that summarises it.
+/// The responses of a replica that depend on a location.
 #[derive(Debug, PartialEq, Eq)]
 struct View {
     here: Vec<String>,
@@ -76,8 +76,14 @@ impl View {
             lists.push(names(&list).into_iter().map(str::to_owned).collect());
         }
         let request = v1::GetLocationRequest { id: id.to_owned() };
-        let by_id = client.clone().get_location(request).await.ok();
-        // Only what exists is cached.
+        let by_id = match client.clone().get_location(request).await {
+            Ok(got) => Some(got),
+            Err(status) => {
+                assert_eq!(status.code(), Code::NotFound, "{status:?}");
+                None
+            }
+        };
+        // Only existing locations are cached.
         local.push(by_id.as_ref().is_none_or(|got| cache_status(got) == LOCAL));
         let report = client.clone().list_location_reports(of_report()).await;
         let report = report.expect("reported");
@@ -125,7 +131,7 @@ async fn a_write_on_one_replica_is_in_the_next_read_of_the_other(pair: Pair) {
             all,
         }
     };
-    // By the tags, each write closes all but the other run's list.
+    // By its tags, each write invalidates every response except the list of a run that it doesn't touch.
     let closes = |here: bool, there: bool| vec![!here, !there, false, false, false];
 
     assert_eq!(View::held(&reader, &id).await, view(&[], &[]));
@@ -267,7 +273,7 @@ async fn a_request_id_is_known_to_every_replica(pair: Pair) {
     b.stop().await;
 }
 
-/// What is stale of the lists of two replicas, on both of which writers write.
+/// Writes and reads on two replicas, and returns the stale lists.
 async fn load(pair: Pair, without: Without) -> BTreeSet<String> {
     let a = TestApp::spawn_on(pair).await;
     let b = a

@@ -1,4 +1,4 @@
-//! Malformed and hostile input gets clear errors, and other callers are served all the while.
+//! Malformed and hostile input gets clear errors, and other callers are served meanwhile.
 
 use std::net::SocketAddr;
 
@@ -261,14 +261,10 @@ async fn thousands_of_random_messages_get_clear_errors() {
             let Err(status) = call(&app, method, message.clone()).await else {
                 continue;
             };
-            let clear = match status.code() {
-                Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::Aborted => {
-                    true
-                }
-                // The bytes aren't a valid message.
-                Code::Internal => status.message().contains("decode"),
-                _ => false,
-            };
+            let clear = matches!(
+                status.code(),
+                Code::InvalidArgument | Code::NotFound | Code::AlreadyExists | Code::Aborted
+            );
             assert!(
                 clear && !status.message().is_empty(),
                 "{method} {message:?}: {status:?}"
@@ -341,6 +337,7 @@ async fn random_page_tokens_are_refused() {
         .await
         .expect("reported");
     let reports_token = first.into_inner().next_page_token;
+    assert!(!list_token.is_empty() && !reports_token.is_empty());
     let mut random = Random::new("page tokens");
     for number in 0..1_000 {
         let mut token = |good: &str| {
@@ -653,22 +650,6 @@ async fn requests_that_are_not_grpc_calls_are_refused() {
         );
     }
     let list = path("ListLocations");
-    for headers in [
-        &[GRPC, ("grpc-timeout", "soon")][..],
-        &[GRPC, ("grpc-timeout", "99999999999999999999H")],
-        &[GRPC, ("grpc-timeout", "99999999H")],
-        &[GRPC, ("cache-control", "no-cache, , =;\"")],
-        &[GRPC, ("grpc-accept-encoding", ",,;q=é")],
-    ] {
-        let response = send(&app, Method::POST, &list, headers, empty()).await;
-        assert!(
-            matches!(
-                response.code,
-                Some(Code::Ok | Code::InvalidArgument | Code::Internal)
-            ),
-            "{headers:?}: {response:?}"
-        );
-    }
     for content_type in ["application/json", "text/html", "application/grpc-web", ""] {
         let headers = [("content-type", content_type)];
         let response = send(&app, Method::POST, &list, &headers, b"{}".to_vec()).await;
@@ -677,6 +658,23 @@ async fn requests_that_are_not_grpc_calls_are_refused() {
         assert!(refused, "{content_type}: {response:?}");
     }
     assert_serves(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_headers_are_ignored() {
+    let app = TestApp::spawn().await;
+    let list = path("ListLocations");
+    for headers in [
+        &[GRPC, ("grpc-timeout", "soon")][..],
+        &[GRPC, ("grpc-timeout", "99999999999999999999H")],
+        &[GRPC, ("grpc-timeout", "99999999H")],
+        &[GRPC, ("cache-control", "no-cache, , =;\"")],
+        &[GRPC, ("grpc-accept-encoding", ",,;q=é")],
+    ] {
+        let response = send(&app, Method::POST, &list, headers, frame(0, 0, &[])).await;
+        assert_eq!(response.code, Some(Code::Ok), "{headers:?}: {response:?}");
+    }
     app.stop().await;
 }
 

@@ -20,7 +20,7 @@ use crate::{
     harness::{self, Client, Pair, TestApp, cache_status, config_on, create, of_run, storage},
 };
 
-/// Reads or writes of one caller that run or wait.
+/// The maximum number of reads, and of writes, of one caller that run or wait.
 const MAX_CALLS_OF_CALLER: usize = 1_024;
 
 /// The service with the default shares, on a store with gates.
@@ -108,6 +108,9 @@ async fn a_caller_with_thousands_of_writes_delays_neither_hits_nor_other_writes(
     first.await.expect("no panic").expect("created");
     for call in flood {
         call.abort();
+        if let Err(error) = call.await {
+            assert!(error.is_cancelled(), "{error}");
+        }
     }
     app.stop().await;
 }

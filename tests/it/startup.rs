@@ -165,7 +165,7 @@ async fn probes_are_answered_while_the_database_is_opened() {
         }
     };
     tokio::select! {
-        // The log exists once it was polled.
+        // Polled first, because it creates the log that the probes read.
         biased;
         outcome = start => panic!("{:?}", outcome.map(drop)),
         () = probes => {}

@@ -1,5 +1,5 @@
-//! Tags are complete, and as precise as they are said to be: for random rows, writes and requests,
-//! read from the real database.
+//! Tags are complete: with random rows and requests on a real database, a random write touches the tag
+//! of every response that it changes.
 
 use std::{cell::RefCell, collections::BTreeMap, sync::Arc};
 
@@ -27,7 +27,7 @@ const OWNERS: [&str; 2] = ["ann", "bob"];
 #[derive(Debug, Clone)]
 enum Write {
     Create(Location),
-    /// Replaces the row at this place, counted around, less what can't change.
+    /// Replaces the row at this index, modulo the number of rows, except for its immutable fields.
     Update(usize, Location),
     Delete(usize),
 }
@@ -131,7 +131,7 @@ fn queries() -> impl Strategy<Value = ListQuery> {
         )
 }
 
-/// All that a list and a report of a request response.
+/// The first page of the list and of the report, as text.
 async fn responses(store: &dyn Store, query: &ListQuery) -> String {
     let list = store.list(query, None).await.expect("listed");
     let reports = ReportQuery {
@@ -142,7 +142,7 @@ async fn responses(store: &dyn Store, query: &ListQuery) -> String {
     format!("{list:?} {reports:?}")
 }
 
-/// Makes the write; the images of what it touched.
+/// Makes the write, and returns the before- and after-images of its row.
 async fn apply(store: &dyn Store, rows: &[Location], write: &Write) -> Vec<Location> {
     let mut transaction = store.begin().await.expect("begun");
     let row = |index: usize| rows.get(index.checked_rem(rows.len())?);

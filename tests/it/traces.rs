@@ -1,4 +1,4 @@
-//! Traces: what a collector gets.
+//! Traces, as an OTLP collector receives them.
 
 use std::{collections::BTreeMap, convert::Infallible, process::Command, time::Duration};
 
@@ -311,7 +311,7 @@ impl Secured {
         }
     }
 
-    /// The files of the variables.
+    /// The command that serves and sends spans to the collector, with a client certificate.
     fn command(&self) -> Command {
         let folder = self.home.dir.path();
         let identity = self.clients.issue("service").write(folder, "service");

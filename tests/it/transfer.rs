@@ -1,8 +1,8 @@
-//! `import` and `export`, by the real binary against a real service.
+//! `import`, `export` and `delete`, by the real binary against a real service.
 
 use std::{
     fmt::Write as _,
-    fs,
+    fs, io,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
@@ -100,8 +100,8 @@ async fn an_import_that_runs_again_creates_nothing_twice_and_reports_rejected_ro
     );
 }
 
-/// The counts of a summary: created, updated, unchanged, different, rejected. Checks that the exit
-/// code is 0 only without the last two.
+/// The counts of a summary: created, updated, unchanged, different, rejected. Checks that the command
+/// succeeded exactly if the last two are zero.
 fn counts(output: &Output) -> [u64; 5] {
     let text = summary(output);
     let line = text.lines().find(|line| line.contains(" created, "));
@@ -164,7 +164,7 @@ async fn rows_that_are_there_are_compared() {
         "{lines}"
     );
 
-    // Rows without ids are counted by what is there now.
+    // Rows without ids are matched with the locations that exist now.
     let dock = write(&home, "dock.csv", "display_name,capacity\rDock,5\rDock,5\r");
     let storage = ["--set", "type=storage"];
     assert_eq!(counts(&import(&service, &dock, &storage)), [2, 0, 0, 0, 0]);
@@ -304,7 +304,7 @@ async fn ids_of_locations_that_the_caller_may_not_see_are_rejects() {
         assert_eq!(as_user(user, &[]), [3, 0, 0, 0, 0]);
         assert_eq!(as_user(user, &[]), [0, 0, 3, 0, 0]);
     }
-    // Only an admin chooses the owner: the row isn't there as the file has it.
+    // Only an admin chooses the owner, so the location differs from the row.
     write(&home, "sites.csv", "k,display_name,owner_id\n9,A,eve\n");
     assert_eq!(as_user("bob", &["--id-from", "k"]), [0, 0, 0, 1, 0]);
     assert_eq!(
@@ -455,6 +455,35 @@ fn without_output_only(export: &str) -> Vec<String> {
     words
 }
 
+#[tokio::test]
+async fn transfers_go_on_when_nobody_reads_their_messages() {
+    let home = Home::new();
+    let service = home.start().await;
+    let unread = || {
+        let (_, writer) = io::pipe().expect("a pipe");
+        writer
+    };
+    // A column that isn't imported, and a leftover, are noted.
+    let file = write(&home, "places.csv", "display_name,x\nA,1\n");
+    let imported = client_command(&service, "import", "root")
+        .arg(&file)
+        .args(["--set", "type=storage"])
+        .stderr(unread())
+        .status();
+    write(&home, "copy.ndjson.4294967295.partial", "");
+    let copy = home.dir.path().join("copy.ndjson");
+    let exported = client_command(&service, "export", "root")
+        .arg(&copy)
+        .stderr(unread())
+        .status();
+    // The summaries can't be printed.
+    for status in [imported, exported] {
+        assert_eq!(status.expect("the binary runs").code(), Some(1));
+    }
+    let rows = fs::read_to_string(copy).expect("it was written");
+    assert_eq!(rows.lines().count(), 1, "{rows}");
+}
+
 fn interrupt(child: &Child) {
     assert!(servers::signal("INT", [child.id().to_string()]));
 }
@@ -498,18 +527,14 @@ async fn a_second_run_completes_an_interrupted_import() {
         .spawn()
         .expect("the binary runs");
     let mut client = service.admin().await;
-    loop {
-        let list = client.list_locations(v1::ListLocationsRequest::default());
-        if !list
-            .await
-            .expect("listed")
-            .into_inner()
-            .locations
-            .is_empty()
-        {
-            break;
+    eventually("the import begins", || {
+        let mut client = client.clone();
+        async move {
+            let list = client.list_locations(v1::ListLocationsRequest::default());
+            !list.await.expect("listed").get_ref().locations.is_empty()
         }
-    }
+    })
+    .await;
     interrupt(&child);
     let stopped = child.wait_with_output().expect("it ends");
     assert_eq!(stopped.status.code(), Some(130), "{}", summary(&stopped));

@@ -113,7 +113,7 @@ async fn a_batch_is_updated_in_order_or_not_at_all(app: &TestApp) {
         "requests[2].update_mask",
     ];
     assert_eq!(bad_fields(&status.expect_err("bad")), expected);
-    // What only the stored location shows has its path too.
+    // A violation that depends on the stored location has its path too.
     let other_type = v1::Location {
         r#type: v1::LocationType::Delivery.into(),
         ..after[3].clone()
@@ -305,7 +305,7 @@ async fn validate_only_changes_nothing(app: &TestApp) {
     }
 }
 
-/// Lists that a batch of storage locations of ann in the run `from` can change, and others.
+/// Lists, and whether a batch that moves ann's storage locations from one run to another changes each.
 fn lists(from: &str, to: &str) -> [(v1::ListLocationsRequest, bool); 8] {
     let (delivery, storage) = (v1::LocationType::Delivery, v1::LocationType::Storage);
     let of = |run: &str, kind: v1::LocationType, owner: &str| v1::ListLocationsRequest {

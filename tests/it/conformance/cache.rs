@@ -284,8 +284,8 @@ async fn writes_without_effect_invalidate_nothing(app: &TestApp) {
     assert_eq!(list.get_ref().locations, [location]);
 }
 
-/// Their caller knows from the error that a write was committed, whose writer may have died before it
-/// reopened its tags.
+/// The error tells the caller that a write was committed. Its writer may have died before it reopened
+/// its tags.
 async fn errors_that_reveal_a_write_invalidate_its_lists(app: &TestApp) {
     let location = created(&mut app.admin(), storage("x", "paris")).await;
     let used = v1::CreateLocationRequest {

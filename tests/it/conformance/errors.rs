@@ -98,10 +98,22 @@ async fn calls_without_a_database_are_unavailable_with_a_retry_delay() {
             .await
             .map(|_| ()),
         client
-            .update_location(update(found, &["capacity"]))
+            .update_location(update(found.clone(), &["capacity"]))
+            .await
+            .map(|_| ()),
+        client
+            .batch_update_locations(v1::BatchUpdateLocationsRequest {
+                requests: vec![update(found, &["capacity"])],
+            })
             .await
             .map(|_| ()),
         client.delete_location(delete(&uuid(1))).await.map(|_| ()),
+        client
+            .batch_delete_locations(v1::BatchDeleteLocationsRequest {
+                requests: vec![delete(&uuid(1))],
+            })
+            .await
+            .map(|_| ()),
         client
             .list_location_reports(v1::ListLocationReportsRequest::default())
             .await

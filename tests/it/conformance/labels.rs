@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use location_service::proto::location::v1;
 
-use super::{bad_fields, batch, created, delete, update};
+use super::{bad_fields, batch, created, delete, is_hit, update};
 use crate::harness::{TestApp, create, names, of_run, storage};
 
 on_every_pair! { app:
@@ -126,10 +126,10 @@ async fn lists_by_label_follow_every_write(app: &TestApp) {
     };
     let listed = async |expected: &[&str]| {
         let mut client = app.admin();
-        // A second read is a hit.
-        for _ in 0..2 {
+        for expect_hit in [false, true] {
             let list = client.list_locations(red.clone()).await.expect("listed");
             assert_eq!(names(&list), expected);
+            assert_eq!(is_hit(&list), expect_hit);
         }
     };
     listed(&[]).await;

@@ -1,4 +1,4 @@
-//! What tonic decides: every error has a reason; and the directives of `cache-control`.
+//! Errors of the protocol, which all have a reason, and the directives of `cache-control`.
 
 use http::Method;
 use location_service::proto::location::v1;
@@ -196,7 +196,7 @@ async fn no_store_stores_nothing(app: &TestApp) {
         .await
         .expect("listed");
     assert_eq!(cache_status(&response), "location-service; fwd=request");
-    // It leaves the entry where it is.
+    // The entry is still there.
     let response = client.list_locations(of_run("run")).await.expect("listed");
     assert!(is_hit(&response));
 }

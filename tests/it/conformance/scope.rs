@@ -53,7 +53,7 @@ async fn users_see_only_their_own_locations(app: &TestApp) {
         assert_eq!(reports.get_ref().reports[0].location_count, 1);
     }
     assert_eq!(read(&mut ann, &anns.id).await, anns);
-    // Cached or not, for bob and for an admin.
+    // Even if bob's location is cached for him or for an admin.
     for mut other in [app.user("bob"), app.admin()] {
         assert_eq!(read(&mut other, &bobs.id).await, bobs);
         assert_missing(&ann.get_location(get(&bobs.id)).await.expect_err("bob's"));
@@ -249,7 +249,15 @@ async fn callers_without_a_valid_token_are_refused(app: &TestApp) {
             .update_location(update(full(), &["*"]))
             .await
             .map(|_| ()),
+        client
+            .batch_update_locations(v1::BatchUpdateLocationsRequest::default())
+            .await
+            .map(|_| ()),
         client.delete_location(delete("x")).await.map(|_| ()),
+        client
+            .batch_delete_locations(v1::BatchDeleteLocationsRequest::default())
+            .await
+            .map(|_| ()),
         client
             .list_location_reports(v1::ListLocationReportsRequest::default())
             .await

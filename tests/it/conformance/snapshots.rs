@@ -1,4 +1,4 @@
-//! What a response says together was true together.
+//! Each response is read from one snapshot of the database.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -15,7 +15,7 @@ on_every_pair! { app:
     the_type_is_immutable
     an_invalid_mask_changes_nothing
     limits_apply_to_the_result_of_an_update
-    a_mask_may_repeat_paths_at_no_cost
+    a_mask_may_repeat_paths
     a_mask_that_can_have_no_effect_is_refused
     an_update_that_changes_nothing_writes_nothing
     an_admin_moves_a_location_to_another_owner
@@ -408,7 +408,7 @@ async fn limits_apply_to_the_result_of_an_update(app: &TestApp) {
     );
 }
 
-async fn a_mask_may_repeat_paths_at_no_cost(app: &TestApp) {
+async fn a_mask_may_repeat_paths(app: &TestApp) {
     let labels = (0..64).map(|number| (format!("k{number}"), "🚚".repeat(255)));
     let change = v1::Location {
         labels: labels.collect(),
@@ -464,7 +464,7 @@ async fn a_mask_that_can_have_no_effect_is_refused(app: &TestApp) {
             "{paths:?}"
         );
     }
-    // These have one, or say what is there.
+    // These masks are accepted: the value is the current one, or the fields are output only.
     for paths in [
         &["owner_id"][..],
         &["id", "etag", "create_time", "update_time"],
@@ -522,7 +522,7 @@ async fn an_update_that_changes_nothing_writes_nothing(app: &TestApp) {
             second,
             "{paths:?}"
         );
-        // It acknowledges the write that came before.
+        // It acknowledges the earlier write, so it invalidates the lists of that one.
         let list = client.list_locations(run.clone()).await.expect("listed");
         assert!(!is_hit(&list), "{paths:?}");
         assert_eq!(list.get_ref().locations, std::slice::from_ref(&second));
@@ -615,7 +615,7 @@ async fn a_missing_location_is_created_on_request(app: &TestApp) {
         (would.get_ref().etag.as_str(), would.get_ref().id.clone()),
         ("", uuid(1))
     );
-    // The mask doesn't count.
+    // A creation ignores the mask.
     let first = client
         .update_location(upsert(location.clone(), &["capacity"]))
         .await;

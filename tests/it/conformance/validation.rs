@@ -267,7 +267,7 @@ async fn values_past_the_limits_are_refused(app: &TestApp) {
         ("labels", |location| {
             location.labels = [(long("k", 64), String::new())].into();
         }),
-        ("labels.a\0", |location| {
+        ("labels.a", |location| {
             location.labels = [("a".to_owned(), "\0".to_owned())].into();
         }),
     ];
@@ -276,7 +276,7 @@ async fn values_past_the_limits_are_refused(app: &TestApp) {
         change(&mut location);
         let status = app.admin().create_location(create(location)).await;
         let fields = bad_fields(&status.expect_err("bad"));
-        let field = format!("location.{}", field.trim_end_matches('\0'));
+        let field = format!("location.{field}");
         assert_eq!(fields.len(), 1, "{fields:?}");
         assert!(fields[0].starts_with(&field), "{fields:?} isn't {field}");
     }

@@ -414,7 +414,7 @@ async fn times_and_etags_change_with_every_update(app: &TestApp) {
     }
 }
 
-/// Including the sign of zero, which the wire format keeps but SQLite drops.
+/// Including the sign of zero, which SQLite's columns don't keep.
 async fn coordinates_are_kept_exactly(app: &TestApp) {
     let degrees = [
         0.0,
