@@ -81,35 +81,23 @@ impl Difference {
     }
 }
 
-/// Whether all fields that the service doesn't set are equal: the common case, checked without the
-/// descriptors of the fields.
+/// Whether all fields that a client sets are equal: the common case, checked without the descriptors of
+/// the fields.
 fn is_same(row: &Location, there: &Location) -> bool {
-    let Location {
-        id: _,
-        r#type,
-        display_name,
-        production_run_id,
-        owner_id,
-        address,
-        coordinates,
-        capacity,
-        state,
-        description,
-        labels,
-        create_time: _,
-        update_time: _,
-        etag: _,
-    } = row;
-    *r#type == there.r#type
-        && *display_name == there.display_name
-        && *production_run_id == there.production_run_id
-        && (owner_id.is_empty() || *owner_id == there.owner_id)
-        && *address == there.address
-        && *coordinates == there.coordinates
-        && *capacity == there.capacity
-        && (*state == 0 || *state == there.state)
-        && *description == there.description
-        && *labels == there.labels
+    let mut expected = Location {
+        id: there.id.clone(),
+        create_time: there.create_time,
+        update_time: there.update_time,
+        etag: there.etag.clone(),
+        ..row.clone()
+    };
+    if expected.owner_id.is_empty() {
+        expected.owner_id.clone_from(&there.owner_id);
+    }
+    if expected.state == 0 {
+        expected.state = there.state;
+    }
+    expected == *there
 }
 
 /// The update that removes the differences, unless the location changes before it.
