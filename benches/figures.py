@@ -488,7 +488,7 @@ def draw(results, folder):
     by_replicas = [(OURS, BLUE, [point(f"replicas/{count}") for count in (1, 2, 4)])]
     chart(
         "growth.svg",
-        "Costs by rows, entries and replicas",
+        "Costs as rows, entries and replicas grow",
         Panel("a miss: CPU, µs", "rows in the database", ["10⁴", "10⁵", "10⁶"], by_rows),
         Panel(
             "invalidation: time, ms",
