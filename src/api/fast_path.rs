@@ -201,48 +201,26 @@ impl Inner {
                 if let Err(error) = codec::check::<v1::ListLocationsRequest>(message) {
                     return Ok(Err(error));
                 }
-                let request = v1::ListLocationsRequest::decode(message)?;
-                self.list(caller, mode, request).await
+                match convert::list(v1::ListLocationsRequest::decode(message)?) {
+                    Ok(Paged { query, page_token }) => {
+                        self.service.list(caller, query, &page_token, mode).await
+                    }
+                    Err(error) => Err(error),
+                }
             }
-            CachedMethod::Get => {
-                let request = v1::GetLocationRequest::decode(message)?;
-                self.get(caller, mode, &request).await
-            }
+            CachedMethod::Get => match convert::get(&v1::GetLocationRequest::decode(message)?) {
+                Ok(id) => self.service.get(caller, id, mode).await,
+                Err(error) => Err(error),
+            },
             CachedMethod::Reports => {
-                let request = v1::ListLocationReportsRequest::decode(message)?;
-                self.reports(caller, mode, request).await
+                match convert::reports(v1::ListLocationReportsRequest::decode(message)?) {
+                    Ok(Paged { query, page_token }) => {
+                        self.service.reports(caller, query, &page_token, mode).await
+                    }
+                    Err(error) => Err(error),
+                }
             }
         })
-    }
-
-    async fn list(
-        &self,
-        caller: &Principal,
-        mode: CacheMode,
-        request: v1::ListLocationsRequest,
-    ) -> Result<CachedResponse, Error> {
-        let Paged { query, page_token } = convert::list(request)?;
-        self.service.list(caller, query, &page_token, mode).await
-    }
-
-    async fn get(
-        &self,
-        caller: &Principal,
-        mode: CacheMode,
-        request: &v1::GetLocationRequest,
-    ) -> Result<CachedResponse, Error> {
-        let id = convert::get(request)?;
-        self.service.get(caller, id, mode).await
-    }
-
-    async fn reports(
-        &self,
-        caller: &Principal,
-        mode: CacheMode,
-        request: v1::ListLocationReportsRequest,
-    ) -> Result<CachedResponse, Error> {
-        let Paged { query, page_token } = convert::reports(request)?;
-        self.service.reports(caller, query, &page_token, mode).await
     }
 }
 

@@ -456,7 +456,7 @@ fn without_output_only(export: &str) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn transfers_go_on_when_nobody_reads_their_messages() {
+async fn transfers_go_on_when_standard_error_is_closed() {
     let home = Home::new();
     let service = home.start().await;
     let unread = || {

@@ -237,12 +237,8 @@ impl RedisCache {
         write: Option<WriteId>,
     ) -> Result<u64, CacheError> {
         let mut entries = 0;
-        let mut permits_until = Instant::now() + WRITE_WAIT;
+        let permits_until = Instant::now() + WRITE_WAIT;
         for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
-            if write.is_none() {
-                // No transaction waits for it.
-                permits_until = Instant::now() + WRITE_WAIT;
-            }
             let closed = self.steps.close(epoch, tags, write, permits_until).await?;
             self.counters.invalidations.add(tags.len());
             entries += closed.entries;
@@ -340,8 +336,13 @@ impl Cache for RedisCache {
         let epoch = self.lease.current()?;
         let tags = self.counted(self.steps.open_tags(epoch.active()?).await)?;
         let tags: Vec<_> = tags.iter().collect();
-        let closed = self.close_tags(&epoch, &tags, None).await;
-        self.counted(closed)
+        let mut entries = 0;
+        // Each round trip has a time limit of its own: no transaction waits for the last one.
+        for tags in tags.chunks(TAGS_PER_ROUND_TRIP) {
+            let closed = self.close_tags(&epoch, tags, None).await;
+            entries += self.counted(closed)?;
+        }
+        Ok(entries)
     }
 
     fn peek_compressed(&self, key: &Key, body: &Bytes, encoding: Encoding) -> Option<Bytes> {

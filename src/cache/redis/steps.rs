@@ -22,8 +22,8 @@ use crate::{
     failpoints::{Failpoint, is_enabled},
 };
 
-/// How long a round trip of `close`, or a whole `reopen`, waits for permits. Less than the database lets
-/// a transaction stay idle.
+/// How long a `close` or `reopen` waits for permits for all its tags. Less than the database lets a
+/// transaction stay idle.
 pub(super) const WRITE_WAIT: Duration = Duration::from_secs(3);
 
 /// Tags that one round trip of `close` or `reopen` takes. More would block other clients for too long.

@@ -46,6 +46,14 @@ use super::connection::{ConnectError, describe};
 /// The file name that stands for stdin or stdout.
 const STANDARD_STREAM: &str = "-";
 
+/// Takes it for success that the reader of a pipe has left.
+fn ignore_broken_pipe(written: io::Result<()>) -> io::Result<()> {
+    written.or_else(|error| match error.kind() {
+        io::ErrorKind::BrokenPipe => Ok(()),
+        _ => Err(error),
+    })
+}
+
 /// The exit code of an interrupted command: 128 plus the number of SIGINT, as shells report it.
 const EXIT_INTERRUPTED: u8 = 130;
 

@@ -10,7 +10,7 @@ use std::{
 use crate::cli::transfer::{
     TransferError,
     compression::{Compression, Writer},
-    progress,
+    ignore_broken_pipe, progress,
 };
 
 /// A file under a temporary name. Unless [`Output::keep`] gives it its own name, dropping it deletes
@@ -62,11 +62,7 @@ impl Output {
             .take()
             .map_or_else(|| Err(io::ErrorKind::BrokenPipe.into()), Writer::finish);
         let kept = match &self.temporary {
-            None => match file {
-                // The reader of a pipe may leave, as that of stdout.
-                Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
-                _ => Ok(()),
-            },
+            None => ignore_broken_pipe(file.map(|_| ())),
             Some(temporary) => file
                 .and_then(|file| file.sync_all())
                 .and_then(|()| fs::rename(temporary, &self.path)),

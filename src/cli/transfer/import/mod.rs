@@ -50,6 +50,7 @@ use super::{
     Interrupts, STANDARD_STREAM, TransferError,
     client::Client,
     fields::Field,
+    ignore_broken_pipe,
     progress::{self, Progress},
 };
 
@@ -211,17 +212,11 @@ impl Run {
         self.counts.add(fate);
         if self.is_verbose {
             let text = format!("line {line}: {fate}\n");
-            io::stdout()
-                .lock()
-                .write_all(text.as_bytes())
-                .or_else(|error| match error.kind() {
-                    io::ErrorKind::BrokenPipe => Ok(()),
-                    _ => Err(error),
-                })
-                .map_err(|cause| TransferError::Write {
-                    path: STANDARD_STREAM.into(),
-                    cause,
-                })?;
+            let written = io::stdout().lock().write_all(text.as_bytes());
+            ignore_broken_pipe(written).map_err(|cause| TransferError::Write {
+                path: STANDARD_STREAM.into(),
+                cause,
+            })?;
         }
         match fate {
             Fate::Rejected(reject) => self.rejects.write(reject)?,
