@@ -156,6 +156,7 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     let mut settings = Settings::new(seed, rest, deployment.is_some(), secret);
     settings.writers = args.writers;
     settings.may_lose_writes = kinds.iter().any(|kind| kind.loses_writes());
+    settings.may_split = kinds.contains(&faults::Kind::Promote);
     if deployment.is_some() {
         settings.databases = args.topology.databases();
     }

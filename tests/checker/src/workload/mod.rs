@@ -129,6 +129,9 @@ pub struct Settings {
     /// Whether the database may lose acknowledged writes. Then an update without an etag writes all
     /// fields, because the client may not know the state before it.
     pub may_lose_writes: bool,
+    /// Whether two primaries may serve at a time. Then a creation chooses its location's id, because two
+    /// attempts can take effect on both.
+    pub may_split: bool,
     /// The queries.
     pub queries: Vec<Query>,
 }
@@ -158,6 +161,7 @@ impl Settings {
             secret,
             databases: 1,
             may_lose_writes: false,
+            may_split: false,
             queries: Vec::new(),
         };
         let mut rng = rng(seed, u64::MAX, 0);
