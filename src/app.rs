@@ -157,8 +157,8 @@ impl App {
                     max_local_bytes: max_bytes,
                     ttl,
                 };
-                // Both parse their settings before they connect, and neither changes anything: an
-                // invalid setting must not leave a migrated database.
+                // These two check the settings and change nothing, so an invalid setting never leaves a
+                // migrated database: `open` migrates.
                 let database = postgres::Database::new(url)?;
                 let cache = Arc::new(RedisCache::connect(&redis).await?);
                 let store = database.open(options).await?;

@@ -107,14 +107,15 @@ pub struct RedisConfig {
 /// The limits of the cache.
 #[derive(Debug, Clone, Copy)]
 pub struct CacheConfig {
-    /// How long an entry is kept after its last read, up to [`MAX_CACHE_TTL_SECS`].
+    /// The time to live of an entry: since its last read in the process, since it was stored in Redis. Up
+    /// to [`MAX_CACHE_TTL_SECS`].
     pub ttl: Duration,
     /// The memory that the entries in the process may take, in bytes; 1 or more.
     pub max_bytes: u64,
 }
 
-/// Authentication of callers. Without `keys` and `remote` it is in development mode: every caller is an
-/// admin.
+/// Authentication of callers. Without `keys` and `remote` the service is in development mode: every
+/// caller is an admin.
 #[derive(Debug, Clone, Default)]
 pub struct AuthConfig {
     /// The key that verifies tokens.

@@ -283,7 +283,7 @@ impl Shared {
         let checked = self.cache.check().await;
         checks.failures = match &checked {
             Ok(()) => 0,
-            Err(error) if error.is_certain() => MAX_FAILURES,
+            Err(error) if error.is_permanent() => MAX_FAILURES,
             Err(_) => checks.failures + 1,
         };
         if checks.failures == 0 || checks.failures >= MAX_FAILURES {
@@ -294,13 +294,13 @@ impl Shared {
             // Other replicas use the cache, and this one doesn't write.
             (Some(_), Err(CacheError::SettingsDiffer(_))) if other_settings => Ok(()),
             (Some(_), Err(_)) => self.suspend(row.epoch).await.map_err(Into::into),
-            (None, Err(_)) => self.table.report_away().await.map_err(Into::into),
+            (None, Err(_)) => self.table.report_unreachable().await.map_err(Into::into),
             (None, Ok(())) if row.may_activate && leases_expired <= Instant::now() => {
                 self.activate(row.epoch).await
             }
             (_, Ok(())) => Ok(()),
         };
-        // The database may be unavailable for long.
+        // The database may be unavailable for a long time.
         if let Err(error) = &changed
             && !checks.change_failed
         {
@@ -315,7 +315,7 @@ impl Shared {
         let mut logged = self.logged.lock();
         let unchanged = match (&*logged, error) {
             (None, None) => true,
-            (Some(old), Some(new)) => old == new || !old.is_certain() && !new.is_certain(),
+            (Some(old), Some(new)) => old == new || !old.is_permanent() && !new.is_permanent(),
             _ => false,
         };
         if unchanged {

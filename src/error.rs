@@ -40,7 +40,7 @@ pub enum Error {
     },
 
     /// The message is larger than the method accepts.
-    #[error("the message has {size} bytes, over the limit of {limit}")]
+    #[error("the request message has {size} bytes, over the limit of {limit}: split it")]
     MessageTooLarge {
         /// Maximum size in bytes.
         limit: usize,
@@ -49,14 +49,14 @@ pub enum Error {
     },
 
     /// The message is larger than the method accepts once it is decompressed.
-    #[error("the message has more than {limit} bytes once it is decompressed")]
+    #[error("the request message has more than {limit} bytes once it is decompressed: split it")]
     DecompressedTooLarge {
         /// Maximum size in bytes.
         limit: usize,
     },
 
     /// The message didn't arrive in time.
-    #[error("the request message did not arrive within {0:?}")]
+    #[error("the request message didn't arrive within {0:?}")]
     MessageTimeout(std::time::Duration),
 
     /// A limit of the service is reached.
@@ -74,7 +74,7 @@ pub enum Error {
 
     /// A list with `query` wasn't read within its time limit.
     #[error(
-        "the list with this query was not read within {0:?}: narrow it, with production_run_id or \
+        "the list with this query wasn't read within {0:?}: narrow it, with production_run_id or \
          owner_id for example"
     )]
     QueryTooSlow(std::time::Duration),
@@ -99,7 +99,7 @@ pub enum Error {
     AlreadyExists(Culprits),
 
     /// The caller used the request id for a different location.
-    #[error("{field} {id} was used for a different location: use a new one")]
+    #[error("{field} {id} was used for a different location: use a new request id")]
     RequestIdReused {
         /// The request id.
         id: uuid::Uuid,
@@ -151,18 +151,18 @@ pub enum Error {
     Conflict(#[source] Cause),
 
     /// The database isn't available.
-    #[error("the database is unavailable")]
+    #[error("the database is unavailable: nothing was changed, retry later")]
     DatabaseUnavailable(#[source] Cause),
 
     /// The cache isn't available, so a write can't invalidate it.
-    #[error("the cache is unavailable: nothing was changed")]
+    #[error("the cache is unavailable: nothing was changed, retry later")]
     CacheUnavailable(#[source] Cause),
 
     /// A write may or may not have been committed.
     #[error("the outcome of the write is unknown: {}", if *.repeatable {
         "retry it with the same request_id"
     } else {
-        "read before you retry, and set request_id in creations"
+        "read before you retry; a creation with a request_id can be retried"
     })]
     OutcomeUnknown {
         /// Whether the call can be retried, because it has a request id.
@@ -181,7 +181,7 @@ pub enum Error {
     DeadlineExceeded(std::time::Duration),
 
     /// The service is stopping.
-    #[error("the service is stopping")]
+    #[error("the service is stopping: nothing was changed, retry")]
     Stopping,
 
     /// A bug in the service, or corrupt data.

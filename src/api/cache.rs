@@ -164,8 +164,8 @@ fn explain(cached: &Explanation) -> (bool, String) {
         ),
         (false, false) if is_stored => (
             false,
-            "Miss: the stored response has an older version of the tag, because a location that \
-             the tag covers has changed since."
+            "Miss: the stored response has an older version of the tag. Since then a location \
+             that the tag covers has changed, the tag was invalidated, or its version expired."
                 .to_owned(),
         ),
         (false, false) => (

@@ -35,7 +35,8 @@ const MAX_DETAIL_BYTES: usize = 3_000;
 /// Locations that a status names. The metadata of `ErrorInfo` has the indexes of all.
 const MAX_RESOURCES: usize = 16;
 
-/// Maximum size of a value in the metadata of `ErrorInfo`: every other index of a batch fits.
+/// Maximum size of a value in the metadata of `ErrorInfo`. The longest `indexes`, every second one of a
+/// batch, fit.
 const MAX_METADATA_BYTES: usize = 2_000;
 
 /// The reasons of calls that a limit has refused.

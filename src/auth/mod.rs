@@ -41,7 +41,8 @@ use crate::{
 /// required in the token. A caller is an admin with `admin: true` or with `"admin"` in the array
 /// `roles`, or by the claim that is configured instead.
 ///
-/// The key file is read again when it changes, and published keys are fetched again from time to time.
+/// The key file is read again when it changes, and published keys are fetched again every few
+/// minutes and for a token with an unknown key.
 /// If the new content is invalid, the old keys stay in use, unless the configuration revokes all tokens
 /// then. Without keys the service is in development mode: every caller is an admin with the subject
 /// `development`.

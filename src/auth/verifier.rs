@@ -54,15 +54,21 @@ pub enum Refusal {
     Revoked,
     #[error("the token's signature is wrong: use an unchanged token issued for this service")]
     Signature,
-    #[error("the token's claims aren't a JSON object")]
+    #[error(
+        "the token's claims aren't a JSON object: use a token of an issuer that this service trusts"
+    )]
     Claims,
-    #[error("the token's claim `{0}` isn't a number of seconds since 1970")]
+    #[error(
+        "the token's claim `{0}` isn't a number of seconds since 1970: correct it at the issuer"
+    )]
     Time(&'static str),
     #[error("the token has expired: get a new one")]
     Expired,
     #[error("the token isn't valid yet (`nbf`): wait, or check the clock of its issuer")]
     NotYetValid,
-    #[error("the token's `iss` is missing or isn't the issuer that this service trusts")]
+    #[error(
+        "the token's `iss` is missing or isn't the issuer that this service trusts: get one from that issuer"
+    )]
     Issuer,
     #[error("the token's `aud` is missing or doesn't name this service: get one issued for it")]
     Audience,

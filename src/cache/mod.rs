@@ -152,7 +152,7 @@ pub enum Lookup {
 /// Where an entry was found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Tier {
-    /// The process.
+    /// The memory of the process.
     Local,
     /// The cache server that replicas share.
     Redis,
@@ -257,8 +257,8 @@ impl CacheError {
         }
     }
 
-    /// Whether the cache server or the database has ruled out that a retry succeeds.
-    pub fn is_certain(&self) -> bool {
+    /// Whether a retry can't succeed.
+    pub fn is_permanent(&self) -> bool {
         matches!(
             self,
             Self::WrongServer(_) | Self::Refused(_) | Self::SettingsDiffer(_)

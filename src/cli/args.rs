@@ -98,8 +98,8 @@ pub struct ServeArgs {
     #[arg(help_heading = "Server")]
     max_connection_age_secs: Duration,
 
-    /// Maximum number of open connections; half of them for one address [default: 8192, or 96 fewer
-    /// than the hard limit of file descriptors]
+    /// Maximum number of open connections; at most half of them from one address [default: 8192, or
+    /// the hard limit of file descriptors minus 96 if that is lower]
     #[arg(long, value_name = "NUMBER", env = "LOCATION_SERVICE_MAX_CONNECTIONS")]
     #[arg(value_parser = positive, help_heading = "Server")]
     max_connections: Option<usize>,
@@ -179,8 +179,8 @@ pub struct ServeArgs {
     #[arg(value_parser = existing_file, help_heading = "Cache")]
     redis_tls_key_file: Option<PathBuf>,
 
-    /// How long an unread entry stays in the cache. It bounds memory use only: lists are never
-    /// stale, whatever its value
+    /// Time to live of a cached response: since its last read in the process, since it was stored in
+    /// Redis. It bounds memory use only: lists are never stale, whatever its value
     #[arg(long, value_name = "SECS", env = "LOCATION_SERVICE_CACHE_TTL")]
     #[arg(default_value = "300", value_parser = seconds(1..=MAX_CACHE_TTL_SECS))]
     #[arg(help_heading = "Cache")]

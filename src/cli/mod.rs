@@ -76,7 +76,7 @@ enum Command {
     Import(Box<ImportArgs>),
     /// Writes the locations that the caller may read as NDJSON or CSV, for `import`
     Export(Box<ExportArgs>),
-    /// Deletes the locations whose ids are in a file from a running service
+    /// Deletes locations from a running service, by the ids in a file
     Delete(Box<DeleteArgs>),
     /// Prints a new JWT, signed with the configured secret
     #[command(after_help = token::EXAMPLES)]

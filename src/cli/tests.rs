@@ -591,10 +591,10 @@ fn every_wrong_setting_is_reported_at_once_with_its_place() {
     for line in [
         "--listen=localhost: must be an IP address and a port",
         "--cache-max-byte isn't an option of `serve`: did you mean --cache-max-bytes?",
-        "--database-max-connections=0: must be a whole number of 1..=1000",
-        "LOCATION_SERVICE_SHUTDOWN_GRACE_SECS=5 weeks: must be a time of 0..=3600 seconds",
+        "--database-max-connections=0: must be a whole number from 1 to 1000",
+        "LOCATION_SERVICE_SHUTDOWN_GRACE_SECS=5 weeks: must be a time of 0 to 3600 seconds",
         "LOCATION_SERVICE_DATABASE_URL: must start with sqlite: or postgres://",
-        &format!("{file}, line 2: cache-ttl = 0: must be a time of 1..=31536000 seconds"),
+        &format!("{file}, line 2: cache-ttl = 0: must be a time of 1 to 31536000 seconds"),
         &format!("{file}, line 4: cache_tll isn't a setting: did you mean cache-ttl?"),
         &format!("{file}, line 5: log-format = \"xml\": must be one of text, json"),
         &format!("{file}, line 6: log_format is set a second time, after line 5"),

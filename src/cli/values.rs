@@ -23,9 +23,13 @@ pub fn seconds(
             Some(UNITS.iter().find(|(name, _)| *name == unit)?.1)
         });
         let seconds = seconds.filter(|seconds| range.contains(seconds));
-        seconds
-            .map(Duration::from_secs)
-            .ok_or_else(|| format!("must be a time of {range:?} seconds, such as 10, 10s or 2m"))
+        seconds.map(Duration::from_secs).ok_or_else(|| {
+            format!(
+                "must be a time of {} to {} seconds, such as 10, 10s or 2m",
+                range.start(),
+                range.end()
+            )
+        })
     }
 }
 
@@ -74,7 +78,13 @@ pub fn number(
 ) -> impl Fn(&str) -> Result<u32, String> + Clone + Send + Sync {
     move |text| {
         let number = text.parse().ok().filter(|number| range.contains(number));
-        number.ok_or_else(|| format!("must be a whole number of {range:?}"))
+        number.ok_or_else(|| {
+            format!(
+                "must be a whole number from {} to {}",
+                range.start(),
+                range.end()
+            )
+        })
     }
 }
 

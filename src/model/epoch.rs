@@ -10,11 +10,12 @@ pub struct Epoch(pub i64);
 /// The cache server of an active epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CacheServer {
-    /// The incarnation: the name that its processes were given.
-    pub name: Uuid,
-    /// A digest of the settings that replicas share, and the replication ids of its data, which identify
-    /// the data's history.
-    pub histories: String,
+    /// The name that its processes were given.
+    pub incarnation: Uuid,
+    /// A digest of the settings that replicas share.
+    pub settings: u64,
+    /// The replication ids of its data, which identify the data's history, separated by commas.
+    pub replication_ids: String,
 }
 
 /// The state of the shared cache, as the database records it.

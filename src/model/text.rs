@@ -148,7 +148,7 @@ pub type PostalCode = Text<0, 32>;
 /// A label's value.
 pub type LabelValue = Text<0, 255>;
 
-/// A label's key: 1 to 63 of `a-z`, `0-9`, `-`, `_`, `.` and `/`, beginning with a letter.
+/// A label's key: 1 to 63 characters of `a-z`, `0-9`, `-`, `_`, `.` and `/`, beginning with a letter.
 ///
 /// The JSON form of a field mask changes the case of letters, so a key has none in upper case.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -169,7 +169,7 @@ impl LabelKey {
             Ok(Self(text))
         } else {
             Err(format!(
-                "must have 1 to {} of a-z, 0-9, -, _, . and /, beginning with a letter",
+                "must have 1 to {} characters of a-z, 0-9, -, _, . and /, and begin with a letter",
                 Self::MAX
             ))
         }

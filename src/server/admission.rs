@@ -1,5 +1,5 @@
 //! Admission: a call takes its place once its caller is known and its message has arrived. Until
-//! then it takes nothing that other calls need.
+//! then it takes only memory for the unfinished message, which is limited for each caller.
 //!
 //! Health and reflection need no token, so they have limits of their own and never wait behind the
 //! calls of the API.

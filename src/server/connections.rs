@@ -1,7 +1,7 @@
 //! The open connections: their limits, and the end of those that are idle or stalled.
 //!
 //! When a limit is reached, the longest idle connection is closed for the new one. A sweep each
-//! second closes connections that sent no request in time, that were idle for long, or whose
+//! second closes connections that sent no request in time, that were idle for too long, or whose
 //! client doesn't take a response.
 
 use std::{
@@ -39,11 +39,11 @@ const FIRST_REQUEST_SECS: u64 = 10;
 /// Seconds without a call after which a connection is closed: 15 minutes.
 const IDLE_SECS: u64 = 15 * 60;
 
-/// Seconds of a period. The age of a response's last progress is measured in periods.
+/// Length of a period in seconds. The age of a response's last progress is measured in periods.
 const PERIOD_SECS: u64 = 5;
 
-/// The periods for which calls are counted. A client that takes nothing of a response until the last
-/// of them begins, which is after 30 to 35 s, is disconnected.
+/// Number of periods for which calls are counted. A connection is closed when one of its responses has
+/// made no progress until the last of them begins: for 30 to 35 s.
 const PERIODS: usize = 8;
 
 /// The bytes of all responses that clients have not taken yet. Above this, the connection with the

@@ -56,8 +56,8 @@ pub struct Listener {
 /// replica.
 #[derive(Debug, Clone, Copy)]
 pub struct MaxAge {
-    /// The mean age. Each connection has one of its own, up to a tenth shorter or longer, so that
-    /// clients which connected together don't all reconnect together.
+    /// The mean age. Each connection's has jitter of up to a tenth, so that clients which connected
+    /// together don't all reconnect together.
     pub mean: Duration,
     /// The time for the calls of a connection to end after it accepts no new ones.
     pub grace: Duration,

@@ -160,7 +160,10 @@ impl Server {
         drop(watch_health);
         health.set(false).await;
         let grace = Instant::now() + self.shutdown_grace;
-        tracing::info!("stopping: calls in flight have {:?}", self.shutdown_grace);
+        tracing::info!(
+            "stopping: calls in flight have {:?} to finish",
+            self.shutdown_grace
+        );
         stop.send_replace(true);
         let calls = timeout_at(grace, &mut server).await;
         let writes = timeout_at(grace, self.service.finish_writes()).await;

@@ -26,8 +26,8 @@ use crate::{
     proto,
 };
 
-/// Maximum time for a request message to arrive. Each message has a time of its own, up to a fifth
-/// shorter, so that messages which began together don't time out together.
+/// Maximum time for a request message to arrive. Jitter shortens it by up to a fifth, so that messages
+/// which began together don't time out together.
 const MESSAGE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Minimum memory that is counted for a request that doesn't arrive in one piece, in KiB, without its

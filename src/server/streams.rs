@@ -29,8 +29,8 @@ type Stream = BoxFuture<'static, ()>;
 pub struct NewStreams(Arc<Mutex<VecDeque<Stream>>>);
 
 impl NewStreams {
-    /// Whether enough streams for a whole turn are waiting. The connection stops reading then: it would
-    /// accept all streams that a client begins and resets otherwise.
+    /// Whether enough streams for a whole turn are waiting. The connection then stops reading;
+    /// otherwise it would accept all streams that a client begins and resets.
     pub fn fill_a_turn(&self) -> bool {
         self.0.lock().len() >= TURN
     }

@@ -1,7 +1,7 @@
 //! Fair shares of the database among callers.
 //!
 //! A call takes a place before it takes a connection. There are no more places than connections, so a
-//! call with a place never waits for one, and a full pool never looks like an unavailable database.
+//! call with a place never waits for a connection, and a full pool never looks like an unavailable database.
 //! A caller has a limited number of places at once, and callers that wait get theirs in turns. Reads
 //! and writes are scheduled separately, so that neither can take all places.
 //!
@@ -32,7 +32,7 @@ const MAX_CALLS_OF_CALLER: usize = 1_024;
 /// Reads, and likewise writes, of all callers that run or wait.
 const MAX_CALLS: usize = 4_096;
 
-/// The longest wait for a place. A longer one is refused while the caller may still retry in time.
+/// Maximum wait for a place: short enough for the caller to retry before its deadline.
 const MAX_WAIT: Duration = Duration::from_secs(5);
 
 /// Whether a call reads or writes.
@@ -54,16 +54,16 @@ impl Kind {
     fn names(self) -> &'static Names {
         match self {
             Self::Read => &Names {
-                places: "reads that run",
-                places_of_caller: "reads of a caller that run",
-                calls: "reads that wait",
-                calls_of_caller: "reads of a caller that wait",
+                places: "reads that use the database",
+                places_of_caller: "reads of a caller that use the database",
+                calls: "reads in progress",
+                calls_of_caller: "reads of a caller in progress",
             },
             Self::Write => &Names {
-                places: "writes that run",
-                places_of_caller: "writes of a caller that run",
-                calls: "writes that wait",
-                calls_of_caller: "writes of a caller that wait",
+                places: "writes that use the database",
+                places_of_caller: "writes of a caller that use the database",
+                calls: "writes in progress",
+                calls_of_caller: "writes of a caller in progress",
             },
         }
     }

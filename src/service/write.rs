@@ -24,7 +24,7 @@ use crate::{
     telemetry::call,
 };
 
-/// Maximum time from the start of a write to its commit. Well under
+/// Maximum time from the start of an attempt of a write to its commit. Well under
 /// [`WRITE_DEADLINE`](crate::cache::WRITE_DEADLINE).
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -36,7 +36,7 @@ const TIMEOUT: Duration = Duration::from_secs(1);
 /// two suspensions, up to [`MAX_PAUSE`].
 const MIN_PAUSE: &str = "2 s";
 
-/// Maximum of the minimum length of a suspension.
+/// Upper bound of the doubled [`MIN_PAUSE`].
 const MAX_PAUSE: &str = "8 s";
 
 /// Minimum time between the last report that the server is unreachable and the activation.
@@ -146,7 +146,7 @@ impl EpochTable {
                 server: row
                     .incarnation
                     .zip(row.replication_ids)
-                    .map(|(name, histories)| CacheServer { name, histories }),
+                    .map(|(incarnation, record)| server(incarnation, &record)),
                 may_activate: row.may_activate,
             },
             commits: row.commits,
@@ -230,7 +230,7 @@ impl EpochTable {
     }
 
     /// Reports that this replica can't reach the server, if the cache is suspended.
-    pub async fn report_away(&self) -> StoreResult<()> {
+    pub async fn report_unreachable(&self) -> StoreResult<()> {
         self.run(format!(
             "UPDATE cache_epoch
              SET away_at = clock_timestamp(), written_by = pg_current_xact_id()
@@ -242,12 +242,16 @@ impl EpochTable {
     }
 
     /// Activates the cache, in a new epoch, if it is suspended in epoch `from`. Every process of the
-    /// server must already have the scripts with its name.
+    /// server must already have the scripts with its incarnation.
     pub async fn activate(&self, Epoch(from): Epoch, server: &CacheServer) -> StoreResult<()> {
-        let CacheServer { name, histories } = server;
+        let CacheServer {
+            incarnation,
+            settings,
+            replication_ids,
+        } = server;
         // Redis's replication ids are hexadecimal. They become part of a statement, so other characters
         // are dropped.
-        let histories: String = histories
+        let replication_ids: String = replication_ids
             .chars()
             .filter(|char| char.is_ascii_alphanumeric() || *char == ',')
             .collect();
@@ -255,7 +259,7 @@ impl EpochTable {
             "SELECT pg_advisory_xact_lock({LOCK});
              UPDATE cache_epoch SET
                  epoch = epoch + 1, state = 'active',
-                 incarnation = '{name}', replication_ids = '{histories}',
+                 incarnation = '{incarnation}', replication_ids = '{settings:016x},{replication_ids}',
                  changed_at = clock_timestamp(), written_by = pg_current_xact_id()
              WHERE epoch = {from} AND state = 'suspended' AND {GENUINE}"
         ))
@@ -273,5 +277,15 @@ impl EpochTable {
                 Err(StoreError::unavailable(elapsed))
             }
         }
+    }
+}
+
+/// The server of a row. `record` has the digest of the settings before the replication ids.
+fn server(incarnation: Uuid, record: &str) -> CacheServer {
+    let (settings, replication_ids) = record.split_once(',').unwrap_or((record, ""));
+    CacheServer {
+        incarnation,
+        settings: u64::from_str_radix(settings, 16).unwrap_or_default(),
+        replication_ids: replication_ids.to_owned(),
     }
 }

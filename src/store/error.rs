@@ -33,7 +33,7 @@ pub enum StoreError {
     #[error("the database is unavailable")]
     Unavailable(#[source] Cause),
 
-    /// A limit of the database is reached, and the call has waited in vain.
+    /// A limit of the database is reached, and the wait for it has timed out.
     #[error("the limit of {value} {limit} is reached")]
     Overloaded {
         /// The name of the limit.
@@ -111,7 +111,7 @@ pub enum OpenError {
     /// Migrations are missing, and [`Migrate::Never`](super::Migrate::Never) forbids running them.
     #[error(
         "the database {database} lacks schema {version} of this release: migrate it first with \
-         `location-service migrate`, or let it be migrated at start"
+         `location-service migrate`, or start with `--migrate auto`"
     )]
     Older {
         /// The file, or the server and its database.
@@ -128,7 +128,7 @@ pub enum OpenError {
         encoding: String,
     },
     /// A pooler drops the settings of connections, or lets them share sessions.
-    #[error("the database {database} {problem}; or connect to PostgreSQL directly")]
+    #[error("the database {database} {problem}. Or connect to PostgreSQL directly")]
     Session {
         /// The server and its database.
         database: String,

@@ -40,8 +40,8 @@ pub const STATEMENT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time limit of a list with [`ListQuery::text`], which reads every row that the other filters leave.
 pub const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Maximum age of a write: PostgreSQL refuses to commit an older one. Waiting for a write whose
-/// outcome is unknown has to take longer, by a wide margin.
+/// Maximum age of a write: PostgreSQL refuses to commit an older one. The wait for a write whose
+/// outcome is unknown must be longer, by a wide margin.
 pub const MAX_WRITE: Duration = Duration::from_secs(15);
 
 /// The client's timeout of a statement exceeds the database's by this, for the reply to arrive.

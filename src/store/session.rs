@@ -101,9 +101,9 @@ fn is_unsupported_parameter(error: &sqlx::Error) -> bool {
 /// The statements that give settings to the role of the options.
 fn alter_role(connect: &PgConnectOptions, settings: &[(&str, String)]) -> String {
     let role = connect.get_username().replace('"', "\"\"");
-    let mut sql = String::new();
-    for (name, value) in settings {
-        let _ = write!(sql, "ALTER ROLE \"{role}\" SET {name} = '{value}'; ");
-    }
-    sql
+    let statements: Vec<_> = settings
+        .iter()
+        .map(|(name, value)| format!("ALTER ROLE \"{role}\" SET {name} = '{value}'"))
+        .collect();
+    statements.join("; ")
 }

@@ -71,7 +71,7 @@ pub(super) struct Wal {
 
 enum Attempt {
     Truncated,
-    /// Reads of this process run for long.
+    /// Reads of this process take too long.
     Reading,
     /// Another process reads.
     HeldOutside,
@@ -141,7 +141,7 @@ impl Wal {
         }
     }
 
-    /// Truncates the log as soon as no other process reads.
+    /// Tries until the log is truncated or the pool is closed.
     async fn truncate(self: Arc<Self>) {
         loop {
             let attempt = self.attempt().await;
@@ -150,8 +150,8 @@ impl Wal {
                     tracing::warn!(
                         log.path = %self.path.display(),
                         log.bytes = self.size(),
-                        "another process has been reading the database for long, a backup for \
-                         example: the write-ahead log grows until it ends",
+                        "another process, such as a backup, holds a read transaction open: the \
+                         write-ahead log grows until it ends",
                     );
                 }
             } else {

@@ -120,8 +120,8 @@ impl RequestId {
         }
     }
 
-    /// The id as a header. It isn't kept in the table of the connection's header compression, where each
-    /// id would displace a header that recurs.
+    /// The id as a header, marked as sensitive so that HPACK doesn't index it: ids would evict headers
+    /// that recur.
     pub fn to_header(&self) -> HeaderValue {
         let mut value = match self {
             Self::Received(id) => id.clone(),

@@ -41,8 +41,9 @@ const AUTO: Options = Options {
 
 fn some_server() -> CacheServer {
     CacheServer {
-        name: Uuid::new_v4(),
-        histories: "0123456789abcdef".to_owned(),
+        incarnation: Uuid::new_v4(),
+        settings: 0x0123_4567_89ab_cdef,
+        replication_ids: "fedcba9876543210".to_owned(),
     }
 }
 

@@ -524,7 +524,7 @@ async fn health(app: &TestApp) -> ServingStatus {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_is_away_at_the_start_is_used_when_it_comes() {
+async fn a_redis_that_is_down_at_the_start_is_used_when_it_comes() {
     let mut redis = RedisServer::start();
     redis.kill();
     let replicas = Replicas::start(&redis).await;

@@ -525,7 +525,7 @@ async fn the_write_ahead_log_is_bounded_while_reads_overlap() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_process_that_reads_for_long_is_logged_once() {
-    const WARNING: &str = "another process has been reading the database for long";
+    const WARNING: &str = "another process, such as a backup, holds a read transaction open";
     let home = Home::new();
     let process = home.start().await;
     let mut admin = process.admin().await;

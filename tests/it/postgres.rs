@@ -414,7 +414,7 @@ async fn a_second_writer_waits_for_the_first_but_not_for_ever() {
 }
 
 #[tokio::test]
-async fn a_deadlock_is_a_conflict_that_a_retry_settles() {
+async fn a_deadlock_is_a_conflict_that_a_retry_resolves() {
     let url = Postgres::shared().database().await;
     let store = open(&url).await;
     let places = [location("a", "", "owner", 1), location("b", "", "owner", 2)];
@@ -689,7 +689,7 @@ async fn a_dropped_read_ends_its_query() {
 // A database that is away.
 
 #[tokio::test]
-async fn a_database_that_is_away_fails_fast_and_comes_back() {
+async fn a_database_that_is_down_fails_fast_and_comes_back() {
     let server = Postgres::start();
     let url = server.database().await;
     let store = open(&url).await;
@@ -925,8 +925,9 @@ async fn lists_run_over_an_index() {
 
 fn some_server() -> CacheServer {
     CacheServer {
-        name: Uuid::new_v4(),
-        histories: "0123456789abcdef,fedcba9876543210".to_owned(),
+        incarnation: Uuid::new_v4(),
+        settings: 0x0123_4567_89ab_cdef,
+        replication_ids: "fedcba9876543210".to_owned(),
     }
 }
 

@@ -27,7 +27,7 @@ on_every_pair! { pair:
     what_a_reader_has_seen_is_seen_by_later_ones
     a_tag_stays_closed_until_the_last_of_its_writers_is_done
     a_location_that_moves_is_in_one_run_only
-    who_lists_after_a_write_was_acknowledged_joins_no_read_from_before_it
+    a_list_after_an_acknowledged_write_joins_no_earlier_read
 }
 
 /// A service that can be held, and a client.
@@ -337,7 +337,7 @@ async fn a_location_that_moves_is_in_one_run_only(pair: Pair) {
 }
 
 /// The unit tests of `NextFlight` show that ordinary single-flight fails this.
-async fn who_lists_after_a_write_was_acknowledged_joins_no_read_from_before_it(pair: Pair) {
+async fn a_list_after_an_acknowledged_write_joins_no_earlier_read(pair: Pair) {
     let (app, gates, client) = gated(pair, Without::Nothing).await;
     gates.list_read.arm();
     let early = start_list(&client, "run");

@@ -863,7 +863,7 @@ async fn a_server_that_hangs_costs_half_a_second_and_no_more() {
 }
 
 #[tokio::test]
-async fn a_server_that_is_away_at_the_start_is_used_when_it_comes() {
+async fn a_server_that_is_down_at_the_start_is_used_when_it_comes() {
     let mut server = RedisServer::start();
     server.kill();
     let started = Instant::now();
@@ -1091,7 +1091,7 @@ async fn eviction_costs_speed_only() {
 }
 
 #[tokio::test]
-async fn people_can_look_and_invalidate() {
+async fn an_admin_can_explain_and_invalidate() {
     let server = RedisServer::start();
     let (a, b) = (connect(&server.url()).await, connect(&server.url()).await);
     let (run, other) = (tag("run-1"), tag("run-2"));

@@ -72,7 +72,7 @@ async fn a_caller_with_thousands_of_writes_delays_neither_hits_nor_other_writes(
             tokio::spawn(async move {
                 let created = client.create_location(create(storage("a", ""))).await;
                 if let Err(status) = created {
-                    let limit = "writes of a caller that wait";
+                    let limit = "writes of a caller in progress";
                     assert_refused(&status, "CALLER_LIMIT", limit, "1024");
                     refused.fetch_add(1, Ordering::SeqCst);
                 }
@@ -138,7 +138,12 @@ async fn a_full_pool_is_not_an_unavailable_database() {
         "{late:?}"
     );
     let (own, other) = tokio::join!(write(ann), write(bob));
-    assert_refused(&own, "CALLER_LIMIT", "writes of a caller that run", "1");
+    assert_refused(
+        &own,
+        "CALLER_LIMIT",
+        "writes of a caller that use the database",
+        "1",
+    );
     assert_refused(&other, "OVERLOADED", "writes at once", "1");
     gates.begun.release();
     holder.await.expect("no panic").expect("created");

@@ -140,7 +140,7 @@ async fn a_replica_whose_settings_differ_from_those_of_others_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn probes_are_answered_while_the_database_is_opened() {
+async fn probes_respond_while_the_database_is_opened() {
     let home = Home::new();
     // Accepts connections, and never responds.
     let silent = TcpListener::bind("127.0.0.1:0").expect("a free port");

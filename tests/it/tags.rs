@@ -256,7 +256,7 @@ fn a_write_touches_the_tag_of_every_response_that_it_changes() {
 }
 
 #[test]
-fn no_text_of_a_users_passes_for_another_tag() {
+fn no_text_of_a_user_forms_another_tag() {
     let tag = |run: Option<&str>, owner: Option<&str>| {
         Tag::of_predicate(&Predicate {
             kind: None,

@@ -388,7 +388,7 @@ async fn spans_are_not_sent_to_a_collector_that_is_not_trusted() {
             .env("OTEL_EXPORTER_OTLP_PROTOCOL", name);
         let _process = secured.call(command).await;
         eventually("the failure is logged", || async {
-            secured.home.log().contains("traces can't be sent")
+            secured.home.log().contains("traces can't be exported")
         })
         .await;
         assert!(secured.collector.exports.try_recv().is_err());
@@ -426,7 +426,7 @@ async fn an_invalid_variable_is_logged_and_the_service_still_serves() {
         ),
         (
             &[ENDPOINT, ("OTEL_BSP_SCHEDULE_DELAY", "50")],
-            "traces can't be sent",
+            "traces can't be exported",
         ),
     ] {
         let home = Home::new();

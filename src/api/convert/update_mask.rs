@@ -135,7 +135,7 @@ impl Changes {
         {
             violations.add(
                 "update_mask",
-                "names one of the coordinates of a location without a position: name coordinates",
+                "names one of the coordinates of a location without a position: name coordinates, and set both",
             );
         }
         let details = self.merge(&current.clone().into(), &mut violations)?;
@@ -200,15 +200,17 @@ struct Path {
 
 impl Path {
     fn parse(text: &str) -> Result<Self, String> {
+        let shown = || text.chars().take(MAX_SHOWN_CHARS).collect::<String>();
         let path = Self::resolve(text).ok_or_else(|| {
-            let shown: String = text.chars().take(MAX_SHOWN_CHARS).collect();
             format!(
-                "{shown:?} isn't a field of Location: use a path such as display_name, \
-                 address.locality, labels.colour or labels.`a.b`, or *"
+                "{:?} isn't a field of Location: use a path such as display_name, \
+                 address.locality, labels.colour or labels.`a.b`, or *",
+                shown()
             )
         })?;
         if let Some(key) = &path.key {
-            LabelKey::parse(key.clone()).map_err(|violation| format!("key {violation}"))?;
+            LabelKey::parse(key.clone())
+                .map_err(|violation| format!("the key of {:?} {violation}", shown()))?;
         }
         Ok(path)
     }

@@ -70,7 +70,7 @@ struct Outcome {
 }
 
 impl FetchedKeys {
-    /// Fetches the keys, which must succeed, and then again from time to time.
+    /// Fetches the keys, which must succeed, and then again every [`INTERVAL`] and for unknown keys.
     pub async fn start(source: &RemoteKeys) -> Result<Self, KeyError> {
         Self::start_with(source, INTERVAL, MIN_INTERVAL, START_PAUSE).await
     }

@@ -154,7 +154,7 @@ async fn keys_of_an_issuer_rotate_without_a_refused_call() {
 }
 
 #[tokio::test]
-async fn old_keys_stay_while_the_issuer_is_away() {
+async fn old_keys_stay_while_the_issuer_is_down() {
     let (old, new) = (Signer::ec(), Signer::ec());
     let issuer = Issuer::start(published(&[(&old, "1")])).await;
     let authenticator = authenticator(&issuer.url(), Duration::ZERO).await;

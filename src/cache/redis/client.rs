@@ -41,7 +41,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::config::{RedisConfig, RedisConfigError, parse_url};
 use crate::cache::{CacheError, stats::Counters};
 
-/// The timeout of a command.
+/// The timeout of a command that closes or reopens tags, from its sending.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The timeout of a read, including its wait for a permit. A read that times out falls back to the
@@ -57,15 +57,15 @@ const RECONNECT_MIN_MS: u32 = 50;
 /// The longest delay before a reconnection, in milliseconds.
 const RECONNECT_MAX_MS: u32 = 1_000;
 
-/// The delay before a client that ended or hung is replaced.
+/// The delay before the replacement of a client that ended or hung connects.
 const RESTART_DELAY: Duration = Duration::from_millis(200);
 
-/// Permits for commands in flight, one for each tag: so few that the last of their replies comes long
-/// before its timeout.
+/// Permits for commands in flight, one for [`KEYS_PER_PERMIT`] keys: so few that the last reply arrives
+/// well before its timeout.
 const MAX_IN_FLIGHT: usize = 1_024;
 
-/// Maximum number of keys of one tag in a command.
-const KEYS_PER_TAG: usize = 4;
+/// Maximum number of keys that a permit stands for: those of one tag.
+const KEYS_PER_PERMIT: usize = 4;
 
 /// Keys that one step of a scan looks at.
 const SCAN_COUNT: u32 = 1_000;
@@ -96,7 +96,7 @@ pub(super) struct Call {
 
 impl Call {
     fn permits(&self) -> u32 {
-        u32::try_from(self.keys.len().div_ceil(KEYS_PER_TAG)).unwrap_or(u32::MAX)
+        u32::try_from(self.keys.len().div_ceil(KEYS_PER_PERMIT)).unwrap_or(u32::MAX)
     }
 }
 
@@ -179,7 +179,7 @@ impl RedisClient {
     }
 
     /// Runs a script once for each call, with the read timeout. Each call has a result of its own: a
-    /// node of a Cluster may be away.
+    /// node of a Cluster may be down.
     pub(super) async fn run_each<T: FromValue + Send + 'static>(
         &self,
         script: &Script,

@@ -121,46 +121,33 @@ impl EpochState {
 
 impl ActiveEpoch {
     fn new(settings: &SharedSettings, server: &CacheServer) -> Result<Self, CacheError> {
-        let Some(replication_ids) = server
-            .histories
-            .strip_prefix(&format!("{:016x}", settings.fingerprint()))
-            .and_then(|rest| rest.strip_prefix(','))
-        else {
+        if server.settings != settings.fingerprint() {
             return Err(CacheError::SettingsDiffer(settings.to_string()));
-        };
+        }
         // The failpoint makes all epochs share their keys.
         let name = if is_enabled(Failpoint::NoEpoch) {
             Uuid::nil()
         } else {
-            server.name
+            server.incarnation
         };
         Ok(Self {
-            replication_ids: replication_ids.to_owned(),
-            scripts: Scripts::new(server.name),
+            replication_ids: server.replication_ids.clone(),
+            scripts: Scripts::new(server.incarnation),
             namespace: Namespace::new(&settings.prefix, name),
         })
     }
 }
 
-/// The row's record of a server: the settings of the replica that activates it, and the replication ids
-/// of its data.
-pub(super) fn record(name: Uuid, settings: &SharedSettings, replication_ids: &str) -> CacheServer {
-    CacheServer {
-        name,
-        histories: format!("{:016x},{replication_ids}", settings.fingerprint()),
-    }
-}
-
-/// The scripts of an epoch. Their text ends with the name that the epoch gave to the server's
-/// processes. Redis keeps scripts in memory only, and doesn't replicate them, so a process that wasn't
-/// told the name, because it was restarted or promoted, doesn't know them and refuses every step.
+/// The scripts of an epoch. Their text ends with the server's incarnation. Redis keeps scripts in memory only,
+/// and doesn't replicate them, so a process that was restarted or promoted since then doesn't have them,
+/// and refuses every step.
 ///
 /// Redis has no command that removes one script. When many have accumulated, an activation removes all.
 ///
-/// A replica doesn't recognize a server that another release has named with other scripts: each release
-/// would suspend the epochs of the other for as long as both run, and responses would come from the
-/// database. So a release that changes a script, even a comment, keeps the previous one as well, for the
-/// epochs that were activated with it, and activates with the new one a release later.
+/// A server is accepted only if it has this release's scripts. Two releases with different scripts would
+/// suspend each other's epochs for as long as both run, and all reads would use the database. So a release
+/// that changes a script, even a comment, keeps the previous one as well, for the epochs that were
+/// activated with it, and activates with the new one a release later.
 #[derive(Debug)]
 pub(super) struct Scripts {
     pub(super) lookup: Script,
@@ -172,8 +159,8 @@ pub(super) struct Scripts {
 }
 
 impl Scripts {
-    pub(super) fn new(server: Uuid) -> Self {
-        let named = |lua: &str| Script::from_lua(format!("{lua}-- {server}\n"));
+    pub(super) fn new(incarnation: Uuid) -> Self {
+        let named = |lua: &str| Script::from_lua(format!("{lua}-- {incarnation}\n"));
         Self {
             lookup: named(include_str!("lua/lookup.lua")),
             fill: named(include_str!("lua/fill.lua")),

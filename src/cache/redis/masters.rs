@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{
     client::{Call, Master, RedisClient},
     config::SharedSettings,
-    epoch::{ActiveEpoch, EpochState, Scripts, record},
+    epoch::{ActiveEpoch, EpochState, Scripts},
     keys::{KeyKind, Namespace},
 };
 use crate::{cache::CacheError, model::CacheServer};
@@ -73,15 +73,15 @@ async fn check_candidate(client: &RedisClient, prefix: &str) -> Result<(), Cache
     try_join_all(probes).await.map(|_| ())
 }
 
-/// Gives every master a name: loads the scripts that carry it.
+/// Gives every master the name of an incarnation: loads the scripts that carry it.
 pub(super) async fn install_scripts(
     client: &RedisClient,
-    name: Uuid,
+    incarnation: Uuid,
     settings: &SharedSettings,
 ) -> Result<CacheServer, CacheError> {
     client.connected()?;
     client.sync_topology().await?;
-    let scripts = Scripts::new(name);
+    let scripts = Scripts::new(incarnation);
     for master in client.masters() {
         let memory = master.info("memory").await?;
         let loaded = memory.field("number_of_cached_scripts");
@@ -93,8 +93,11 @@ pub(super) async fn install_scripts(
         let loads = scripts.all().map(|script| master.load(script));
         try_join_all(loads).await?;
     }
-    let replication_ids = replication_ids(client, Some(&scripts)).await?;
-    Ok(record(name, settings, &replication_ids))
+    Ok(CacheServer {
+        incarnation,
+        settings: settings.fingerprint(),
+        replication_ids: replication_ids(client, Some(&scripts)).await?,
+    })
 }
 
 /// The sorted replication ids of the data of all nodes, which must be masters and have the scripts.

@@ -163,9 +163,9 @@ impl RedisCache {
         masters::check(&self.client, &epoch, &self.settings).await
     }
 
-    /// Gives every master a name: loads the scripts that carry it.
-    pub async fn install_scripts(&self, name: Uuid) -> Result<CacheServer, CacheError> {
-        masters::install_scripts(&self.client, name, &self.settings).await
+    /// Gives every master the name of an incarnation: loads the scripts that carry it.
+    pub async fn install_scripts(&self, incarnation: Uuid) -> Result<CacheServer, CacheError> {
+        masters::install_scripts(&self.client, incarnation, &self.settings).await
     }
 
     async fn look_up(&self, tag: &Tag, key: &Key) -> Result<Lookup, CacheError> {

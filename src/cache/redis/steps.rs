@@ -106,7 +106,7 @@ impl Steps {
     }
 
     /// Reads tags and entries in one round trip, and opens the tags without a version. Those without a key
-    /// must come first in `wanted`. Each has a result of its own: a node of a Cluster may be away.
+    /// must come first in `wanted`. Each has a result of its own: a node of a Cluster may be down.
     pub(super) async fn lookup(
         &self,
         wanted: &[Wanted],

@@ -34,7 +34,7 @@ pub fn parse_id(text: &str) -> Result<String, String> {
         })
 }
 
-/// The id of a row that has none, by its line and its content: the row is recognised when it is
+/// The id of a row that has none, by its line and its content: the row is recognized when it is
 /// imported again. `attempt` tells it from rows of other owners with the same line and content,
 /// whose ids are taken.
 pub fn row_id(namespace: Uuid, location: &Location, line: u64, attempt: u8) -> String {

@@ -46,7 +46,7 @@ use super::connection::{ConnectError, describe};
 /// The file name that stands for stdin or stdout.
 const STANDARD_STREAM: &str = "-";
 
-/// Takes it for success that the reader of a pipe has left.
+/// Treats it as success that the reader of a pipe has closed it.
 fn ignore_broken_pipe(written: io::Result<()>) -> io::Result<()> {
     written.or_else(|error| match error.kind() {
         io::ErrorKind::BrokenPipe => Ok(()),

@@ -91,15 +91,15 @@ impl Metrics {
                 "Open connections of clients.",
                 float(self.connections.open() as u64),
             ),
-            // No method watches locations yet, so these are 0. Dashboards have panels for them.
+            // Dashboards have panels for them.
             single(
                 "location_service_watchers",
-                "Streams that watch locations.",
+                "Streams that watch locations. 0: no method watches yet.",
                 0.0,
             ),
             single(
                 "location_service_watch_lag_seconds",
-                "The age of the oldest change that a stream has not been sent.",
+                "The age of the oldest change that a stream hasn't been sent. 0: no method watches yet.",
                 0.0,
             ),
         ]
@@ -132,7 +132,7 @@ impl Metrics {
         vec![
             counters(
                 "location_service_cache_reads_total",
-                "Calls of cached methods, by where the response came from or why not from the cache.",
+                "Calls of cached methods, by the tier of the hit, or the reason why the database was read.",
                 reads.collect(),
             ),
             counters(

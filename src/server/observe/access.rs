@@ -89,7 +89,9 @@ impl Access {
                 }
             });
         if left_out > 0 {
-            tracing::warn!("{left_out} more calls failed or were refused in a second");
+            tracing::warn!(
+                "{left_out} failed or refused calls of a second were not logged, above {MAX_LINES_A_SECOND}"
+            );
         }
         counted.is_ok_and(|lines| {
             lines >> 32 != second || lines & u64::from(u32::MAX) < MAX_LINES_A_SECOND

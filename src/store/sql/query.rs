@@ -228,8 +228,8 @@ impl<DB: Dialect> StatementExt for QueryBuilder<DB> {
             },
         );
         if let Some(label) = driving_label {
-            // The times are equal as well. PostgreSQL takes conditions to be independent: with that one
-            // it would expect hardly any rows of the join, and read and sort all of them.
+            // `create_time = location_create_time` holds too, and is left out: PostgreSQL assumes that
+            // conditions are independent, would underestimate the join, and read and sort all of it.
             self.push(" AND id = location_id AND ").has_label(label);
         }
         for label in &query.labels {

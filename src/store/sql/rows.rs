@@ -312,7 +312,7 @@ impl TryFrom<RecordRow> for IdempotencyRecord {
             fingerprint: row
                 .fingerprint
                 .try_into()
-                .map_err(|_| StoreError::corrupt("a fingerprint hasn't 32 bytes"))?,
+                .map_err(|_| StoreError::corrupt("a fingerprint isn't 32 bytes long"))?,
             location: row.location,
         })
     }

@@ -13,12 +13,12 @@ const MAX_STATE_BYTES: usize = 512;
 /// Maximum number of members of a `tracestate`, by the standard.
 const MAX_STATE_MEMBERS: usize = 32;
 
-/// A place in a trace.
+/// A W3C trace context.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TraceContext {
     /// The trace.
     pub trace_id: TraceId,
-    /// The span that other spans lie within.
+    /// The parent of the spans that are made.
     pub span_id: SpanId,
     /// Whether the spans are sent.
     pub sampled: bool,

@@ -94,12 +94,12 @@ impl<E: SpanExporter> SpanExporter for Logged<E> {
         match &exported {
             Ok(()) => {
                 if self.failing.swap(false, Ordering::Relaxed) {
-                    tracing::info!("traces are sent again");
+                    tracing::info!("traces are exported again");
                 }
             }
             Err(error) => {
                 if !self.failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(%error, "traces can't be sent: spans are lost until they can");
+                    tracing::warn!(%error, "traces can't be exported: spans are dropped until they can");
                 }
             }
         }

@@ -9,7 +9,7 @@ use crate::harness::{TestApp, create, of_run, storage};
 
 on_every_pair! { app:
     a_page_and_its_total_are_of_one_time
-    a_batch_of_reads_is_of_one_time
+    a_batch_get_reads_one_snapshot
 }
 
 async fn a_page_and_its_total_are_of_one_time(app: &TestApp) {
@@ -44,7 +44,7 @@ async fn a_page_and_its_total_are_of_one_time(app: &TestApp) {
     tokio::join!(writers, reader);
 }
 
-async fn a_batch_of_reads_is_of_one_time(app: &TestApp) {
+async fn a_batch_get_reads_one_snapshot(app: &TestApp) {
     let mut client = app.admin();
     let requests = ["a", "b"].map(|name| create(storage(name, "")));
     let response = client.batch_create_locations(batch(requests)).await;

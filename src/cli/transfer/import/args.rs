@@ -24,11 +24,11 @@ use crate::cli::transfer::{
 #[derive(Debug, Clone, Args)]
 #[command(after_long_help = "\
 Every row is created, compared with the location that has its id, or rejected. The summary counts the \
-rows that were created, updated (--update), unchanged (there and equal), different (there, not equal, \
+rows that were created, updated (--update), unchanged (exists and is equal), different (exists, differs, \
 left alone) and rejected. The exit code is 0 only if every row of the file is in the service as the \
 file has it. Rejected rows go to a file of the same format, which can be corrected and imported.
 
-An import that runs again creates nothing twice. Rows without an id are recognised by line and content.
+An import that runs again creates nothing twice. Rows without an id are recognized by line and content.
 
 Names of columns are compared without case, spaces, underscores and hyphens; white space around cells \
 is removed. An empty cell or null leaves a field unset, and is compared as such; fields that the file \
@@ -66,7 +66,7 @@ pub struct ImportArgs {
     #[arg(long, value_name = "FIELD=VALUE", value_parser = parse_constant)]
     pub(in crate::cli::transfer) set: Vec<Constant>,
 
-    /// Changes locations that are there and differ, in the fields that the file has
+    /// Updates existing locations that differ from the file, in the fields that the file has
     #[arg(long)]
     pub(in crate::cli::transfer) update: bool,
 

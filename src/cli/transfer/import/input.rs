@@ -325,7 +325,7 @@ mod tests {
             assert_eq!(decoded(&marked, Some("windows-1252")), text.as_bytes());
             assert_eq!(decoded(&encode(label, &text), Some(label)), text.as_bytes());
         }
-        // Without a mark, UTF-16 is recognised by an ASCII character at its beginning.
+        // Without a mark, UTF-16 is recognized by an ASCII character at its beginning.
         assert_eq!(
             decoded(&encode("utf-16le", "id;é"), None),
             "id;é".as_bytes()

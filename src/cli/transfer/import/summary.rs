@@ -142,8 +142,8 @@ impl fmt::Display for ImportSummary {
         if counts.different > 0 {
             write!(
                 f,
-                "\nto change the {} different locations, run it with --update; if they are other \
-                 locations with the same keys, run it with --id-namespace",
+                "\n{} locations differ from the file: update them with --update, or, if their keys \
+                 belong to other data, import it with an --id-namespace of its own",
                 HumanCount(counts.different)
             )?;
         }
@@ -156,7 +156,7 @@ impl fmt::Display for ImportSummary {
         }
         write!(
             f,
-            "\nnot every row was {}: run the same command again, which does nothing twice",
+            "\nnot every row was {}: run the same command again, which skips what is done",
             match self.purpose {
                 Purpose::Import => "imported",
                 Purpose::Delete => "read",

@@ -685,7 +685,7 @@ fn a_summary_has_the_counts_and_the_next_step() {
     assert!(bad.to_string().ends_with("1 rejected (see x.rejects.csv)"));
     assert_eq!(bad.exit_code(), 1);
     bad.is_interrupted = true;
-    assert!(bad.to_string().ends_with("which does nothing twice"));
+    assert!(bad.to_string().ends_with("which skips what is done"));
     assert_eq!(bad.exit_code(), 130);
     let failed = ImportSummary {
         failure: Some(TransferError::Interrupted),
