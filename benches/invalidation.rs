@@ -731,8 +731,7 @@ impl Place {
         };
         Ok(Creation {
             location,
-            request_id: None,
-            fingerprint: [0; 32],
+            request: None,
         })
     }
 }

@@ -91,39 +91,33 @@ impl Compression {
         threads.acquire_owned().await.map_err(Error::internal)
     }
 
-    /// Returns the message of a request as an uncompressed frame, and removes the header that names
-    /// its encoding. A frame with an unknown encoding, or one that can't be decompressed, stays as it
-    /// is, with the header: tonic reports it.
+    /// Returns the message of a request as an uncompressed frame, and removes the header that names its
+    /// encoding. A body that isn't one frame is returned as it is.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::UnsupportedEncoding`], [`Error::MalformedMessage`] if the message can't be decompressed,
+    /// and [`Error::DecompressedTooLarge`].
     pub async fn decompress(&self, headers: &mut HeaderMap, frame: Bytes) -> Result<Bytes> {
-        let Some(encoding) = headers.get(GRPC_ENCODING) else {
+        let Some(name) = headers.remove(GRPC_ENCODING) else {
             return Ok(frame);
         };
-        if encoding == "identity" {
-            headers.remove(GRPC_ENCODING);
+        if name == "identity" {
             return Ok(frame);
         }
-        let Some(encoding) = encoding.to_str().ok().and_then(parse) else {
+        let encoding = name.to_str().ok().and_then(parse);
+        let encoding = encoding.ok_or(Error::UnsupportedEncoding)?;
+        if !matches!(Frame::split(&frame), Some((Frame::COMPRESSED, _))) {
             return Ok(frame);
-        };
-        match Frame::split(&frame) {
-            Some((Frame::COMPRESSED, _)) => {}
-            Some((Frame::PLAIN, _)) => {
-                headers.remove(GRPC_ENCODING);
-                return Ok(frame);
-            }
-            _ => return Ok(frame),
         }
-        let (compressed, thread) = (frame.clone(), self.thread().await?);
-        let plain = on_thread(thread, move || plain_frame(&compressed, encoding));
-        let Ok(plain) = plain.await? else {
-            return Ok(frame);
-        };
+        let thread = self.thread().await?;
+        let plain = on_thread(thread, move || plain_frame(&frame, encoding)).await?;
+        let plain = plain.map_err(|error| Error::MalformedMessage(error.to_string()))?;
         if plain.len() - Frame::PREFIX_BYTES > MAX_REQUEST_BYTES {
             return Err(Error::DecompressedTooLarge {
                 limit: MAX_REQUEST_BYTES,
             });
         }
-        headers.remove(GRPC_ENCODING);
         Ok(plain.into())
     }
 }
@@ -230,7 +224,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_message_over_the_limit_is_refused_and_a_corrupt_one_left_alone() {
+    async fn a_message_over_the_limit_and_a_corrupt_one_are_refused() {
         for encoding in [Encoding::Gzip, Encoding::Zstd] {
             for (size, fits) in [(MAX_REQUEST_BYTES, true), (MAX_REQUEST_BYTES + 1, false)] {
                 let small = compressed(frame(&vec![0; size]), encoding).await;
@@ -240,10 +234,12 @@ mod tests {
             }
             let corrupt = Bytes::from_static(&[1, 0, 0, 0, 2, 7, 7]);
             let mut headers = HeaderMap::from_iter([(GRPC_ENCODING, name(encoding))]);
-            let left = decompressed(&mut headers, corrupt.clone()).await;
-            assert_eq!(left.expect("left alone"), corrupt);
-            assert_eq!(headers.len(), 1);
+            let refused = decompressed(&mut headers, corrupt).await;
+            assert!(matches!(refused, Err(Error::MalformedMessage(_))));
         }
+        let mut unknown = HeaderMap::from_iter([(GRPC_ENCODING, HeaderValue::from_static("br"))]);
+        let refused = decompressed(&mut unknown, frame(&[7; 100])).await;
+        assert!(matches!(refused, Err(Error::UnsupportedEncoding)));
     }
 
     #[test]

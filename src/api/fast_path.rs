@@ -1,8 +1,8 @@
 //! The fast path of the cached methods: the frame in the cache is the body of the response. tonic
 //! would copy it into a buffer of its own.
 //!
-//! Other calls go on to tonic, and so do malformed ones, for it to report them. On both paths requests are
-//! decompressed first, and responses are compressed last, off the workers.
+//! Other calls go on to tonic. On both paths requests are decompressed first, and responses are
+//! compressed last, off the workers. A request that isn't exactly one message goes no further.
 
 use std::{
     mem,
@@ -19,13 +19,13 @@ use http::{
 };
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full};
-use prost::{DecodeError, Message as _};
+use prost::Message;
 use tonic::{Status, body::Body};
 use tower::{Layer, Service};
 
 use super::{
     cache_headers::{CACHE_STATUS, cache_mode, cache_status},
-    codec,
+    codec::{self, Limited},
     compression::{self, Compression, GRPC_ACCEPT_ENCODING, GRPC_ENCODING},
     convert::{self, Paged},
     status::complete,
@@ -34,8 +34,8 @@ use crate::{
     cache::Encoding,
     error::Error,
     model::Principal,
-    proto::{self, location::v1},
-    service::{self, CacheMode, CachedResponse},
+    proto,
+    service::{self, CachedResponse},
 };
 
 const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
@@ -68,7 +68,7 @@ pub enum Incoming {
     Call {
         /// The authenticated caller.
         caller: Principal,
-        /// The whole body: the message in its frame, unless the client sent something else.
+        /// The whole body: a message in its frame, or something else that the client sent.
         frame: Bytes,
     },
     /// A request to another service, whose body may be a stream.
@@ -106,28 +106,36 @@ impl Inner {
         Ok((frame, encoding))
     }
 
-    /// Responds to a call; `None` if it is malformed, or anything else that tonic must handle.
+    /// Responds to a call of a cached method.
     async fn respond(
         &self,
         method: CachedMethod,
         headers: &HeaderMap,
         caller: &Principal,
-        frame: &Bytes,
+        message: &[u8],
         encoding: Option<Encoding>,
-    ) -> Option<Response<ResponseBody>> {
-        let frame = proto::Frame::parse(frame.clone())?;
+    ) -> Result<Response<ResponseBody>, Error> {
         let mode = cache_mode(headers);
-        let response = self.call(method, caller, mode, frame.message()).await;
-        // tonic reports a malformed message.
-        let response = response.ok()?;
-        Some(match (response, encoding) {
-            (Ok(response), None) => cached_response(response),
-            (Ok(response), Some(encoding)) => self
-                .compressed_response(response, encoding)
-                .await
-                .unwrap_or_else(error_response),
-            (Err(error), _) => error_response(error),
-        })
+        let response = match method {
+            CachedMethod::List => {
+                let Paged { query, page_token } = convert::list(decode(message)?)?;
+                self.service.list(caller, query, &page_token, mode).await?
+            }
+            CachedMethod::Get => {
+                let id = convert::get(&decode(message)?)?;
+                self.service.get(caller, id, mode).await?
+            }
+            CachedMethod::Reports => {
+                let Paged { query, page_token } = convert::reports(decode(message)?)?;
+                self.service
+                    .reports(caller, query, &page_token, mode)
+                    .await?
+            }
+        };
+        match encoding {
+            None => Ok(cached_response(response)),
+            Some(encoding) => self.compressed_response(response, encoding).await,
+        }
     }
 
     /// A response whose frame is compressed, unless it is small. A compressed frame is made once, and
@@ -188,40 +196,11 @@ impl Inner {
         let body = ResponseBody::Whole(frame, trailers.map(Box::new));
         Ok(Response::from_parts(head, body))
     }
+}
 
-    async fn call(
-        &self,
-        method: CachedMethod,
-        caller: &Principal,
-        mode: CacheMode,
-        message: &[u8],
-    ) -> Result<Result<CachedResponse, Error>, DecodeError> {
-        Ok(match method {
-            CachedMethod::List => {
-                if let Err(error) = codec::check::<v1::ListLocationsRequest>(message) {
-                    return Ok(Err(error));
-                }
-                match convert::list(v1::ListLocationsRequest::decode(message)?) {
-                    Ok(Paged { query, page_token }) => {
-                        self.service.list(caller, query, &page_token, mode).await
-                    }
-                    Err(error) => Err(error),
-                }
-            }
-            CachedMethod::Get => match convert::get(&v1::GetLocationRequest::decode(message)?) {
-                Ok(id) => self.service.get(caller, id, mode).await,
-                Err(error) => Err(error),
-            },
-            CachedMethod::Reports => {
-                match convert::reports(v1::ListLocationReportsRequest::decode(message)?) {
-                    Ok(Paged { query, page_token }) => {
-                        self.service.reports(caller, query, &page_token, mode).await
-                    }
-                    Err(error) => Err(error),
-                }
-            }
-        })
-    }
+fn decode<M: Limited + Message + Default>(message: &[u8]) -> Result<M, Error> {
+    codec::check::<M>(message)?;
+    M::decode(message).map_err(|error| Error::MalformedMessage(error.to_string()))
 }
 
 fn cached_response(response: CachedResponse) -> Response<ResponseBody> {
@@ -235,6 +214,15 @@ fn cached_response(response: CachedResponse) -> Response<ResponseBody> {
 
 fn error_response(error: Error) -> Response<ResponseBody> {
     Status::from(error).into_http()
+}
+
+/// The error of a call whose body isn't exactly one message.
+fn not_one_message(path: &str) -> Error {
+    if proto::is_method(path) {
+        Error::MalformedMessage("the body isn't exactly one message in its frame".to_owned())
+    } else {
+        Error::UnknownMethod
+    }
 }
 
 /// Whether the messages of a call may be compressed.
@@ -357,16 +345,18 @@ where
                     Err(error) => return Ok(error_response(error)),
                 };
             }
-            if let Some(method) = method
-                && !head.headers.contains_key(GRPC_ENCODING)
-                && let Some(response) = path
-                    .respond(method, &head.headers, &caller, &frame, encoding)
-                    .await
-            {
-                return Ok(response);
+            let Some(frame) = proto::Frame::parse(frame) else {
+                return Ok(error_response(not_one_message(head.uri.path())));
+            };
+            if let Some(method) = method {
+                let response = path
+                    .respond(method, &head.headers, &caller, frame.message(), encoding)
+                    .await;
+                return Ok(response.unwrap_or_else(error_response));
             }
             head.extensions.insert(caller);
-            let request = Request::from_parts(head, Body::new(Full::new(frame)));
+            let body = Body::new(Full::new(frame.into_bytes()));
+            let request = Request::from_parts(head, body);
             let response = complete(inner.call(request).await?);
             let whole = path.whole_response(response, encoding).await;
             Ok(whole.unwrap_or_else(error_response))

@@ -169,7 +169,7 @@ fn only(locations: Vec<v1::Location>) -> Result<v1::Location, Error> {
         .ok_or_else(|| Error::internal("a write of one location returned none"))
 }
 
-/// The error of a cached method: `fast_path` responds to all of its requests that can be decoded.
+/// The error of a cached method: `fast_path` responds to all of its calls.
 fn passed_on() -> Error {
-    Error::internal("the fast path has passed on a request that can be decoded")
+    Error::internal("the fast path has passed on a call of a cached method")
 }

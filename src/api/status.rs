@@ -85,6 +85,12 @@ impl From<Error> for Status {
         if let Some(pushback) = pushback(&error) {
             status.metadata_mut().insert(PUSHBACK, pushback);
         }
+        if matches!(error, Error::UnsupportedEncoding) {
+            let supported = AsciiMetadataValue::from_static("identity,gzip,zstd");
+            status
+                .metadata_mut()
+                .insert("grpc-accept-encoding", supported);
+        }
         status
     }
 }

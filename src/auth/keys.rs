@@ -141,24 +141,26 @@ impl WatchedKeys {
         if let Some(mut watch) = self.watch.try_lock()
             && watch.next_check <= Instant::now()
         {
-            self.check(&mut watch);
+            self.check(&mut watch, true);
         }
         self.current.load()
     }
 
-    /// Checks the file at once; returns its keys if they are no longer the given ones.
+    /// Checks now whether the file has changed; returns its keys if they are no longer the given ones.
     pub fn reload(&self, keys: &Arc<KeySet>) -> Option<Guard<Arc<KeySet>>> {
-        self.check(&mut self.watch.lock());
+        // Callers without a valid token come here: they must not have the file read each time.
+        self.check(&mut self.watch.lock(), false);
         let current = self.current.load();
         (!Arc::ptr_eq(keys, &current)).then_some(current)
     }
 
-    /// Rereads the file if it has changed since the last check, or couldn't be used then.
-    pub(super) fn check(&self, watch: &mut Watch) {
+    /// Rereads the file if it has changed since the last check, and, if `retries`, if it couldn't be used
+    /// then.
+    pub(super) fn check(&self, watch: &mut Watch, retries: bool) {
         watch.next_check = Instant::now() + CHECK_INTERVAL;
         let stamp = Stamp::of(self.file.path());
         let has_changed = stamp != watch.stamp;
-        if !has_changed && !watch.has_failed {
+        if !(has_changed || retries && watch.has_failed) {
             return;
         }
         watch.stamp = stamp;

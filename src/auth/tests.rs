@@ -163,7 +163,7 @@ impl Fixture {
 
     fn check(&self) {
         let keys = self.watched();
-        keys.check(&mut keys.watch.lock());
+        keys.check(&mut keys.watch.lock(), true);
     }
 
     fn watched(&self) -> &WatchedKeys {

@@ -162,7 +162,7 @@ impl Verifier {
     /// Reads the key file again if it has changed, or begins to fetch the keys.
     pub fn reload(&self) {
         match &self.keys {
-            Keys::File(keys) => keys.check(&mut keys.watch.lock()),
+            Keys::File(keys) => keys.check(&mut keys.watch.lock(), true),
             Keys::Remote(keys) => keys.reload(),
         }
     }

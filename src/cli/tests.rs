@@ -328,8 +328,8 @@ fn an_unknown_key_is_named_with_its_file_and_the_nearest_known_one() {
 #[test]
 fn an_invalid_value_in_the_file_is_refused_with_key_and_limit() {
     for (line, limit) in [
-        ("cache-ttl = 0", "1..=31536000"),
-        ("cache-ttl = -1", "1..=31536000"),
+        ("cache-ttl = 0", "1 to 31536000"),
+        ("cache-ttl = -1", "1 to 31536000"),
         ("cache-ttl = 1.5", "a boolean, is of type float"),
         ("cache-ttl = ['1']", "is of type array"),
         ("cache-max-bytes = 0", "1 or more bytes"),
@@ -373,8 +373,8 @@ fn an_unreadable_file_is_named() {
 fn invalid_flags_are_refused_with_the_limit() {
     for (flags, expected) in [
         (["--listen", "localhost"], "127.0.0.1:50051"),
-        (["--shutdown-grace-secs", "3601"], "0..=3600"),
-        (["--cache-ttl", "31536001"], "1..=31536000"),
+        (["--shutdown-grace-secs", "3601"], "0 to 3600"),
+        (["--cache-ttl", "31536001"], "1 to 31536000"),
         (["--database-url", "mysql://x"], "sqlite: or postgres://"),
         (["--database-url", "sqlite:"], "must name a file"),
         (["--database-url", "sqlite::memory:"], "must name a file"),

@@ -36,6 +36,15 @@ pub static LOCATION: LazyLock<MessageDescriptor> = LazyLock::new(|| {
         .unwrap_or_else(|| unreachable!("the build made the descriptors"))
 });
 
+/// Whether a path, such as `/location.v1.LocationService/GetLocation`, is that of a method.
+pub fn is_method(path: &str) -> bool {
+    let names = path.strip_prefix('/').and_then(|path| path.split_once('/'));
+    names.is_some_and(|(service, method)| {
+        let service = LOCATION.parent_pool().get_service_by_name(service);
+        service.is_some_and(|service| service.methods().any(|known| known.name() == method))
+    })
+}
+
 /// Converts a location to a message whose fields are reached by the descriptor.
 pub fn to_dynamic(location: &location::v1::Location) -> Result<DynamicMessage> {
     let mut message = DynamicMessage::new(LOCATION.clone());

@@ -25,7 +25,6 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::task::AbortOnDropHandle;
-use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 use tower::ServiceBuilder;
 
@@ -40,7 +39,7 @@ use self::{
     purge::purge_loop,
 };
 use crate::{
-    api::{CacheApi, LocationApi, MAX_REQUEST_BYTES, fast_path::FastPath},
+    api::{CacheApi, LocationApi, fast_path::FastPath},
     auth::Authenticator,
     proto::location::v1::{
         cache_service_server::CacheServiceServer, location_service_server::LocationServiceServer,
@@ -83,17 +82,6 @@ pub struct Server {
     pub metrics: Option<MetricsPort>,
 }
 
-/// Sets a service's message limit, and the encodings that it reports. `FastPath` compresses and
-/// decompresses. A macro, because generated servers share no trait.
-macro_rules! configure {
-    ($server:expr) => {
-        $server
-            .max_decoding_message_size(MAX_REQUEST_BYTES)
-            .accept_compressed(CompressionEncoding::Gzip)
-            .accept_compressed(CompressionEncoding::Zstd)
-    };
-}
-
 impl Server {
     /// Serves until `shutdown` completes. Then stops accepting connections, waits up to the grace
     /// period for calls in flight, and closes the database.
@@ -119,11 +107,8 @@ impl Server {
         let admission = Admission::new(Arc::clone(&self.authenticator), is_logged);
         let fast_path = FastPath::new(self.service.clone());
         let api = LocationApi::new(self.service.clone());
-        let locations = configure!(LocationServiceServer::new(api));
-        let cache = configure!(CacheServiceServer::new(CacheApi::new(
-            self.service.clone(),
-            self.shared_cache
-        )));
+        let locations = LocationServiceServer::new(api);
+        let cache = CacheServiceServer::new(CacheApi::new(self.service.clone(), self.shared_cache));
         let (stop, mut stopped) = watch::channel(false);
         let stopped = async move {
             // An error means that the sender was dropped, which stops the server as well.
@@ -157,7 +142,8 @@ impl Server {
             () = shutdown => {}
         }
 
-        drop(watch_health);
+        watch_health.abort();
+        let _ = watch_health.await;
         health.set(false).await;
         let grace = Instant::now() + self.shutdown_grace;
         tracing::info!(

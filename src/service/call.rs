@@ -90,7 +90,14 @@ pub struct Creation {
     /// The location.
     pub location: NewLocation,
     /// Makes the creation safe to retry (AIP-155).
-    pub request_id: Option<Uuid>,
+    pub request: Option<RequestId>,
+}
+
+/// The id of a creation's request, and what it was used for.
+#[derive(Debug, Clone, Copy)]
+pub struct RequestId {
+    /// The id.
+    pub id: Uuid,
     /// A digest of the location and its chosen id.
     pub fingerprint: [u8; 32],
 }

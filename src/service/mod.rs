@@ -26,7 +26,9 @@ use tokio_util::task::TaskTracker;
 
 pub use self::{
     admin::{CacheAdmin, ListExplanation},
-    call::{Creation, Deletion, Edit, Edited, Generated, Update, Write, WriteCall, Written},
+    call::{
+        Creation, Deletion, Edit, Edited, Generated, RequestId, Update, Write, WriteCall, Written,
+    },
     read::{CacheMode, CachedResponse, FwdReason, Source},
     shares::Concurrency,
     stats::{ReadMethod, ReadStats, Stats},

@@ -131,7 +131,7 @@ impl Writer {
     /// Whether a second execution of the call has no effect: every creation has a request id.
     fn is_repeatable(&self) -> bool {
         match &self.write {
-            Write::Create(creations) => creations.iter().all(|new| new.request_id.is_some()),
+            Write::Create(creations) => creations.iter().all(|new| new.request.is_some()),
             Write::Update(_) | Write::Delete(_) => false,
         }
     }
@@ -252,9 +252,8 @@ impl Writer {
             Write::Create(creations) if !self.validate_only => match &creations[..] {
                 [
                     Creation {
-                        request_id: None,
+                        request: None,
                         location: new @ NewLocation { id: None, .. },
-                        ..
                     },
                 ] => {
                     let image = Image {

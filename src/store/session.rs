@@ -3,7 +3,7 @@
 //! A pooler may drop the settings, or let connections share sessions. The first would leave writes
 //! without their bounds, the second breaks advisory locks and prepared statements.
 
-use std::{fmt::Write as _, time::Duration};
+use std::time::Duration;
 
 use sqlx::{
     ConnectOptions as _, Connection as _, PgConnection, Row as _, postgres::PgConnectOptions,

@@ -413,7 +413,7 @@ async fn a_clock_that_was_set_back_does_not_prolong_a_suspension() {
     )
     .await;
     assert!(table.read().await.unwrap().epoch.may_activate);
-    table.report_away().await.unwrap();
+    table.report_unreachable().await.unwrap();
     assert!(!table.read().await.unwrap().epoch.may_activate);
 }
 

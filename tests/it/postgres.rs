@@ -955,7 +955,7 @@ async fn epochs_follow_each_other() {
     assert_eq!(active.epoch, Epoch(1));
     assert_eq!(active.server, Some(server));
     assert!(!active.may_activate);
-    table.report_away().await.unwrap();
+    table.report_unreachable().await.unwrap();
 
     table.suspend(Epoch(0)).await.unwrap();
     assert_eq!(table.read().await.unwrap().epoch, active, "not that one");
@@ -990,7 +990,7 @@ async fn a_suspension_lasts_while_a_replica_is_without_contact() {
     table.suspend(Epoch(1)).await.unwrap();
     let shortest = until("it may be used again", Duration::from_secs(10), allowed).await;
     assert!(shortest > Duration::from_millis(1_800), "{shortest:?}");
-    table.report_away().await.unwrap();
+    table.report_unreachable().await.unwrap();
     assert!(!allowed().await);
     let reported = until("it may be used again", Duration::from_secs(10), allowed).await;
     assert!(reported > Duration::from_millis(1_800), "{reported:?}");

@@ -151,7 +151,7 @@ async fn accepts(process: &Process, token: Bearer) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn keys_are_fetched_over_tls_and_stay_while_the_issuer_is_away() {
+async fn keys_are_fetched_over_tls_and_stay_while_the_issuer_is_down() {
     let [old, new] = ["old", "new"].map(Key::new);
     let (rotating, leaving) = (Issuer::start(&old).await, Issuer::start(&old).await);
     let keys = format!("{}/keys", rotating.url);

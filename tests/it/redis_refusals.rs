@@ -29,7 +29,7 @@ async fn suspended(url: &str) -> RedisCache {
 /// is suspended at once.
 async fn refusal(cache: &RedisCache) -> String {
     let error = cache.check().await.expect_err("it can't be used");
-    assert!(error.is_certain(), "{error:?}");
+    assert!(error.is_permanent(), "{error:?}");
     error.to_string()
 }
 

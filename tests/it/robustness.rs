@@ -1,8 +1,9 @@
 //! Malformed and hostile input gets clear errors, and other callers are served meanwhile.
 
-use std::net::SocketAddr;
+use std::{io::Write as _, net::SocketAddr};
 
 use bytes::{Buf, BufMut, Bytes};
+use flate2::write::GzEncoder;
 use h2::{
     SendStream,
     client::{ResponseFuture, SendRequest},
@@ -517,15 +518,22 @@ pub fn frame(flag: u8, length: u32, message: &[u8]) -> Vec<u8> {
     [&[flag], &length.to_be_bytes()[..], message].concat()
 }
 
+fn gzipped(message: &[u8]) -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    encoder.write_all(message).expect("into memory");
+    let compressed = encoder.finish().expect("into memory");
+    let length = u32::try_from(compressed.len()).expect("short");
+    frame(1, length, &compressed)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn malformed_frames_get_clear_errors() {
     let app = TestApp::spawn().await;
-    let list = path("ListLocations");
     let gzip = [GRPC, ("grpc-encoding", "gzip")];
     let unknown = [GRPC, ("grpc-encoding", "br")];
+    let empty = frame(0, 0, &[]);
     for (case, headers, body, code) in [
-        ("an empty message", &[GRPC][..], frame(0, 0, &[]), Code::Ok),
-        ("nothing", &[GRPC], Vec::new(), Code::InvalidArgument),
+        ("nothing", &[GRPC][..], Vec::new(), Code::InvalidArgument),
         ("half a header", &[GRPC], vec![0, 0], Code::InvalidArgument),
         (
             "half a message",
@@ -563,18 +571,43 @@ async fn malformed_frames_get_clear_errors() {
             frame(1, 2, &[1, 2]),
             Code::Unimplemented,
         ),
+        (
+            "two messages",
+            &[GRPC],
+            [&empty[..], &empty].concat(),
+            Code::InvalidArgument,
+        ),
+        (
+            "a message and half a header",
+            &[GRPC],
+            [&empty[..], &empty[..3]].concat(),
+            Code::InvalidArgument,
+        ),
+        (
+            "a compressed message and another one",
+            &gzip,
+            [&gzipped(&[])[..], &empty].concat(),
+            Code::InvalidArgument,
+        ),
     ] {
-        let response = send(&app, Method::POST, &list, headers, body).await;
-        assert_eq!(
-            (response.http_status, response.code),
-            (200, Some(code)),
-            "{case}: {response:?}"
-        );
-        assert_eq!(
-            response.message.is_empty(),
-            code == Code::Ok,
-            "{case}: {response:?}"
-        );
+        for method in ["ListLocations", "GetLocation", "CreateLocation"] {
+            let response = send(&app, Method::POST, &path(method), headers, body.clone()).await;
+            assert_eq!(
+                (response.http_status, response.code),
+                (200, Some(code)),
+                "{method}, {case}: {response:?}"
+            );
+            assert!(
+                !response.message.is_empty(),
+                "{method}, {case}: {response:?}"
+            );
+            let supported = response.headers.get("grpc-accept-encoding");
+            assert_eq!(supported.is_some(), code == Code::Unimplemented, "{case}");
+        }
+    }
+    for (headers, body) in [(&[GRPC][..], empty), (&gzip, gzipped(&[]))] {
+        let response = send(&app, Method::POST, &path("ListLocations"), headers, body).await;
+        assert_eq!(response.code, Some(Code::Ok), "{response:?}");
     }
     assert_serves(&app).await;
     app.stop().await;

@@ -9,7 +9,7 @@ use crate::{
         convert::{Fields, location_type},
         location::v1,
     },
-    service::{Creation, Deletion, Generated, Update, Write, WriteCall, Written},
+    service::{Creation, Deletion, Generated, RequestId, Update, Write, WriteCall, Written},
 };
 
 /// Batches of more requests are parsed off the workers.
@@ -139,8 +139,10 @@ fn creation(
     };
     let location = new_location(location, id, caller, violations)?;
     Some(Creation {
-        fingerprint: blake3::hash(&canonical_creation(&location)).into(),
-        request_id: request_id?,
+        request: request_id?.map(|id| RequestId {
+            id,
+            fingerprint: blake3::hash(&canonical_creation(&location)).into(),
+        }),
         location,
     })
 }

@@ -4,7 +4,10 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{
+        mpsc::{self, error::TrySendError},
+        oneshot,
+    },
     task::yield_now,
 };
 
@@ -55,7 +58,10 @@ impl ReadQueue {
         let wanted = (tag.clone(), key.copied());
         self.0
             .try_send(Request { wanted, reply })
-            .map_err(|_| CacheError::QueueFull)?;
+            .map_err(|error| match error {
+                TrySendError::Full(_) => CacheError::QueueFull,
+                TrySendError::Closed(_) => CacheError::ShuttingDown,
+            })?;
         read.await.unwrap_or(Err(CacheError::ShuttingDown))
     }
 }

@@ -74,13 +74,16 @@ impl Lease {
         Ok(Arc::clone(&held.state))
     }
 
-    /// The last known epoch, if it is this one.
-    pub(super) fn of(&self, epoch: Option<Epoch>) -> Result<Arc<EpochState>, CacheError> {
+    /// The last known epoch, which must be this one; `None` if the cache is suspended in it.
+    pub(super) fn of(&self, epoch: Option<Epoch>) -> Result<Option<Arc<EpochState>>, CacheError> {
         let state = self.last_known()?;
-        if epoch == Some(state.epoch) {
-            Ok(state)
-        } else {
-            Err(CacheError::EpochChanged)
+        if epoch != Some(state.epoch) {
+            return Err(CacheError::EpochChanged);
+        }
+        match &state.active {
+            Ok(_) => Ok(Some(state)),
+            Err(CacheError::Suspended) => Ok(None),
+            Err(error) => Err(error.clone()),
         }
     }
 

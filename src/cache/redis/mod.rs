@@ -293,16 +293,12 @@ impl Cache for RedisCache {
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError> {
         let _span = span("close");
-        let epoch = self.counted(self.lease.of(epoch))?;
-        match epoch.active() {
-            Ok(_) => {
-                let tags: Vec<_> = tags.iter().collect();
-                let closed = self.close_tags(&epoch, &tags, Some(write)).await;
-                self.counted(closed).map(|_| ())
-            }
-            Err(CacheError::Suspended) => Ok(()),
-            Err(error) => Err(error),
-        }
+        let Some(epoch) = self.counted(self.lease.of(epoch))? else {
+            return Ok(());
+        };
+        let tags: Vec<_> = tags.iter().collect();
+        let closed = self.close_tags(&epoch, &tags, Some(write)).await;
+        self.counted(closed).map(|_| ())
     }
 
     async fn reopen(
@@ -312,12 +308,10 @@ impl Cache for RedisCache {
         epoch: Option<Epoch>,
     ) -> Result<(), CacheError> {
         let _span = span("reopen");
-        let epoch = self.counted(self.lease.of(epoch))?;
-        let active = match epoch.active() {
-            Ok(active) => active,
-            Err(CacheError::Suspended) => return Ok(()),
-            Err(error) => return Err(error),
+        let Some(epoch) = self.counted(self.lease.of(epoch))? else {
+            return Ok(());
         };
+        let active = epoch.active()?;
         let mut reopened = self.steps.reopen(active, tags, write).await;
         if reopened.is_err() {
             // Suspending the cache instead would take longer. A second `reopen` draws no version.

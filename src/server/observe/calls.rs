@@ -57,8 +57,6 @@ const SHARDS: usize = 4;
 /// The counts of all calls by method. Unknown methods share one.
 pub struct Calls {
     methods: Vec<Method>,
-    /// The indexes of the methods by the length of their paths, which few share.
-    by_length: Vec<Vec<usize>>,
     /// The counts of each method.
     shards: [Vec<Counts>; SHARDS],
     /// By the index in [`REFUSALS`].
@@ -128,11 +126,6 @@ impl Calls {
         for (kind, service, name) in OTHER_METHODS {
             add(kind, service, name);
         }
-        let longest = methods.iter().map(|method| method.path.len()).max();
-        let mut by_length = vec![Vec::new(); longest.unwrap_or_default() + 1];
-        for (index, method) in methods.iter().enumerate() {
-            by_length[method.path.len()].push(index);
-        }
         methods.push(Method {
             kind: "unary",
             service: "unknown".to_owned(),
@@ -141,7 +134,6 @@ impl Calls {
         });
         let counts = || methods.iter().map(|_| Counts::default()).collect();
         Self {
-            by_length,
             shards: std::array::from_fn(|_| counts()),
             refusals: Default::default(),
             methods,
@@ -150,12 +142,9 @@ impl Calls {
 
     /// The index of a path's method. The last one stands for unknown methods.
     pub fn method(&self, path: &str) -> usize {
-        self.by_length
-            .get(path.len())
-            .into_iter()
-            .flatten()
-            .copied()
-            .find(|index| self.methods[*index].path == path)
+        self.methods
+            .iter()
+            .position(|method| method.path == path)
             .unwrap_or(self.methods.len() - 1)
     }
 

@@ -63,7 +63,10 @@ impl Statements<'_> {
         new_ids: &[LocationId],
     ) -> Result<Applied, Rejected> {
         let caller = &self.caller.subject;
-        let request_ids: Vec<Uuid> = creations.iter().filter_map(|new| new.request_id).collect();
+        let request_ids: Vec<Uuid> = creations
+            .iter()
+            .filter_map(|new| Some(new.request?.id))
+            .collect();
         let mut known = find_known(self.transaction, caller, &request_ids).await?;
         let known_before = known.len();
         let now = Micros::now();
@@ -71,13 +74,13 @@ impl Statements<'_> {
         let mut applied = Applied::default();
         for (index, creation) in creations.iter().enumerate() {
             let earlier = creation
-                .request_id
-                .and_then(|id| Some((id, known.get(&id)?)));
-            if let Some((request_id, earlier)) = earlier {
-                if earlier.fingerprint != creation.fingerprint {
+                .request
+                .and_then(|request| Some((request, known.get(&request.id)?)));
+            if let Some((request, earlier)) = earlier {
+                if earlier.fingerprint != request.fingerprint {
                     return Err(Rejected {
                         error: Error::RequestIdReused {
-                            id: request_id,
+                            id: request.id,
                             field: self.path(index, "request_id"),
                         },
                         images: vec![earlier.location.image()],
@@ -96,13 +99,13 @@ impl Statements<'_> {
             }
             let created = created(new_ids[index], creation.location.clone(), now);
             let location = created.location.clone();
-            if let Some(request_id) = creation.request_id {
+            if let Some(request) = creation.request {
                 let new = Known {
-                    fingerprint: creation.fingerprint,
+                    fingerprint: request.fingerprint,
                     location: location.clone(),
                     generated: created.generated,
                 };
-                known.insert(request_id, new);
+                known.insert(request.id, new);
             }
             applied.images.push(location.image());
             applied.locations.push(created);
@@ -111,10 +114,10 @@ impl Statements<'_> {
         let records: Vec<_> = inserts
             .iter()
             .filter_map(|insert| {
-                let creation = &creations[insert.index];
+                let request = creations[insert.index].request?;
                 Some(IdempotencyRecord {
-                    request_id: creation.request_id?,
-                    fingerprint: creation.fingerprint,
+                    request_id: request.id,
+                    fingerprint: request.fingerprint,
                     location: proto::encode_location(&insert.location),
                 })
             })
@@ -131,13 +134,10 @@ impl Statements<'_> {
             };
             // The ids may belong to another call with the same request ids, whose records are visible
             // now.
-            if !request_ids.is_empty()
-                && self
-                    .transaction
-                    .find_idempotency_records(caller, &request_ids)
-                    .await?
-                    .len()
-                    > known_before
+            if find_known(self.transaction, caller, &request_ids)
+                .await?
+                .len()
+                > known_before
             {
                 return Err(concurrent_request_id().into());
             }

@@ -25,7 +25,7 @@ use crate::{
     history::{self, Event, Micros, Recorder, Writer},
     judge::{Anomaly, Finding, Judge},
     report::Figures,
-    workload::{Fleet, Settings, Worker},
+    workload::{Fleet, Losses, Settings, Worker},
 };
 
 /// Maximum number of violations of a kind that are printed. All are counted.
@@ -116,6 +116,16 @@ pub fn run(args: &Args, mode: Mode) -> Result<Findings, Failure> {
     Ok(findings)
 }
 
+fn losses(kinds: &[faults::Kind]) -> Losses {
+    if kinds.contains(&faults::Kind::Promote) {
+        Losses::Split
+    } else if kinds.iter().any(|kind| kind.loses_writes()) {
+        Losses::Restored
+    } else {
+        Losses::None
+    }
+}
+
 async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     let (focused, without) = match mode {
         Mode::Full => (false, None),
@@ -155,8 +165,7 @@ async fn check(args: Args, seed: u64, mode: Mode) -> Result<Findings, Failure> {
     let rest = Duration::from_millis(args.rest_ms);
     let mut settings = Settings::new(seed, rest, deployment.is_some(), secret);
     settings.writers = args.writers;
-    settings.may_lose_writes = kinds.iter().any(|kind| kind.loses_writes());
-    settings.may_split = kinds.contains(&faults::Kind::Promote);
+    settings.losses = losses(&kinds);
     if deployment.is_some() {
         settings.databases = args.topology.databases();
     }

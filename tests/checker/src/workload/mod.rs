@@ -104,6 +104,19 @@ impl Fleet {
     }
 }
 
+/// How the database may lose acknowledged writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Losses {
+    /// It loses none.
+    None,
+    /// An older state comes back. An update without an etag writes all fields then, because the client
+    /// may not know the state before it.
+    Restored,
+    /// As `Restored`, and two primaries may serve at a time. A creation chooses its location's id then,
+    /// because two attempts can take effect on both.
+    Split,
+}
+
 /// The parameters of the clients.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -126,12 +139,8 @@ pub struct Settings {
     pub all_admins: bool,
     /// The number of databases. Replicas and clients take turns with them.
     pub databases: usize,
-    /// Whether the database may lose acknowledged writes. Then an update without an etag writes all
-    /// fields, because the client may not know the state before it.
-    pub may_lose_writes: bool,
-    /// Whether two primaries may serve at a time. Then a creation chooses its location's id, because two
-    /// attempts can take effect on both.
-    pub may_split: bool,
+    /// How the database may lose acknowledged writes.
+    pub losses: Losses,
     /// The queries.
     pub queries: Vec<Query>,
 }
@@ -160,8 +169,7 @@ impl Settings {
             all_admins: secret.is_none(),
             secret,
             databases: 1,
-            may_lose_writes: false,
-            may_split: false,
+            losses: Losses::None,
             queries: Vec::new(),
         };
         let mut rng = rng(seed, u64::MAX, 0);

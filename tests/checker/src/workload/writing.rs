@@ -9,7 +9,7 @@ use tonic::Code;
 use uuid::Uuid;
 
 use super::{
-    Worker,
+    Losses, Worker,
     doubt::{Doubt, LOOK_AGAIN, Owned},
     sending::{Sending, Sent},
 };
@@ -66,7 +66,7 @@ impl Worker {
         }
         // Without a request id it can't be retried, so its id must be known to read it.
         let retriable = rng.random_ratio(1, 2);
-        let chosen = rng.random_ratio(1, 2) || !retriable || self.settings.may_split;
+        let chosen = rng.random_ratio(1, 2) || !retriable || self.settings.losses == Losses::Split;
         // Not from the seed: ids must differ between runs on the same database.
         let uuid = |wanted: bool| wanted.then(|| Uuid::new_v4().to_string());
         let request = v1::CreateLocationRequest {
@@ -157,7 +157,7 @@ impl Worker {
             _ => "rename",
         };
         let conditional = conditional || owned.careful;
-        if self.settings.may_lose_writes && !conditional {
+        if self.settings.losses != Losses::None && !conditional {
             paths = ["display_name", "production_run_id", "state", "capacity"]
                 .map(str::to_owned)
                 .into();
