@@ -71,15 +71,19 @@ impl SettingsKey {
         Self((digest >> 32) as u32)
     }
 
-    /// Makes a connection hold the lock.
+    /// Makes a connection hold the lock. The server frees it 25 s after the client's machine has vanished.
     pub(super) async fn lock(self, connection: &mut PgConnection) -> sqlx::Result<()> {
-        sqlx::query("SELECT pg_advisory_lock_shared($1, $2)")
-            .persistent(false)
-            .bind(SETTINGS_LOCK.cast_signed())
-            .bind(self.0.cast_signed())
-            .execute(connection)
-            .await
-            .map(drop)
+        sqlx::query(
+            "SELECT pg_advisory_lock_shared($1, $2), set_config('tcp_keepalives_idle', '10', FALSE), \
+                 set_config('tcp_keepalives_interval', '5', FALSE), \
+                 set_config('tcp_keepalives_count', '3', FALSE)",
+        )
+        .persistent(false)
+        .bind(SETTINGS_LOCK.cast_signed())
+        .bind(self.0.cast_signed())
+        .execute(connection)
+        .await
+        .map(drop)
     }
 }
 

@@ -11,6 +11,9 @@ use parking_lot::Mutex;
 use sqlx::PgConnection;
 use tokio::time::Instant;
 
+/// The part of a connection's age that its check may have taken without being counted.
+const CHECK_MARGIN: Duration = Duration::from_millis(100);
+
 /// The identity that connections must have.
 #[derive(Debug, Default)]
 pub(super) struct TrustedServer(Mutex<Option<Trusted>>);
@@ -73,11 +76,12 @@ impl TrustedServer {
         }
     }
 
-    /// Whether a connection of this age was checked against the server that is trusted now.
+    /// Whether a connection of this age was checked against the server that is trusted now. Its age counts
+    /// from the end of the check, so one that is hardly younger than the trust may have been checked before.
     pub(super) fn covers(&self, age: Duration) -> bool {
         let trusted = self.0.lock();
         trusted
             .as_ref()
-            .is_none_or(|trusted| age < trusted.since.elapsed())
+            .is_none_or(|trusted| age + CHECK_MARGIN < trusted.since.elapsed())
     }
 }

@@ -303,9 +303,13 @@ const READ_ONLY: &str = "25006";
 const NO_SUCH_DATABASE: &str = "3D000";
 const SERIALIZATION_FAILURE: &str = "40001";
 const OUTCOME_UNKNOWN: &str = "40003";
+const QUERY_CANCELED: &str = "57014";
 const DEADLOCK: &str = "40P01";
 const DISK_FULL: &str = "53100";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
+/// The classes of errors that end a transaction without a commit: violated constraints, invalid states of
+/// transactions, rollbacks, names, resources, states of objects, and errors that functions raise.
+const ROLLED_BACK: [&str; 7] = ["23", "25", "40", "42", INSUFFICIENT_RESOURCES, "55", "P0"];
 
 #[async_trait]
 impl Dialect for Postgres {
@@ -380,14 +384,19 @@ impl Dialect for Postgres {
             && error.to_string().contains("cached plan")
     }
 
-    /// A server that reports an error hasn't committed. A proxy in front of it may report one
-    /// without knowing the outcome.
+    /// A server that rolls back says so by one of these states. A proxy that has lost its server reports
+    /// others without knowing the outcome, such as `08P01`, `58000` or `XX000`.
     fn map_commit_error(error: sqlx::Error) -> StoreError {
-        match sqlstate(&error).as_deref() {
-            Some(state) if state != OUTCOME_UNKNOWN && !state.starts_with(CONNECTION_EXCEPTION) => {
-                Self::map_error(error)
-            }
-            _ => StoreError::OutcomeUnknown(Arc::new(error)),
+        let state = sqlstate(&error).unwrap_or_default();
+        let rolled_back = state == QUERY_CANCELED
+            || state != OUTCOME_UNKNOWN
+                && state
+                    .get(..2)
+                    .is_some_and(|class| ROLLED_BACK.contains(&class));
+        if rolled_back {
+            Self::map_error(error)
+        } else {
+            StoreError::OutcomeUnknown(Arc::new(error))
         }
     }
 }

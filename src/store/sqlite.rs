@@ -2,7 +2,7 @@
 
 use std::{
     fs::{File, Metadata, TryLockError},
-    io::ErrorKind,
+    io::{self, ErrorKind},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
@@ -20,7 +20,7 @@ use sqlx::{
 };
 
 use super::{
-    Migrate, OpenError, SchemaStatus, Store, StoreError, StoreResult, WAIT_SECS, schema,
+    Migrate, OpenError, SchemaStatus, Store, StoreError, WAIT_SECS, schema,
     sql::{Dialect, SqlStore, refold_names},
     stats::Operations,
     wal::{self, Wal},
@@ -104,7 +104,7 @@ fn open_error(path: &Path, error: sqlx::Error) -> OpenError {
 /// Opens a database file, and locks it against other `location-service` processes. Creates it with
 /// [`Migrate::Auto`] if it doesn't exist.
 pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenError> {
-    let file = OpenFile::lock(path, migrate)?;
+    let file = Arc::new(OpenFile::lock(path, migrate)?);
     let refused = |error| open_error(path, error);
     let wait = Duration::from_secs(WAIT_SECS);
     let options = SqliteConnectOptions::new()
@@ -116,7 +116,16 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         .busy_timeout(wait)
         // Errors are logged once, where a call ends; statements aren't logged.
         .disable_statement_logging();
-    let pool = || SqlitePoolOptions::new().acquire_timeout(wait);
+    let pool = || {
+        let file = Arc::clone(&file);
+        SqlitePoolOptions::new()
+            .acquire_timeout(wait)
+            // A connection to another file must not be used, not even once the path leads back.
+            .after_connect(move |_, _| {
+                let file = Arc::clone(&file);
+                Box::pin(async move { Ok(file.check()?) })
+            })
+    };
     let write_pool = pool()
         .max_connections(WRITERS)
         .connect_with(
@@ -141,11 +150,20 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     let options = options.read_only(true).row_buffer_size(ROWS_AHEAD);
     let read_pool = pool()
         .max_connections(READERS)
-        .after_connect(|connection, _| Box::pin(lower_thread_priority(connection)))
+        .after_connect({
+            let file = Arc::clone(&file);
+            move |connection, _| {
+                let file = Arc::clone(&file);
+                Box::pin(async move {
+                    file.check()?;
+                    lower_thread_priority(connection).await
+                })
+            }
+        })
         .connect_with(options.clone())
         .await
         .map_err(refused)?;
-    let wal = Wal::new(path, write_pool.clone());
+    let wal = Wal::new(Arc::clone(&file), write_pool.clone());
     Ok(Arc::new(SqlStore {
         read_pool,
         write_pool,
@@ -205,9 +223,14 @@ impl OpenFile {
         }
     }
 
-    /// Checks that the path still leads to the file that is open. Writes to a file that was renamed,
-    /// replaced or deleted would be lost.
-    pub(super) fn check(&self) -> StoreResult<()> {
+    /// The path.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Checks that the path still leads to the file that is open. After the file was renamed, replaced or
+    /// deleted, writes to it would be lost, and new connections would lead elsewhere.
+    pub(super) fn check(&self) -> io::Result<()> {
         let identity = |metadata: Metadata| (metadata.dev(), metadata.ino());
         let there = self.path.metadata().map(identity);
         let open = self.file.metadata().map(identity);
@@ -219,12 +242,12 @@ impl OpenFile {
             tracing::error!(
                 path = %self.path.display(),
                 "the database file was renamed, replaced or deleted while it is open: refusing \
-                 writes until it is back, or the service is restarted"
+                 reads and writes of it until it is back, or the service is restarted"
             );
         }
-        Err(StoreError::unavailable(std::io::Error::other(
+        Err(io::Error::other(
             "the database file was renamed, replaced or deleted while it is open",
-        )))
+        ))
     }
 
     pub(super) fn unlock(&self) {

@@ -6,7 +6,7 @@
 //! are interrupted when the log is about to exceed its bound, and begin again.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -24,6 +24,7 @@ use tokio::{
 use super::{
     StoreError, StoreResult, WAIT_SECS,
     sql::{ConnectionGuard, TIMEOUT},
+    sqlite::OpenFile,
 };
 
 /// SQLite copies the log to the database, and restarts it if it can, after a commit that makes it longer
@@ -54,6 +55,7 @@ const BUSY_TIMEOUT_MS: u64 = 250;
 #[derive(Debug)]
 pub(super) struct Wal {
     path: PathBuf,
+    file: Arc<OpenFile>,
     write_pool: SqlitePool,
     /// Held shared by reads, and exclusively while the log is truncated.
     reads: Arc<RwLock<()>>,
@@ -78,11 +80,12 @@ enum Attempt {
 }
 
 impl Wal {
-    /// The log of the database at `path`, which is written over one connection.
-    pub(super) fn new(path: &Path, write_pool: SqlitePool) -> Arc<Self> {
-        let mut log = path.as_os_str().to_owned();
+    /// The log of a database that is written over one connection.
+    pub(super) fn new(file: Arc<OpenFile>, write_pool: SqlitePool) -> Arc<Self> {
+        let mut log = file.path().as_os_str().to_owned();
         log.push("-wal");
         Arc::new(Self {
+            file,
             path: log.into(),
             write_pool,
             reads: Arc::default(),
@@ -178,6 +181,7 @@ impl Wal {
     }
 
     async fn attempt(&self) -> StoreResult<Attempt> {
+        self.file.check().map_err(StoreError::unavailable)?;
         let mut writer = ConnectionGuard::acquire(&self.write_pool).await?;
         // Copies most pages while reads go on.
         checkpoint(&mut writer, "PASSIVE").await?;

@@ -581,29 +581,39 @@ async fn a_changed_column_type_costs_a_retry() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_gone_is_not_written() {
+async fn a_file_that_is_gone_is_neither_read_nor_written() {
     let dir = TempDir::new().unwrap();
     let (path, elsewhere) = (dir.path().join("a.db"), dir.path().join("b.db"));
     let store = sqlite::open(&path, Migrate::Auto).await.unwrap();
     store.ping().await.unwrap();
+    let location = crate::postgres::location("a", "", "owner", 1);
+    insert(&*store, &location).await;
+    // Several at once, for which the pool makes new connections.
+    let reads = async || {
+        let ids = [location.id];
+        futures_util::future::join_all((0..8).map(|_| store.get(&ids, None))).await
+    };
     let refused = async || {
         let ping = store.ping().await;
         let write = store.begin().await.map(|_| ());
-        matches!(
-            (ping, write),
-            (
-                Err(StoreError::Unavailable(_)),
-                Err(StoreError::Unavailable(_))
-            )
-        )
+        let reads = reads().await.into_iter().map(|read| read.map(|_| ()));
+        reads
+            .chain([ping, write])
+            .all(|done| matches!(done, Err(StoreError::Unavailable(_))))
     };
     std::fs::rename(&path, &elsewhere).unwrap();
     assert!(refused().await, "renamed");
-    std::fs::write(&path, b"").unwrap();
+    let other = dir.path().join("other.db");
+    let replacement = sqlite::open(&other, Migrate::Auto).await.unwrap();
+    replacement.close().await;
+    std::fs::rename(&other, &path).unwrap();
     assert!(refused().await, "replaced");
     std::fs::rename(&elsewhere, &path).unwrap();
     store.ping().await.unwrap();
     store.begin().await.unwrap().rollback().await;
+    for read in reads().await {
+        assert_eq!(read.unwrap(), std::slice::from_ref(&location));
+    }
     std::fs::remove_file(&path).unwrap();
     assert!(refused().await, "deleted");
 }

@@ -42,7 +42,7 @@ async fn open(url: &str) -> Arc<dyn Store> {
     postgres::open(url, AUTO).await.expect("the database opens")
 }
 
-fn location(name: &str, run: &str, owner: &str, number: i64) -> Location {
+pub fn location(name: &str, run: &str, owner: &str, number: i64) -> Location {
     Location {
         id: LocationId::generate(),
         kind: if number % 2 == 0 {

@@ -4,7 +4,10 @@ use std::time::SystemTime;
 
 use bytes::Bytes;
 
-use crate::cache::{Key, Version};
+use crate::{
+    cache::{Key, Version},
+    model::FOLDING_VERSION,
+};
 
 /// The length of the version (16), and of the time of the fill in milliseconds since the Unix epoch (8),
 /// which is only displayed.
@@ -48,6 +51,8 @@ impl Schema {
     pub(super) fn current() -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(crate::proto::DESCRIPTORS).update(FORMAT);
+        // Lists with `query` depend on it.
+        hasher.update(&FOLDING_VERSION.to_be_bytes());
         Self(hasher.finalize().to_hex()[..8].to_owned())
     }
 

@@ -35,13 +35,14 @@ pub(in crate::store) struct SqlStore<DB: Database> {
     pub(in crate::store) ping_pool: Pool<DB>,
     pub(in crate::store) operations: Arc<Operations>,
     /// SQLite's file.
-    pub(in crate::store) file: Option<OpenFile>,
+    pub(in crate::store) file: Option<Arc<OpenFile>>,
     /// SQLite's write-ahead log.
     pub(in crate::store) wal: Option<Arc<Wal>>,
 }
 
 impl<DB: Dialect> SqlStore<DB> {
     async fn reader(&self) -> StoreResult<ConnectionGuard<DB>> {
+        self.check_file()?;
         let wal = match &self.wal {
             Some(wal) => Some(wal.read().await),
             None => None,
@@ -79,7 +80,8 @@ impl<DB: Dialect> SqlStore<DB> {
     }
 
     fn check_file(&self) -> StoreResult<()> {
-        self.file.as_ref().map_or(Ok(()), OpenFile::check)
+        let checked = self.file.as_ref().map_or(Ok(()), |file| file.check());
+        checked.map_err(StoreError::unavailable)
     }
 }
 
