@@ -137,9 +137,9 @@ impl Poll {
         });
         let leases_expired = match last {
             Some(last) if last.row.epoch == row.epoch => last.leases_expired,
-            // The cache is activated only when its suspension is more than a lease old. Leases may precede
-            // even the first epoch: those on a database that this one has replaced.
-            _ if row.server.is_some() => Instant::now(),
+            // The cache is activated only when its suspension is more than a lease old, and there
+            // are no leases on epochs before the first.
+            _ if row.server.is_some() || row.epoch == Epoch(0) => Instant::now(),
             _ => Instant::now() + LEASE,
         };
         Self {

@@ -146,7 +146,7 @@ impl Statements<'_> {
         states: impl Iterator<Item = State>,
         locations: Vec<Written>,
     ) -> Result<Applied, Rejected> {
-        let (mut images, mut revealed) = (Vec::new(), Vec::new());
+        let mut images = Vec::new();
         let (mut new, mut changed, mut moved) = (Vec::new(), Vec::new(), Vec::new());
         for State { before, after } in states {
             let before_image = before.as_ref().map(Location::image);
@@ -162,9 +162,6 @@ impl Statements<'_> {
                     }
                     changed.push(after);
                 }
-                // Nothing to change: an earlier call may have done it, and died before it reopened the
-                // tags.
-                (Some(_), Some(image)) => revealed.push(image.clone()),
                 _ => {}
             }
             images.extend(before_image);
@@ -191,12 +188,12 @@ impl Statements<'_> {
             Some(PreviousImages { ids, recorded })
         };
         // A creation reveals that the location was deleted.
-        let is_revealed = |image: &&Image| {
-            new.iter().any(|location| location.id == image.id)
-                || revealed.iter().any(|known| known.id == image.id)
-        };
-        let earlier: Vec<_> = previous.iter().filter(is_revealed).cloned().collect();
-        revealed.extend(earlier);
+        let is_new = |image: &Image| new.iter().any(|location| location.id == image.id);
+        let revealed = previous
+            .iter()
+            .filter(|image| is_new(image))
+            .cloned()
+            .collect();
         images.extend(previous);
         Ok(Applied {
             locations,
