@@ -303,13 +303,21 @@ const READ_ONLY: &str = "25006";
 const NO_SUCH_DATABASE: &str = "3D000";
 const SERIALIZATION_FAILURE: &str = "40001";
 const OUTCOME_UNKNOWN: &str = "40003";
-const QUERY_CANCELED: &str = "57014";
 const DEADLOCK: &str = "40P01";
 const DISK_FULL: &str = "53100";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
 /// The classes of errors that end a transaction without a commit: violated constraints, invalid states of
-/// transactions, rollbacks, names, resources, states of objects, and errors that functions raise.
-const ROLLED_BACK: [&str; 7] = ["23", "25", "40", "42", INSUFFICIENT_RESOURCES, "55", "P0"];
+/// transactions, rollbacks, names, resources, states of objects, operators, and errors that functions raise.
+const ROLLED_BACK: [&str; 8] = [
+    "23",
+    "25",
+    "40",
+    "42",
+    INSUFFICIENT_RESOURCES,
+    "55",
+    OPERATOR_INTERVENTION,
+    "P0",
+];
 
 #[async_trait]
 impl Dialect for Postgres {
@@ -388,12 +396,8 @@ impl Dialect for Postgres {
     /// others without knowing the outcome, such as `08P01`, `58000` or `XX000`.
     fn map_commit_error(error: sqlx::Error) -> StoreError {
         let state = sqlstate(&error).unwrap_or_default();
-        let rolled_back = state == QUERY_CANCELED
-            || state != OUTCOME_UNKNOWN
-                && state
-                    .get(..2)
-                    .is_some_and(|class| ROLLED_BACK.contains(&class));
-        if rolled_back {
+        let class = state.get(..2).unwrap_or_default();
+        if ROLLED_BACK.contains(&class) && state != OUTCOME_UNKNOWN {
             Self::map_error(error)
         } else {
             StoreError::OutcomeUnknown(Arc::new(error))

@@ -116,14 +116,20 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         .busy_timeout(wait)
         // Errors are logged once, where a call ends; statements aren't logged.
         .disable_statement_logging();
+    // A connection to another file must not be used, not even once the path leads back. The pools may
+    // outlive the store for a moment, and the file's lock mustn't.
+    let opened = Arc::downgrade(&file);
+    let check = move || match opened.upgrade() {
+        Some(file) => Ok(file.check()?),
+        None => Err(sqlx::Error::PoolClosed),
+    };
     let pool = || {
-        let file = Arc::clone(&file);
+        let check = check.clone();
         SqlitePoolOptions::new()
             .acquire_timeout(wait)
-            // A connection to another file must not be used, not even once the path leads back.
             .after_connect(move |_, _| {
-                let file = Arc::clone(&file);
-                Box::pin(async move { Ok(file.check()?) })
+                let checked = check();
+                Box::pin(async move { checked })
             })
     };
     let write_pool = pool()
@@ -151,11 +157,11 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     let read_pool = pool()
         .max_connections(READERS)
         .after_connect({
-            let file = Arc::clone(&file);
+            let check = check.clone();
             move |connection, _| {
-                let file = Arc::clone(&file);
+                let checked = check();
                 Box::pin(async move {
-                    file.check()?;
+                    checked?;
                     lower_thread_priority(connection).await
                 })
             }

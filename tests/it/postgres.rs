@@ -513,13 +513,15 @@ async fn errors_of_the_server_say_what_they_mean() {
             assert!(!exists(&*store, place.id).await);
         }
     }
-    fail_writes(&url, "40003", true).await;
-    let mut write = store.begin().await.unwrap();
-    write
-        .insert(&[location("a", "", "owner", 1)])
-        .await
-        .unwrap();
-    assert_eq!(kind(&write.commit(None).await.unwrap_err()), "unknown");
+    // The last three are those of proxies that have lost their server.
+    for state in ["40003", "08P01", "58000", "XX000"] {
+        fail_writes(&url, state, true).await;
+        let mut write = store.begin().await.unwrap();
+        let place = location("a", "", "owner", 1);
+        write.insert(&[place]).await.unwrap();
+        let outcome = write.commit(None).await.unwrap_err();
+        assert_eq!(kind(&outcome), "unknown", "{state}");
+    }
 }
 
 #[tokio::test]
