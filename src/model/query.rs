@@ -46,6 +46,26 @@ pub enum OrderField {
     Capacity,
 }
 
+impl OrderField {
+    /// All fields.
+    pub const ALL: [Self; 4] = [
+        Self::CreateTime,
+        Self::UpdateTime,
+        Self::DisplayName,
+        Self::Capacity,
+    ];
+
+    /// The name of the field in a location, which is also that of its column.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::CreateTime => "create_time",
+            Self::UpdateTime => "update_time",
+            Self::DisplayName => "display_name",
+            Self::Capacity => "capacity",
+        }
+    }
+}
+
 /// The order of a list. Equal values are ordered by id, in the same direction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Order {

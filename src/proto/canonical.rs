@@ -8,8 +8,8 @@ use uuid::Uuid;
 
 use super::{convert::labels, location::v1};
 use crate::model::{
-    Etag, ListQuery, Location, LocationId, Micros, NewLocation, Order, OrderField, Predicate,
-    ProductionRunId, ReportQuery, Text,
+    Etag, ListQuery, Location, LocationId, Micros, NewLocation, Order, Predicate, ProductionRunId,
+    ReportQuery, Text,
 };
 
 /// The request message of a cached method.
@@ -75,12 +75,7 @@ impl From<&ListQuery> for v1::ListLocationsRequest {
     fn from(query: &ListQuery) -> Self {
         let Predicate { kind, run, owner } = &query.predicate;
         let Order { field, descending } = query.order;
-        let order_by = match field {
-            OrderField::CreateTime => "create_time",
-            OrderField::UpdateTime => "update_time",
-            OrderField::DisplayName => "display_name",
-            OrderField::Capacity => "capacity",
-        };
+        let order_by = field.name();
         Self {
             page_size: i32::try_from(query.limit).unwrap_or(i32::MAX),
             page_token: String::new(),

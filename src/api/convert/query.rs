@@ -219,11 +219,9 @@ fn parse_order(text: &str) -> Result<Order, &'static str> {
     let mut words = text.split_whitespace();
     let field = match words.next() {
         None => return Ok(Order::default()),
-        Some("create_time") => Some(OrderField::CreateTime),
-        Some("update_time") => Some(OrderField::UpdateTime),
-        Some("display_name") => Some(OrderField::DisplayName),
-        Some("capacity") => Some(OrderField::Capacity),
-        Some(_) => None,
+        Some(name) => OrderField::ALL
+            .into_iter()
+            .find(|field| field.name() == name),
     };
     let descending = match words.next() {
         None => Some(false),

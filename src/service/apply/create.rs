@@ -144,10 +144,8 @@ impl Statements<'_> {
             let used = used
                 .into_iter()
                 .map(|used| (indexes[used], locations[used].id));
-            let Some(used) = self.culprits(used.collect()) else {
-                return Err(Error::internal("no location exists").into());
-            };
-            return self.reject(Error::AlreadyExists, used).await;
+            self.reject(Error::AlreadyExists, used.collect()).await?;
+            return Err(Error::internal("no location exists").into());
         }
         let chosen: Vec<_> = creations.iter().filter_map(|new| new.location.id).collect();
         if !chosen.is_empty() {

@@ -32,12 +32,8 @@ impl Statements<'_> {
                 Some((image, _)) => deleted.push(image),
             }
         }
-        if let Some(missing) = self.culprits(missing) {
-            return self.reject(Error::NotFound, missing).await;
-        }
-        if let Some(stale) = self.culprits(stale) {
-            return self.reject(Error::EtagMismatch, stale).await;
-        }
+        self.reject(Error::NotFound, missing).await?;
+        self.reject(Error::EtagMismatch, stale).await?;
         let mut images = self.transaction.take_previous_images(&ids).await?;
         // The response reveals that the missing locations were deleted.
         let is_deleted = |image: &Image| deleted.iter().any(|other| other.id == image.id);

@@ -95,16 +95,16 @@ impl Statements<'_> {
     }
 
     /// The locations that make requests fail. `None` if there are none.
-    fn culprits(&self, items: Vec<(usize, LocationId)>) -> Option<Culprits> {
-        Culprits::new(items, self.batch)
-    }
-
-    /// Rejects a write, with the images that earlier writes of these locations have left.
-    async fn reject<T>(
+    /// Rejects a write because of these requests and locations, with the images that earlier writes of
+    /// the locations have left. Does nothing if there are none.
+    async fn reject(
         &mut self,
         error: impl FnOnce(Culprits) -> Error,
-        culprits: Culprits,
-    ) -> Result<T, Rejected> {
+        items: Vec<(usize, LocationId)>,
+    ) -> Result<(), Rejected> {
+        let Some(culprits) = Culprits::new(items, self.batch) else {
+            return Ok(());
+        };
         let ids: Vec<_> = culprits.ids().collect();
         let error = error(culprits);
         let mut images = self.transaction.take_previous_images(&ids).await?;

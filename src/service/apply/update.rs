@@ -127,16 +127,9 @@ impl Statements<'_> {
             stale,
         } = failures;
         invalid.finish(Some(()))?;
-        if let Some(missing) = self.culprits(missing) {
-            return self.reject(Error::NotFound, missing).await;
-        }
-        if let Some(existing) = self.culprits(existing) {
-            return self.reject(Error::AlreadyExists, existing).await;
-        }
-        if let Some(stale) = self.culprits(stale) {
-            return self.reject(Error::EtagMismatch, stale).await;
-        }
-        Ok(())
+        self.reject(Error::NotFound, missing).await?;
+        self.reject(Error::AlreadyExists, existing).await?;
+        self.reject(Error::EtagMismatch, stale).await
     }
 
     /// Writes the locations that have changed.

@@ -269,15 +269,6 @@ const EXISTS: &str = "EXISTS (SELECT true";
 /// Begins the condition on a label where a page is read: PostgreSQL looks up each row, and doesn't join.
 const LOOKED_UP: &str = "(SELECT true";
 
-fn order_column(field: OrderField) -> &'static str {
-    match field {
-        OrderField::CreateTime => "create_time",
-        OrderField::UpdateTime => "update_time",
-        OrderField::DisplayName => "display_name",
-        OrderField::Capacity => "capacity",
-    }
-}
-
 /// The number of locations on all pages of a list.
 pub(super) fn count_statement<DB: Dialect>(query: &ListQuery, driver: Driver) -> QueryBuilder<DB> {
     // All rows are read, so the order doesn't matter.
@@ -301,7 +292,7 @@ pub(in crate::store) fn list_statement<DB: Dialect>(
     let (column, id_column) = match (driver, field) {
         // The index on labels has this order.
         (Driver::Label(_), OrderField::CreateTime) => ("location_create_time", "location_id"),
-        _ => (order_column(field), "id"),
+        _ => (field.name(), "id"),
     };
     let (compare, direction) = if descending {
         ("<", " DESC")
