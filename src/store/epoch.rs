@@ -71,7 +71,8 @@ impl SettingsKey {
         Self((digest >> 32) as u32)
     }
 
-    /// Makes a connection hold the lock. The server frees it 25 s after the client's machine has vanished.
+    /// Makes a connection hold the lock. The server frees it 25 s after the client's machine has
+    /// vanished.
     pub(super) async fn lock(self, connection: &mut PgConnection) -> sqlx::Result<()> {
         sqlx::query(
             "SELECT pg_advisory_lock_shared($1, $2), set_config('tcp_keepalives_idle', '10', FALSE), \

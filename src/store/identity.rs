@@ -76,8 +76,9 @@ impl TrustedServer {
         }
     }
 
-    /// Whether a connection of this age was checked against the server that is trusted now. Its age counts
-    /// from the end of the check, so one that is hardly younger than the trust may have been checked before.
+    /// Whether a connection of this age was checked against the server that is trusted now. Its age
+    /// counts from the end of the check, so one that is hardly younger than the trust may have been
+    /// checked before.
     pub(super) fn covers(&self, age: Duration) -> bool {
         let trusted = self.0.lock();
         trusted

@@ -306,8 +306,9 @@ const OUTCOME_UNKNOWN: &str = "40003";
 const DEADLOCK: &str = "40P01";
 const DISK_FULL: &str = "53100";
 const LOCK_NOT_AVAILABLE: &str = "55P03";
-/// The classes of errors that end a transaction without a commit: violated constraints, invalid states of
-/// transactions, rollbacks, names, resources, states of objects, operators, and errors that functions raise.
+/// The classes of errors that end a transaction without a commit: violated constraints, invalid
+/// transaction states, rollbacks, unknown names, insufficient resources, states of objects, operator
+/// intervention, and errors that functions raise.
 const ROLLED_BACK: [&str; 8] = [
     "23",
     "25",

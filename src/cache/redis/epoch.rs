@@ -141,9 +141,9 @@ impl ActiveEpoch {
     }
 }
 
-/// The scripts of an epoch. Their text ends with the server's incarnation. Redis keeps scripts in memory only,
-/// and doesn't replicate them, so a process that was restarted or promoted since then doesn't have them,
-/// and refuses every step.
+/// The scripts of an epoch. Their text ends with the server's incarnation. Redis keeps scripts in memory
+/// only, and doesn't replicate them, so a process that was restarted or promoted since then doesn't have
+/// them, and refuses every step.
 ///
 /// Redis has no command that removes one script. When many have accumulated, an activation removes all.
 ///
