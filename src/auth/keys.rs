@@ -157,7 +157,9 @@ impl WatchedKeys {
     /// Rereads the file if it has changed since the last check, and, if `retries`, if it couldn't be used
     /// then.
     pub(super) fn check(&self, watch: &mut Watch, retries: bool) {
-        watch.next_check = Instant::now() + CHECK_INTERVAL;
+        if retries {
+            watch.next_check = Instant::now() + CHECK_INTERVAL;
+        }
         let stamp = Stamp::of(self.file.path());
         let has_changed = stamp != watch.stamp;
         if !(has_changed || retries && watch.has_failed) {

@@ -680,6 +680,17 @@ fn a_new_key_works_at_once_and_a_removed_one_no_longer() {
 }
 
 #[test]
+fn a_token_that_no_key_verifies_does_not_postpone_the_next_check() {
+    let fixture = Fixture::new(KeyFile::Secret, SECRET);
+    fixture.replace("");
+    fixture.check();
+    let next_check = fixture.watched().watch.lock().next_check;
+    let token = Signer::secret(&[b'x'; 32]).sign(None, &ann());
+    assert!(fixture.verify(&token).is_err());
+    assert_eq!(fixture.watched().watch.lock().next_check, next_check);
+}
+
+#[test]
 fn a_broken_key_file_keeps_the_old_keys() {
     let fixture = Fixture::new(KeyFile::Secret, SECRET);
     let token = Signer::secret(SECRET).sign(None, &ann());

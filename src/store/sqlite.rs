@@ -169,7 +169,7 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         .connect_with(options.clone())
         .await
         .map_err(refused)?;
-    let wal = Wal::new(Arc::clone(&file), write_pool.clone());
+    let wal = Wal::new(&file, write_pool.clone());
     Ok(Arc::new(SqlStore {
         read_pool,
         write_pool,
@@ -199,7 +199,7 @@ async fn lower_thread_priority(connection: &mut SqliteConnection) -> sqlx::Resul
 #[derive(Debug)]
 pub(super) struct OpenFile {
     // flock(2) doesn't interfere with SQLite's own locks. Closing any descriptor of the file would
-    // release those, though, so this one stays open as long as the pools.
+    // release those, though, so this one stays open as long as the store.
     file: File,
     path: PathBuf,
     lost: AtomicBool,

@@ -8,7 +8,7 @@
 use std::{
     path::PathBuf,
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -55,7 +55,8 @@ const BUSY_TIMEOUT_MS: u64 = 250;
 #[derive(Debug)]
 pub(super) struct Wal {
     path: PathBuf,
-    file: Arc<OpenFile>,
+    /// The database, as long as its store exists.
+    file: Weak<OpenFile>,
     write_pool: SqlitePool,
     /// Held shared by reads, and exclusively while the log is truncated.
     reads: Arc<RwLock<()>>,
@@ -81,11 +82,11 @@ enum Attempt {
 
 impl Wal {
     /// The log of a database that is written over one connection.
-    pub(super) fn new(file: Arc<OpenFile>, write_pool: SqlitePool) -> Arc<Self> {
+    pub(super) fn new(file: &Arc<OpenFile>, write_pool: SqlitePool) -> Arc<Self> {
         let mut log = file.path().as_os_str().to_owned();
         log.push("-wal");
         Arc::new(Self {
-            file,
+            file: Arc::downgrade(file),
             path: log.into(),
             write_pool,
             reads: Arc::default(),
@@ -144,7 +145,7 @@ impl Wal {
         }
     }
 
-    /// Tries until the log is truncated or the pool is closed.
+    /// Tries until the log is truncated, or the store is closed or dropped.
     async fn truncate(self: Arc<Self>) {
         loop {
             let attempt = self.attempt().await;
@@ -170,7 +171,7 @@ impl Wal {
                         () = self.urgent.notified() => {}
                     }
                 }
-                Err(_) if self.write_pool.is_closed() => break,
+                Err(_) if self.write_pool.is_closed() || self.file.strong_count() == 0 => break,
                 Err(error) => {
                     tracing::warn!(%error, "failed to truncate the write-ahead log");
                     sleep(RETRY).await;
@@ -181,7 +182,9 @@ impl Wal {
     }
 
     async fn attempt(&self) -> StoreResult<Attempt> {
-        self.file.check().map_err(StoreError::unavailable)?;
+        let file = self.file.upgrade().ok_or(sqlx::Error::PoolClosed);
+        let file = file.map_err(StoreError::unavailable)?;
+        file.check().map_err(StoreError::unavailable)?;
         let mut writer = ConnectionGuard::acquire(&self.write_pool).await?;
         // Copies most pages while reads go on.
         checkpoint(&mut writer, "PASSIVE").await?;

@@ -588,7 +588,7 @@ async fn a_file_that_is_gone_is_neither_read_nor_written() {
     store.ping().await.unwrap();
     let location = crate::postgres::location("a", "", "owner", 1);
     insert(&*store, &location).await;
-    // Several at once, for which the pool makes new connections.
+    // More at once than the pool has connections.
     let reads = async || {
         let ids = [location.id];
         futures_util::future::join_all((0..8).map(|_| store.get(&ids, None))).await

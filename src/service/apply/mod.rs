@@ -94,7 +94,6 @@ impl Statements<'_> {
         self.caller.scope().is_none_or(|scope| scope == owner)
     }
 
-    /// The locations that make requests fail. `None` if there are none.
     /// Rejects a write because of these requests and locations, with the images that earlier writes of
     /// the locations have left. Does nothing if there are none.
     async fn reject(

@@ -42,12 +42,11 @@ pub(in crate::store) struct SqlStore<DB: Database> {
 
 impl<DB: Dialect> SqlStore<DB> {
     async fn reader(&self) -> StoreResult<ConnectionGuard<DB>> {
-        self.check_file()?;
         let wal = match &self.wal {
             Some(wal) => Some(wal.read().await),
             None => None,
         };
-        let mut reader = ConnectionGuard::acquire(&self.read_pool).await?;
+        let mut reader = self.acquire(&self.read_pool).await?;
         reader.wal = wal;
         Ok(reader)
     }
@@ -58,7 +57,7 @@ impl<DB: Dialect> SqlStore<DB> {
             Some(wal) => Some(wal.write().await?),
             None => None,
         };
-        let mut writer = ConnectionGuard::acquire(&self.write_pool).await?;
+        let mut writer = self.acquire(&self.write_pool).await?;
         writer.wal = wal;
         Ok(writer)
     }
@@ -77,6 +76,17 @@ impl<DB: Dialect> SqlStore<DB> {
                 () = wal.interrupted() => {}
             }
         }
+    }
+
+    /// Waits for a connection to the file that is open.
+    async fn acquire(&self, pool: &Pool<DB>) -> StoreResult<ConnectionGuard<DB>> {
+        self.check_file()?;
+        let acquired = ConnectionGuard::acquire(pool).await;
+        if acquired.is_err() {
+            // New connections may lead to another file since then.
+            self.check_file()?;
+        }
+        acquired
     }
 
     fn check_file(&self) -> StoreResult<()> {
@@ -331,9 +341,8 @@ where
 
     async fn ping(&self) -> StoreResult<()> {
         let _timer = self.operations.time(Operation::Ping);
-        self.check_file()?;
         let mut statement = QueryBuilder::new("SELECT id FROM locations LIMIT 1");
-        let mut connection = ConnectionGuard::acquire(&self.ping_pool).await?;
+        let mut connection = self.acquire(&self.ping_pool).await?;
         let _: Vec<(Uuid,)> = connection.rows(&mut statement).await?;
         Ok(())
     }

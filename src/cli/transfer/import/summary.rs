@@ -142,8 +142,8 @@ impl fmt::Display for ImportSummary {
         if counts.different > 0 {
             write!(
                 f,
-                "\n{} locations differ from the file: update them with --update, or, if their keys \
-                 belong to other data, import it with an --id-namespace of its own",
+                "\nlocations that differ from the file: {}. Update them with --update, or, if their \
+                 keys belong to other data, import it with an --id-namespace of its own",
                 HumanCount(counts.different)
             )?;
         }

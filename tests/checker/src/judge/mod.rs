@@ -131,6 +131,7 @@ impl Judge {
         self.advance(written.at);
         let Label { name, version } = written.label;
         let is_apart = self.is_apart(written.replica, written.begun, written.at);
+        let is_losing = self.losing_since.is_some();
         let register = self.living.get_mut(&name);
         let Some(entry) = register.and_then(|register| register.entry_mut(version)) else {
             return Ok(());
@@ -142,7 +143,8 @@ impl Judge {
             Outcome::Acknowledged(_) if entry.uncertain => {}
             Outcome::Acknowledged(etag) => {
                 entry.acknowledged.get_or_insert(written.at);
-                if entry.etag.is_some() && entry.etag != *etag {
+                // While writes are being lost, an earlier attempt may be lost, and this one take effect.
+                if !is_losing && entry.etag.is_some() && entry.etag != *etag {
                     judged = Err(Anomaly::Invented);
                 }
                 entry.etag.clone_from(etag);

@@ -624,23 +624,37 @@ fn a_write_during_a_loss_is_in_doubt() {
         .listed("r1", (70, 71), &[("c1.0.0", "r1")])
         .listed("r2", (70, 71), &[("c1.0.1", "r2")])
         .fine();
-    // A creation that is sent again takes effect again, with another etag.
-    let mut history = History::default();
-    history
-        .sent("c1.0.0", 10, Some("r1"))
-        .in_doubt("c1.0.0", 20)
-        .listed(ANY, (21, 22), &[("c1.0.0", "r1")]);
+    // A creation that is sent again, after the loss or during it, takes effect again, with another etag.
+    let another = || Outcome::Acknowledged(Some("another".to_owned()));
+    let in_doubt = || {
+        let mut history = History::default();
+        history
+            .sent("c1.0.0", 10, Some("r1"))
+            .in_doubt("c1.0.0", 20)
+            .listed(ANY, (21, 22), &[("c1.0.0", "r1")]);
+        history
+    };
+    let mut history = in_doubt();
     loss(&mut history, (50, 60), &[]);
     history
         .sent("c1.0.0", 70, Some("r1"))
-        .ended(
-            "c1.0.0",
-            80,
-            Outcome::Acknowledged(Some("another".to_owned())),
-        )
+        .ended("c1.0.0", 80, another())
         .fine()
         .listed(ANY, (81, 82), &[])
         .wrong(Anomaly::Stale);
+    let mut history = in_doubt();
+    history
+        .observe(&Event::Loss(Loss { at: 50, left: None }))
+        .sent("c1.0.0", 52, Some("r1"))
+        .ended("c1.0.0", 55, another())
+        .fine();
+    loss(&mut history, (56, 60), &["c1.0.0"]);
+    history.listed(ANY, (61, 62), &[]).wrong(Anomaly::Stale);
+    // Without a loss, an attempt that is repeated has the etag of the first.
+    in_doubt()
+        .sent("c1.0.0", 70, Some("r1"))
+        .ended("c1.0.0", 80, another())
+        .wrong(Anomaly::Invented);
 }
 
 #[test]

@@ -66,7 +66,7 @@ impl Worker {
         }
         // Without a request id it can't be retried, so its id must be known to read it.
         let retriable = rng.random_ratio(1, 2);
-        let chosen = rng.random_ratio(1, 2) || !retriable || self.settings.losses == Losses::Split;
+        let chosen = !retriable || rng.random_ratio(1, 2) || self.settings.losses == Losses::Split;
         // Not from the seed: ids must differ between runs on the same database.
         let uuid = |wanted: bool| wanted.then(|| Uuid::new_v4().to_string());
         let request = v1::CreateLocationRequest {
