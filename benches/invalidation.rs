@@ -731,7 +731,7 @@ impl Place {
         };
         Ok(Creation {
             location,
-            request: None,
+            idempotency: None,
         })
     }
 }

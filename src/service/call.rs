@@ -90,14 +90,14 @@ pub struct Creation {
     /// The location.
     pub location: NewLocation,
     /// Makes the creation safe to retry (AIP-155).
-    pub request: Option<RequestId>,
+    pub idempotency: Option<Idempotency>,
 }
 
-/// The id of a creation's request, and what it was used for.
+/// The request id of a creation, and what it is used for.
 #[derive(Debug, Clone, Copy)]
-pub struct RequestId {
-    /// The id.
-    pub id: Uuid,
+pub struct Idempotency {
+    /// The request id.
+    pub request_id: Uuid,
     /// A digest of the location and its chosen id.
     pub fingerprint: [u8; 32],
 }

@@ -27,7 +27,7 @@ use tokio_util::task::TaskTracker;
 pub use self::{
     admin::{CacheAdmin, ListExplanation},
     call::{
-        Creation, Deletion, Edit, Edited, Generated, RequestId, Update, Write, WriteCall, Written,
+        Creation, Deletion, Edit, Edited, Generated, Idempotency, Update, Write, WriteCall, Written,
     },
     read::{CacheMode, CachedResponse, FwdReason, Source},
     shares::Concurrency,

@@ -131,7 +131,7 @@ impl Writer {
     /// Whether a second execution of the call has no effect: every creation has a request id.
     fn is_repeatable(&self) -> bool {
         match &self.write {
-            Write::Create(creations) => creations.iter().all(|new| new.request.is_some()),
+            Write::Create(creations) => creations.iter().all(|new| new.idempotency.is_some()),
             Write::Update(_) | Write::Delete(_) => false,
         }
     }
@@ -252,7 +252,7 @@ impl Writer {
             Write::Create(creations) if !self.validate_only => match &creations[..] {
                 [
                     Creation {
-                        request: None,
+                        idempotency: None,
                         location: new @ NewLocation { id: None, .. },
                     },
                 ] => {

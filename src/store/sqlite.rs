@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc,
+        Arc, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -118,21 +118,22 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
         .disable_statement_logging();
     // A connection to another file must not be used, not even once the path leads back. The pools may
     // outlive the store for a moment, and the file's lock mustn't.
-    let opened = Arc::downgrade(&file);
-    let check = move || match opened.upgrade() {
-        Some(file) => Ok(file.check()?),
-        None => Err(sqlx::Error::PoolClosed),
-    };
-    let pool = || {
-        let check = check.clone();
+    let pool = |reads: bool| {
+        let opened = Arc::downgrade(&file);
         SqlitePoolOptions::new()
             .acquire_timeout(wait)
-            .after_connect(move |_, _| {
-                let checked = check();
-                Box::pin(async move { checked })
+            .after_connect(move |connection, _| {
+                let checked = OpenFile::check_if_open(&opened);
+                Box::pin(async move {
+                    checked?;
+                    if reads {
+                        lower_thread_priority(connection).await?;
+                    }
+                    Ok(())
+                })
             })
     };
-    let write_pool = pool()
+    let write_pool = pool(false)
         .max_connections(WRITERS)
         .connect_with(
             options
@@ -154,18 +155,8 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     }
     drop(connection);
     let options = options.read_only(true).row_buffer_size(ROWS_AHEAD);
-    let read_pool = pool()
+    let read_pool = pool(true)
         .max_connections(READERS)
-        .after_connect({
-            let check = check.clone();
-            move |connection, _| {
-                let checked = check();
-                Box::pin(async move {
-                    checked?;
-                    lower_thread_priority(connection).await
-                })
-            }
-        })
         .connect_with(options.clone())
         .await
         .map_err(refused)?;
@@ -173,7 +164,7 @@ pub async fn open(path: &Path, migrate: Migrate) -> Result<Arc<dyn Store>, OpenE
     Ok(Arc::new(SqlStore {
         read_pool,
         write_pool,
-        ping_pool: pool().max_connections(1).connect_lazy_with(options),
+        ping_pool: pool(false).max_connections(1).connect_lazy_with(options),
         operations: Operations::of("sqlite"),
         file: Some(file),
         wal: Some(wal),
@@ -254,6 +245,12 @@ impl OpenFile {
         Err(io::Error::other(
             "the database file was renamed, replaced or deleted while it is open",
         ))
+    }
+
+    /// Checks the file of a store that may have been dropped.
+    pub(super) fn check_if_open(file: &Weak<Self>) -> io::Result<()> {
+        let dropped = || io::Error::other("the store of the database file was dropped");
+        file.upgrade().ok_or_else(dropped)?.check()
     }
 
     pub(super) fn unlock(&self) {

@@ -182,9 +182,7 @@ impl Wal {
     }
 
     async fn attempt(&self) -> StoreResult<Attempt> {
-        let file = self.file.upgrade().ok_or(sqlx::Error::PoolClosed);
-        let file = file.map_err(StoreError::unavailable)?;
-        file.check().map_err(StoreError::unavailable)?;
+        OpenFile::check_if_open(&self.file).map_err(StoreError::unavailable)?;
         let mut writer = ConnectionGuard::acquire(&self.write_pool).await?;
         // Copies most pages while reads go on.
         checkpoint(&mut writer, "PASSIVE").await?;

@@ -9,7 +9,7 @@ use crate::{
         convert::{Fields, location_type},
         location::v1,
     },
-    service::{Creation, Deletion, Generated, RequestId, Update, Write, WriteCall, Written},
+    service::{Creation, Deletion, Generated, Idempotency, Update, Write, WriteCall, Written},
 };
 
 /// Batches of more requests are parsed off the workers.
@@ -139,8 +139,8 @@ fn creation(
     };
     let location = new_location(location, id, caller, violations)?;
     Some(Creation {
-        request: request_id?.map(|id| RequestId {
-            id,
+        idempotency: request_id?.map(|request_id| Idempotency {
+            request_id,
             fingerprint: blake3::hash(&canonical_creation(&location)).into(),
         }),
         location,

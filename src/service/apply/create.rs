@@ -65,7 +65,7 @@ impl Statements<'_> {
         let caller = &self.caller.subject;
         let request_ids: Vec<Uuid> = creations
             .iter()
-            .filter_map(|new| Some(new.request?.id))
+            .filter_map(|new| Some(new.idempotency?.request_id))
             .collect();
         let mut known = find_known(self.transaction, caller, &request_ids).await?;
         let known_before = known.len();
@@ -74,13 +74,13 @@ impl Statements<'_> {
         let mut applied = Applied::default();
         for (index, creation) in creations.iter().enumerate() {
             let earlier = creation
-                .request
-                .and_then(|request| Some((request, known.get(&request.id)?)));
-            if let Some((request, earlier)) = earlier {
-                if earlier.fingerprint != request.fingerprint {
+                .idempotency
+                .and_then(|new| Some((new, known.get(&new.request_id)?)));
+            if let Some((repeated, earlier)) = earlier {
+                if earlier.fingerprint != repeated.fingerprint {
                     return Err(Rejected {
                         error: Error::RequestIdReused {
-                            id: request.id,
+                            id: repeated.request_id,
                             field: self.path(index, "request_id"),
                         },
                         images: vec![earlier.location.image()],
@@ -99,13 +99,13 @@ impl Statements<'_> {
             }
             let created = created(new_ids[index], creation.location.clone(), now);
             let location = created.location.clone();
-            if let Some(request) = creation.request {
+            if let Some(idempotency) = creation.idempotency {
                 let new = Known {
-                    fingerprint: request.fingerprint,
+                    fingerprint: idempotency.fingerprint,
                     location: location.clone(),
                     generated: created.generated,
                 };
-                known.insert(request.id, new);
+                known.insert(idempotency.request_id, new);
             }
             applied.images.push(location.image());
             applied.locations.push(created);
@@ -114,10 +114,10 @@ impl Statements<'_> {
         let records: Vec<_> = inserts
             .iter()
             .filter_map(|insert| {
-                let request = creations[insert.index].request?;
+                let idempotency = creations[insert.index].idempotency?;
                 Some(IdempotencyRecord {
-                    request_id: request.id,
-                    fingerprint: request.fingerprint,
+                    request_id: idempotency.request_id,
+                    fingerprint: idempotency.fingerprint,
                     location: proto::encode_location(&insert.location),
                 })
             })

@@ -52,6 +52,7 @@ impl<DB: Dialect> SqlStore<DB> {
     }
 
     async fn writer(&self) -> StoreResult<ConnectionGuard<DB>> {
+        // Before the wait as well: the log of a file that is gone isn't truncated.
         self.check_file()?;
         let wal = match &self.wal {
             Some(wal) => Some(wal.write().await?),
